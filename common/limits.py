@@ -1,0 +1,43 @@
+"""Every bound that both ends of a conversation must agree on, in one place.
+
+Bounds that only one process cares about stand in its configuration or beside the code they bound.
+"""
+
+from __future__ import annotations
+
+KiB = 1 << 10
+MiB = 1 << 20
+GiB = 1 << 30
+
+# Files and names
+NAME_BYTES_MAX = 255
+PATH_BYTES_MAX = 4095
+SYMLINK_DEPTH_MAX = 40
+LINKS_MAX = 65_000
+FILE_BYTES_MAX = (1 << 63) - 1
+CHUNK_BYTES_MIN = 64 * KiB
+CHUNK_BYTES_MAX = 64 * MiB
+CHUNK_BYTES_DEFAULT = MiB
+STRIPE_MAX = 1024
+LIST_ENTRIES_MAX = 4096
+BATCH_STAT_MAX = 4096
+GROUPS_MAX = 256
+
+# The data link
+FRAME_BODY_BYTES_MAX = 4 * MiB  # the packed or protobuf part of a frame
+FRAME_DATA_BYTES_MAX = 80 * MiB  # payload that follows, or is moved for, one frame
+FRAME_SEGMENTS_MAX = 4096  # pulled or pushed pieces of one request
+CONNECTION_REQUESTS_MAX = 256  # in flight on one connection
+CONNECTION_DATA_BYTES_MAX = 128 * MiB  # payload held by a server for one connection
+REGIONS_MAX = 256  # shared-memory regions of one connection
+REGION_BYTES_MAX = 4 * GiB
+DEADLINE_S_MAX = 300.0
+
+# The control lane
+GRPC_MESSAGE_BYTES_MAX = 16 * MiB
+
+# Storage
+CHUNK_EXTENTS_MAX = 256  # pieces of one chunk that one update may change
+UPDATE_ITEMS_MAX = 1024  # chunks in one update request
+READ_ITEMS_MAX = 4096
+REPLICAS_MAX = 16

@@ -1,0 +1,55 @@
+"""Numbers of all methods on the data link. A number is never used again for something else."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Method(IntEnum):
+    """High byte: service; low byte: method. A comment names the body: packed arrays or protobuf messages."""
+
+    PING = 0x0001  # any body, echoed; pulled data is counted, pushes are filled with zeros
+
+    # Storage, packed (proto/storage_wire.py)
+    STORAGE_READ = 0x0101
+    STORAGE_WRITE = 0x0102  # client to head
+    STORAGE_UPDATE = 0x0103  # replica to successor
+    # Storage, protobuf (proto/storage.proto, the method of the same name)
+    STORAGE_QUERY_LAST_CHUNK = 0x0110
+    STORAGE_REMOVE_CHUNKS = 0x0111
+    STORAGE_TRUNCATE_CHUNK = 0x0112
+    STORAGE_SYNC_CHAINS = 0x0113
+    STORAGE_SYNC_START = 0x0114
+    STORAGE_SYNC_DONE = 0x0115
+    STORAGE_QUERY_CHUNK = 0x0116
+    STORAGE_SPACE = 0x0117
+    STORAGE_STATS = 0x0118
+
+    # Metadata, protobuf (proto/meta.proto)
+    META_STAT = 0x0201
+    META_BATCH_STAT = 0x0202
+    META_BATCH_STAT_PATH = 0x0203
+    META_LOOKUP = 0x0204
+    META_OPEN = 0x0205
+    META_CLOSE = 0x0206
+    META_SYNC = 0x0207
+    META_MAKE_NODE = 0x0208
+    META_SYMLINK = 0x0209
+    META_LINK = 0x020A
+    META_READLINK = 0x020B
+    META_REMOVE = 0x020C
+    META_RENAME = 0x020D
+    META_LIST = 0x020E
+    META_SET_ATTR = 0x020F
+    META_STAT_FS = 0x0210
+    META_REAL_PATH = 0x0211
+    META_ACCESS = 0x0212
+
+
+def service_methods(prefix: str) -> dict[str, Method]:
+    """Protobuf method name to number for one service: service_methods("META")["BatchStat"] is META_BATCH_STAT."""
+    return {
+        "".join(part.capitalize() for part in method.name.removeprefix(prefix + "_").split("_")): method
+        for method in Method
+        if method.name.startswith(prefix + "_")
+    }

@@ -1,0 +1,398 @@
+from fireflyfs.proto import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class RemoveKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REMOVE_UNLINK: _ClassVar[RemoveKind]
+    REMOVE_RMDIR: _ClassVar[RemoveKind]
+    REMOVE_RECURSIVE: _ClassVar[RemoveKind]
+REMOVE_UNLINK: RemoveKind
+REMOVE_RMDIR: RemoveKind
+REMOVE_RECURSIVE: RemoveKind
+
+class PathAt(_message.Message):
+    __slots__ = ("dir", "path", "follow")
+    DIR_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    dir: int
+    path: bytes
+    follow: bool
+    def __init__(self, dir: _Optional[int] = ..., path: _Optional[bytes] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class Timestamp(_message.Message):
+    __slots__ = ("ns",)
+    NS_FIELD_NUMBER: _ClassVar[int]
+    ns: int
+    def __init__(self, ns: _Optional[int] = ...) -> None: ...
+
+class Inode(_message.Message):
+    __slots__ = ("id", "mode", "nlink", "uid", "gid", "length", "atime_ns", "mtime_ns", "ctime_ns", "btime_ns", "rdev", "layout", "truncate_version", "symlink_target", "parent")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    NLINK_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    ATIME_NS_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    CTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    BTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    RDEV_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SYMLINK_TARGET_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    length: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    btime_ns: int
+    rdev: int
+    layout: _common_pb2.Layout
+    truncate_version: int
+    symlink_target: bytes
+    parent: int
+    def __init__(self, id: _Optional[int] = ..., mode: _Optional[int] = ..., nlink: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., btime_ns: _Optional[int] = ..., rdev: _Optional[int] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ..., truncate_version: _Optional[int] = ..., symlink_target: _Optional[bytes] = ..., parent: _Optional[int] = ...) -> None: ...
+
+class Mutation(_message.Message):
+    __slots__ = ("request_id", "retry")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RETRY_FIELD_NUMBER: _ClassVar[int]
+    request_id: bytes
+    retry: bool
+    def __init__(self, request_id: _Optional[bytes] = ..., retry: _Optional[bool] = ...) -> None: ...
+
+class InodeReply(_message.Message):
+    __slots__ = ("inode",)
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    inode: Inode
+    def __init__(self, inode: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
+
+class StatRequest(_message.Message):
+    __slots__ = ("caller", "at")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    at: PathAt
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ...) -> None: ...
+
+class BatchStatRequest(_message.Message):
+    __slots__ = ("caller", "inodes")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    inodes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inodes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class BatchStatReply(_message.Message):
+    __slots__ = ("inodes",)
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    inodes: _containers.RepeatedCompositeFieldContainer[Inode]
+    def __init__(self, inodes: _Optional[_Iterable[_Union[Inode, _Mapping]]] = ...) -> None: ...
+
+class BatchStatPathRequest(_message.Message):
+    __slots__ = ("caller", "paths")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    paths: _containers.RepeatedCompositeFieldContainer[PathAt]
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., paths: _Optional[_Iterable[_Union[PathAt, _Mapping]]] = ...) -> None: ...
+
+class BatchStatPathReply(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[InodeOrError]
+    def __init__(self, results: _Optional[_Iterable[_Union[InodeOrError, _Mapping]]] = ...) -> None: ...
+
+class InodeOrError(_message.Message):
+    __slots__ = ("status", "inode")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    status: int
+    inode: Inode
+    def __init__(self, status: _Optional[int] = ..., inode: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
+
+class LookupRequest(_message.Message):
+    __slots__ = ("caller", "parent", "name")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    parent: int
+    name: bytes
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ...) -> None: ...
+
+class OpenRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "at", "flags", "mode", "session", "layout")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    at: PathAt
+    flags: int
+    mode: int
+    session: bytes
+    layout: _common_pb2.Layout
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., flags: _Optional[int] = ..., mode: _Optional[int] = ..., session: _Optional[bytes] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ...) -> None: ...
+
+class OpenReply(_message.Message):
+    __slots__ = ("inode", "created")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    inode: Inode
+    created: bool
+    def __init__(self, inode: _Optional[_Union[Inode, _Mapping]] = ..., created: _Optional[bool] = ...) -> None: ...
+
+class LengthHint(_message.Message):
+    __slots__ = ("length", "truncate_version")
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    length: int
+    truncate_version: int
+    def __init__(self, length: _Optional[int] = ..., truncate_version: _Optional[int] = ...) -> None: ...
+
+class CloseRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "inode", "session", "hint", "mtime", "atime")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
+    MTIME_FIELD_NUMBER: _ClassVar[int]
+    ATIME_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    inode: int
+    session: bytes
+    hint: LengthHint
+    mtime: Timestamp
+    atime: Timestamp
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., inode: _Optional[int] = ..., session: _Optional[bytes] = ..., hint: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime: _Optional[_Union[Timestamp, _Mapping]] = ..., atime: _Optional[_Union[Timestamp, _Mapping]] = ...) -> None: ...
+
+class SyncRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "inode", "hint", "mtime", "atime", "durable")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
+    MTIME_FIELD_NUMBER: _ClassVar[int]
+    ATIME_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    inode: int
+    hint: LengthHint
+    mtime: Timestamp
+    atime: Timestamp
+    durable: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., inode: _Optional[int] = ..., hint: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime: _Optional[_Union[Timestamp, _Mapping]] = ..., atime: _Optional[_Union[Timestamp, _Mapping]] = ..., durable: _Optional[bool] = ...) -> None: ...
+
+class MakeNodeRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "at", "mode", "rdev", "parents", "layout")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    RDEV_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    at: PathAt
+    mode: int
+    rdev: int
+    parents: bool
+    layout: _common_pb2.Layout
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., mode: _Optional[int] = ..., rdev: _Optional[int] = ..., parents: _Optional[bool] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ...) -> None: ...
+
+class SymlinkRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "at", "target")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    at: PathAt
+    target: bytes
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., target: _Optional[bytes] = ...) -> None: ...
+
+class LinkRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "old", "new")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    OLD_FIELD_NUMBER: _ClassVar[int]
+    NEW_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    old: PathAt
+    new: PathAt
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., old: _Optional[_Union[PathAt, _Mapping]] = ..., new: _Optional[_Union[PathAt, _Mapping]] = ...) -> None: ...
+
+class ReadlinkRequest(_message.Message):
+    __slots__ = ("caller", "at")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    at: PathAt
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ...) -> None: ...
+
+class ReadlinkReply(_message.Message):
+    __slots__ = ("target",)
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    target: bytes
+    def __init__(self, target: _Optional[bytes] = ...) -> None: ...
+
+class RemoveRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "at", "kind")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    at: PathAt
+    kind: RemoveKind
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., kind: _Optional[_Union[RemoveKind, str]] = ...) -> None: ...
+
+class RenameRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "old", "new", "flags")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    OLD_FIELD_NUMBER: _ClassVar[int]
+    NEW_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    old: PathAt
+    new: PathAt
+    flags: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., old: _Optional[_Union[PathAt, _Mapping]] = ..., new: _Optional[_Union[PathAt, _Mapping]] = ..., flags: _Optional[int] = ...) -> None: ...
+
+class ListRequest(_message.Message):
+    __slots__ = ("caller", "at", "after", "limit", "attributes")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    at: PathAt
+    after: bytes
+    limit: int
+    attributes: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., after: _Optional[bytes] = ..., limit: _Optional[int] = ..., attributes: _Optional[bool] = ...) -> None: ...
+
+class DirEntry(_message.Message):
+    __slots__ = ("name", "inode", "mode", "attributes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    name: bytes
+    inode: int
+    mode: int
+    attributes: Inode
+    def __init__(self, name: _Optional[bytes] = ..., inode: _Optional[int] = ..., mode: _Optional[int] = ..., attributes: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
+
+class ListReply(_message.Message):
+    __slots__ = ("entries", "more", "parent")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[DirEntry]
+    more: bool
+    parent: int
+    def __init__(self, entries: _Optional[_Iterable[_Union[DirEntry, _Mapping]]] = ..., more: _Optional[bool] = ..., parent: _Optional[int] = ...) -> None: ...
+
+class SetAttrRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "at", "mode", "uid", "gid", "length", "atime_ns", "mtime_ns", "atime_now", "mtime_now", "session", "layout")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    ATIME_NS_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    ATIME_NOW_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NOW_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    at: PathAt
+    mode: int
+    uid: int
+    gid: int
+    length: int
+    atime_ns: int
+    mtime_ns: int
+    atime_now: bool
+    mtime_now: bool
+    session: bytes
+    layout: _common_pb2.Layout
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_now: _Optional[bool] = ..., mtime_now: _Optional[bool] = ..., session: _Optional[bytes] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ...) -> None: ...
+
+class StatFsRequest(_message.Message):
+    __slots__ = ("caller",)
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ...) -> None: ...
+
+class StatFsReply(_message.Message):
+    __slots__ = ("capacity_bytes", "free_bytes", "files", "garbage_files", "block_bytes")
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    GARBAGE_FILES_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    capacity_bytes: int
+    free_bytes: int
+    files: int
+    garbage_files: int
+    block_bytes: int
+    def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., files: _Optional[int] = ..., garbage_files: _Optional[int] = ..., block_bytes: _Optional[int] = ...) -> None: ...
+
+class RealPathRequest(_message.Message):
+    __slots__ = ("caller", "at")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    at: PathAt
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ...) -> None: ...
+
+class RealPathReply(_message.Message):
+    __slots__ = ("path",)
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    def __init__(self, path: _Optional[bytes] = ...) -> None: ...
+
+class AccessRequest(_message.Message):
+    __slots__ = ("caller", "at", "mask")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    at: PathAt
+    mask: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., mask: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,298 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ChunkId(_message.Message):
+    __slots__ = ("inode", "index")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    index: int
+    def __init__(self, inode: _Optional[int] = ..., index: _Optional[int] = ...) -> None: ...
+
+class ReadChunkRequest(_message.Message):
+    __slots__ = ("chain_id", "chain_version", "chunk", "offset", "length")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    chunk: ChunkId
+    offset: int
+    length: int
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class ReadChunkReply(_message.Message):
+    __slots__ = ("data", "version", "crc32c")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    version: int
+    crc32c: int
+    def __init__(self, data: _Optional[bytes] = ..., version: _Optional[int] = ..., crc32c: _Optional[int] = ...) -> None: ...
+
+class WriteChunkRequest(_message.Message):
+    __slots__ = ("chain_id", "chain_version", "chunk", "offset", "data", "crc32c", "chunk_size", "client_id", "channel", "sequence")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    chunk: ChunkId
+    offset: int
+    data: bytes
+    crc32c: int
+    chunk_size: int
+    client_id: bytes
+    channel: int
+    sequence: int
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32c: _Optional[int] = ..., chunk_size: _Optional[int] = ..., client_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class WriteChunkReply(_message.Message):
+    __slots__ = ("version", "length")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    length: int
+    def __init__(self, version: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class ChunkRange(_message.Message):
+    __slots__ = ("chain_id", "chain_version", "inode", "begin", "end")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    inode: int
+    begin: int
+    end: int
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., inode: _Optional[int] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
+
+class QueryLastChunkRequest(_message.Message):
+    __slots__ = ("ranges",)
+    RANGES_FIELD_NUMBER: _ClassVar[int]
+    ranges: _containers.RepeatedCompositeFieldContainer[ChunkRange]
+    def __init__(self, ranges: _Optional[_Iterable[_Union[ChunkRange, _Mapping]]] = ...) -> None: ...
+
+class LastChunk(_message.Message):
+    __slots__ = ("status", "found", "index", "length", "chunks", "used_bytes")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    status: int
+    found: bool
+    index: int
+    length: int
+    chunks: int
+    used_bytes: int
+    def __init__(self, status: _Optional[int] = ..., found: _Optional[bool] = ..., index: _Optional[int] = ..., length: _Optional[int] = ..., chunks: _Optional[int] = ..., used_bytes: _Optional[int] = ...) -> None: ...
+
+class QueryLastChunkReply(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[LastChunk]
+    def __init__(self, results: _Optional[_Iterable[_Union[LastChunk, _Mapping]]] = ...) -> None: ...
+
+class RemoveChunksRequest(_message.Message):
+    __slots__ = ("range", "limit", "client_id", "channel", "sequence")
+    RANGE_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    range: ChunkRange
+    limit: int
+    client_id: bytes
+    channel: int
+    sequence: int
+    def __init__(self, range: _Optional[_Union[ChunkRange, _Mapping]] = ..., limit: _Optional[int] = ..., client_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class RemoveChunksReply(_message.Message):
+    __slots__ = ("removed", "more")
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    removed: int
+    more: bool
+    def __init__(self, removed: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class TruncateChunkRequest(_message.Message):
+    __slots__ = ("chain_id", "chain_version", "chunk", "length", "client_id", "channel", "sequence")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    chunk: ChunkId
+    length: int
+    client_id: bytes
+    channel: int
+    sequence: int
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., length: _Optional[int] = ..., client_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class TruncateChunkReply(_message.Message):
+    __slots__ = ("version", "length")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    length: int
+    def __init__(self, version: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class SyncChainsRequest(_message.Message):
+    __slots__ = ("chains", "forwarded")
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    FORWARDED_FIELD_NUMBER: _ClassVar[int]
+    chains: _containers.RepeatedScalarFieldContainer[int]
+    forwarded: bool
+    def __init__(self, chains: _Optional[_Iterable[int]] = ..., forwarded: _Optional[bool] = ...) -> None: ...
+
+class SyncChainsReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ChunkState(_message.Message):
+    __slots__ = ("chunk", "committed_version", "pending_version", "chain_version", "length", "crc32c", "chunk_size")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PENDING_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    chunk: ChunkId
+    committed_version: int
+    pending_version: int
+    chain_version: int
+    length: int
+    crc32c: int
+    chunk_size: int
+    def __init__(self, chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., committed_version: _Optional[int] = ..., pending_version: _Optional[int] = ..., chain_version: _Optional[int] = ..., length: _Optional[int] = ..., crc32c: _Optional[int] = ..., chunk_size: _Optional[int] = ...) -> None: ...
+
+class SyncStartRequest(_message.Message):
+    __slots__ = ("chain_id", "chain_version", "after", "limit")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    after: ChunkId
+    limit: int
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., after: _Optional[_Union[ChunkId, _Mapping]] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class SyncStartReply(_message.Message):
+    __slots__ = ("chunks", "more")
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    chunks: _containers.RepeatedCompositeFieldContainer[ChunkState]
+    more: bool
+    def __init__(self, chunks: _Optional[_Iterable[_Union[ChunkState, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class SyncDoneRequest(_message.Message):
+    __slots__ = ("chain_id", "chain_version")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ...) -> None: ...
+
+class SyncDoneReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class QueryChunkRequest(_message.Message):
+    __slots__ = ("chain_id", "chunk")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chunk: ChunkId
+    def __init__(self, chain_id: _Optional[int] = ..., chunk: _Optional[_Union[ChunkId, _Mapping]] = ...) -> None: ...
+
+class QueryChunkReply(_message.Message):
+    __slots__ = ("found", "state")
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    found: bool
+    state: ChunkState
+    def __init__(self, found: _Optional[bool] = ..., state: _Optional[_Union[ChunkState, _Mapping]] = ...) -> None: ...
+
+class SpaceRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TargetSpace(_message.Message):
+    __slots__ = ("target_id", "chain_id", "path", "capacity_bytes", "free_bytes", "used_bytes", "chunks")
+    TARGET_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    target_id: int
+    chain_id: int
+    path: str
+    capacity_bytes: int
+    free_bytes: int
+    used_bytes: int
+    chunks: int
+    def __init__(self, target_id: _Optional[int] = ..., chain_id: _Optional[int] = ..., path: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., chunks: _Optional[int] = ...) -> None: ...
+
+class SpaceReply(_message.Message):
+    __slots__ = ("targets",)
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    targets: _containers.RepeatedCompositeFieldContainer[TargetSpace]
+    def __init__(self, targets: _Optional[_Iterable[_Union[TargetSpace, _Mapping]]] = ...) -> None: ...
+
+class CreateTargetRequest(_message.Message):
+    __slots__ = ("cluster_id", "target_id", "path")
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    TARGET_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    cluster_id: str
+    target_id: int
+    path: str
+    def __init__(self, cluster_id: _Optional[str] = ..., target_id: _Optional[int] = ..., path: _Optional[str] = ...) -> None: ...
+
+class CreateTargetReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatsReply(_message.Message):
+    __slots__ = ("values",)
+    class ValuesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.ScalarMap[str, float]
+    def __init__(self, values: _Optional[_Mapping[str, float]] = ...) -> None: ...

@@ -1,0 +1,96 @@
+"""Packed bodies of the bulk storage methods: little-endian, fixed width, one numpy structured array a batch.
+
+All offsets and lengths are bytes. `status` is a `common.errors.Code`. docs/format/data_link.md has the byte pictures.
+
+STORAGE_READ      body: READ_IO[n], `into`: n pieces of the lengths asked for
+                  reply: READ_RESULT[n]; piece i holds `length` bytes (short where the chunk ends)
+STORAGE_WRITE     body: UPDATE_HEADER[1] UPDATE_ITEM[n] EXTENT[m], `out`: m pieces, one for each extent, in order
+STORAGE_UPDATE    the same, from a replica to its successor
+                  reply to both: UPDATE_RESULT[n]
+
+An update request is about one chain. Its items are distinct chunks; each succeeds or fails by itself. (client_id,
+channel, sequence) names the request: sent again with the same sequence, items that succeeded answer what they
+answered, others run. A client has one request under way in each channel, and its sequences grow.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+import numpy as np
+
+READ_IO = np.dtype(
+    [
+        ("inode", "<u8"),
+        ("index", "<u8"),
+        ("chain_id", "<u4"),
+        ("chain_version", "<u4"),
+        ("offset", "<u4"),  # in the chunk
+        ("length", "<u4"),
+    ]
+)  # 32 bytes
+
+READ_RESULT = np.dtype(
+    [
+        ("status", "<u4"),
+        ("length", "<u4"),  # bytes pushed; 0 with status OK: the chunk ends before offset
+        ("version", "<u8"),  # committed version of the chunk that was read
+        ("crc32c", "<u4"),  # of the pushed bytes
+        ("chunk_length", "<u4"),
+    ]
+)  # 24 bytes; a missing chunk has status CHUNK_NOT_FOUND
+
+
+class UpdateKind(IntEnum):
+    """What an update item does to its chunk."""
+
+    WRITE = 1  # extents replace or extend; a gap below the first byte written reads as zeros
+    TRUNCATE = 2  # shorten to `length`; a shorter or missing chunk stays
+    REMOVE = 3
+    REPLACE = 4  # the whole chunk becomes the one extent: to a syncing successor
+
+
+class UpdateFlag(IntFlag):
+    """Bits of UPDATE_HEADER.flags."""
+
+    SYNCING = 1  # to a SYNCING successor: versions are set, not checked
+    RESYNC = 2  # sent by recovery, not by a client's write
+
+
+UPDATE_HEADER = np.dtype(
+    [
+        ("chain_id", "<u4"),
+        ("chain_version", "<u4"),
+        ("client_id", "V16"),
+        ("sequence", "<u8"),
+        ("channel", "<u4"),
+        ("items", "<u4"),
+        ("extents", "<u4"),
+        ("flags", "<u4"),
+    ]
+)  # 48 bytes
+
+UPDATE_ITEM = np.dtype(
+    [
+        ("inode", "<u8"),
+        ("index", "<u8"),
+        ("version", "<u8"),  # 0 from a client: the head chooses; from a replica: the version that this becomes
+        ("kind", "<u2"),
+        ("extents", "<u2"),  # how many of the EXTENT array are this item's, in order
+        ("chunk_size", "<u4"),  # bytes
+        ("length", "<u4"),  # TRUNCATE: the new length; REPLACE: the chunk's length
+        ("crc32c", "<u4"),  # from a replica: of the whole chunk after the update, checked by the successor
+    ]
+)  # 40 bytes
+
+EXTENT = np.dtype([("offset", "<u4"), ("length", "<u4"), ("crc32c", "<u4"), ("reserved", "<u4")])  # 16 bytes
+
+UPDATE_RESULT = np.dtype(
+    [
+        ("status", "<u4"),
+        ("chain_version", "<u4"),  # at which it was committed
+        ("version", "<u8"),
+        ("length", "<u4"),  # of the chunk afterwards
+        ("crc32c", "<u4"),  # of the whole chunk afterwards; 0 after REMOVE
+    ]
+)  # 24 bytes

@@ -1,0 +1,162 @@
+"""What a chunk engine offers; the engine of one target directory, and the simulator's, keep this contract.
+
+A chunk is (inode, index), at most `chunk_size` bytes, with a committed version and at most one pending version above
+it. `apply` stores a pending version (durable across `kill -9`, the committed one stays readable), `commit` makes it the
+committed one. The caller holds the chunk's lock from before `stat` to after `commit`; reads need no lock. All methods
+block; they are safe to call from several threads for different chunks.
+
+Errors: CHECKSUM when stored bytes do not match (nothing is returned), NO_SPACE (nothing changed), DISK_FAILED on an
+I/O error (the target must go offline), INVALID for arguments out of bounds, CHUNK_NOT_FOUND.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from fireflyfs.proto.storage_wire import UpdateKind
+
+
+class ChunkKey(NamedTuple):
+    """Sorted as (inode, chunk index), which is also the order of `scan`."""
+
+    inode: int
+    chunk_index: int
+
+
+class Writer(NamedTuple):
+    """Whose update a version is: for exactly-once across restarts. Stored with the chunk."""
+
+    client_id: bytes  # 16 bytes
+    channel: int
+    sequence: int
+
+
+class Version(NamedTuple):
+    """One version of a chunk's content."""
+
+    version: int  # from 1
+    chain_version: int  # of the chain when it was applied, then when it was committed
+    length: int
+    crc32c: int  # of all bytes [0, length)
+    writer: Writer
+    removed: bool  # a pending removal
+
+
+class ChunkState(NamedTuple):
+    """What is known of a chunk without reading its data."""
+
+    key: ChunkKey
+    chunk_size: int
+    committed: Version | None
+    pending: Version | None
+
+
+class Extent(NamedTuple):
+    """Bytes to place at `offset` of the chunk. `crc32c` was verified by the caller over `data`."""
+
+    offset: int
+    data: memoryview
+    crc32c: int
+
+
+class Update(NamedTuple):
+    """A change of one chunk, to become `version`."""
+
+    key: ChunkKey
+    kind: UpdateKind
+    version: int
+    chain_version: int
+    chunk_size: int
+    length: int  # TRUNCATE and REPLACE
+    extents: Sequence[Extent]
+    writer: Writer
+
+
+class ReadResult(NamedTuple):
+    """`length` bytes were placed; they matched the stored checksums."""
+
+    length: int
+    crc32c: int  # of the bytes placed
+    version: int
+    chunk_length: int
+    pending: bool  # a newer version is pending: the caller asks the tail before it answers
+
+
+class Space(NamedTuple):
+    """Of the file system that holds the target."""
+
+    capacity_bytes: int
+    free_bytes: int
+    used_bytes: int  # by this target's chunks: their blocks
+    chunks: int
+
+
+class LastChunk(NamedTuple):
+    """Summary of a range of chunk indexes of one inode: committed chunks only."""
+
+    chunk_index: int
+    length: int
+    chunks: int
+    used_bytes: int
+
+
+class WouldBlock(Exception):
+    """`read(..., nowait=True)` would have waited for the disk; nothing was placed."""
+
+
+class ChunkEngine(Protocol):
+    """One target's chunks."""
+
+    def stat(self, key: ChunkKey) -> ChunkState | None: ...
+
+    def read(
+        self, key: ChunkKey, offset: int, into: memoryview, *, pending: bool = False, nowait: bool = False
+    ) -> ReadResult:
+        """Place bytes [offset, offset + len(into)) of the committed (or the pending, if any) version; short at its end.
+
+        Raises CHUNK_NOT_FOUND, CHECKSUM, and WouldBlock.
+        """
+
+    def apply(self, updates: Sequence[Update]) -> list[Version]:
+        """Store each as the chunk's pending version, replacing a pending one. All or nothing for each chunk.
+
+        The updates are of distinct chunks. On an error for one, raises; chunks before it in order may be applied
+        (applying again is harmless).
+        """
+
+    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int) -> None:
+        """Make pending version `n` of each (key, n) the committed one, stamped with `chain_version`.
+
+        A version already committed is no error (its chain version is raised); another pending version is INVALID.
+        """
+
+    def last_chunk(self, inode: int, begin: int, end: int) -> LastChunk | None:
+        """The highest committed chunk of inode in [begin, end) (end 0: no end), or None."""
+
+    def scan(self, after: ChunkKey | None, limit: int) -> list[ChunkState]:
+        """States in key order, strictly after `after`."""
+
+    def scan_inode(self, inode: int, begin: int, end: int, limit: int) -> list[ChunkState]:
+        """States of one inode with begin <= index < end (end 0: no end), highest index first."""
+
+    def pending(self, limit: int) -> list[ChunkState]:
+        """Chunks with a pending version (a bounded list; what a restart or a chain change must resolve)."""
+
+    def quarantine(self, key: ChunkKey, reason: str) -> None:
+        """Take a damaged chunk out of service and keep its bytes for a person to look at; it is then not found."""
+
+    def sync(self) -> None:
+        """Returns when everything committed so far survives a power cut. Blocks; several callers share one."""
+
+    def space(self) -> Space: ...
+
+    def stats(self) -> dict[str, float]: ...
+
+    def close(self) -> None: ...
+
+
+def check_distinct(keys: Iterable[ChunkKey]) -> bool:
+    """Whether no chunk is named twice."""
+    listed = list(keys)
+    return len(set(listed)) == len(listed)
