@@ -1,0 +1,107 @@
+"""What becomes of one update of one chunk, given what this replica holds of the chunk.
+
+The head numbers a client's updates (committed + 1); every other replica takes the number it is given. A pending version
+is an update whose outcome is not known yet: it may be committed further down the chain. So the head never starts a new
+version over a pending one of another writer; that one is finished first (FINISH_FIRST), or, when a successor has
+answered that it cannot be stored (`may_replace_pending`), replaced under the same number.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from fireflyfs.common.errors import Code
+from fireflyfs.proto.storage_wire import UpdateKind
+from fireflyfs.storage.engine.interface import ChunkState, Version, Writer
+
+
+class Action(Enum):
+    """What to do with an update."""
+
+    APPLY = "store it as pending version `version`, forward it, commit it"
+    FORWARD = "it is stored here as pending version `version`: forward it again, commit it"
+    ANSWER = "it is committed here and further down: answer what the chunk is now"
+    NOTHING = "it changes nothing: answer what the chunk is now"
+    FINISH_FIRST = "forward and commit pending version `version` of another writer, then decide again"
+    REFUSE = "answer `code`"
+
+
+class Decision(NamedTuple):
+    """One decision, with its reason."""
+
+    action: Action
+    version: int
+    code: Code
+    why: str
+
+
+def decide_head(
+    state: ChunkState | None, kind: UpdateKind, length: int, writer: Writer, *, replace_pending: bool = False
+) -> Decision:
+    """A client's update at the head. `replace_pending`: the pending version is known to be committed nowhere."""
+    committed = state.committed if state is not None else None
+    pending = state.pending if state is not None else None
+    if pending is not None:
+        if pending.writer == writer:
+            return Decision(Action.FORWARD, pending.version, Code.OK, "an earlier attempt of the same request")
+        if not replace_pending:
+            return Decision(Action.FINISH_FIRST, pending.version, Code.OK, "another writer's version is pending")
+    if committed is not None and committed.writer[:2] == writer[:2]:
+        if committed.writer.sequence == writer.sequence:
+            return Decision(Action.ANSWER, committed.version, Code.OK, "committed by an earlier attempt")
+        if committed.writer.sequence > writer.sequence:
+            return Decision(Action.REFUSE, 0, Code.STALE_UPDATE, "the channel has gone on")
+    base = committed.version if committed is not None else 0
+    # A pending version that is replaced hides nothing: what it would have changed never happened.
+    if pending is None or replace_pending:
+        if kind is UpdateKind.REMOVE and committed is None and pending is None:
+            return Decision(Action.NOTHING, 0, Code.OK, "no such chunk")
+        if kind is UpdateKind.TRUNCATE and pending is None and (committed is None or committed.length <= length):
+            return Decision(Action.NOTHING, base, Code.OK, "already that short")
+    return Decision(Action.APPLY, base + 1, Code.OK, "next version")
+
+
+def decide_replica(
+    state: ChunkState | None, kind: UpdateKind, version: int, crc32c: int, writer: Writer, *, syncing: bool
+) -> Decision:
+    """An update that a predecessor forwards as `version`. `crc32c` 0: the predecessor does not know it yet."""
+    committed = state.committed if state is not None else None
+    pending = state.pending if state is not None else None
+    if version < 1:
+        return Decision(Action.REFUSE, 0, Code.PROTOCOL, "a forwarded update has a version")
+    if syncing:
+        if kind not in (UpdateKind.REPLACE, UpdateKind.REMOVE):
+            return Decision(Action.REFUSE, 0, Code.PROTOCOL, "a syncing replica takes whole chunks only")
+        if kind is UpdateKind.REMOVE and state is None:
+            return Decision(Action.NOTHING, version, Code.OK, "no such chunk")
+        if pending is None and kind is UpdateKind.REPLACE and _same(committed, version, crc32c, writer):
+            return Decision(Action.ANSWER, version, Code.OK, "already so")
+        return Decision(Action.APPLY, version, Code.OK, "versions are set while syncing")
+    base = committed.version if committed is not None else 0
+    if kind is UpdateKind.REMOVE and committed is None and (pending is None or pending.version < version):
+        return Decision(Action.NOTHING, version, Code.OK, "already removed")
+    if version == base and committed is not None:
+        if committed.writer == writer and crc32c in (0, committed.crc32c):
+            return Decision(Action.ANSWER, version, Code.OK, "committed by an earlier attempt")
+        return Decision(Action.REFUSE, base, Code.CHECKSUM, "another update is committed under this version")
+    if version < base:
+        return Decision(Action.REFUSE, base, Code.STALE_UPDATE, f"version {base} is committed here")
+    if pending is not None and pending.version == version and pending.writer == writer:
+        return Decision(Action.FORWARD, version, Code.OK, "stored by an earlier attempt")
+    if version == base + 1 or kind is UpdateKind.REPLACE:
+        return Decision(Action.APPLY, version, Code.OK, "next version")
+    return Decision(Action.REFUSE, base, Code.MISSING_UPDATE, f"only version {base} is committed here")
+
+
+def may_replace_pending(code: Code) -> bool:
+    """Whether a successor's answer proves that the forwarded version is committed nowhere down the chain.
+
+    A tail that has no room has not committed, and replicas above it commit only on its answer. Without this, a full
+    disk would keep a removal waiting for a pending write that can never be stored.
+    """
+    return code in (Code.NO_SPACE, Code.QUOTA_EXCEEDED, Code.INVALID)
+
+
+def _same(version: Version | None, number: int, crc32c: int, writer: Writer) -> bool:
+    return version is not None and (version.version, version.crc32c, version.writer) == (number, crc32c, writer)
