@@ -9,6 +9,7 @@ SERIALIZABLE SQL store:
   `add_read_conflict` / `add_read_conflict_range` add keys explicitly.
 - `commit` is atomic. It raises `TXN_CONFLICT` (nothing happened, run it again) when a conflict key changed after the
   snapshot, `TXN_UNKNOWN` when it may or may not have happened. A read-only transaction always commits.
+- A store remembers a bounded past: a read in a transaction that is too old raises `TXN_CONFLICT` too.
 - Nothing may rely on being alone: even on an embedded store the conflict rules are kept and tested.
 
 Calls block; a driver for a remote store runs each transaction in a thread. `run` is the retry loop.
@@ -79,8 +80,8 @@ def run(engine: KvEngine, body: Callable[[Transaction], T], *, attempts_max: int
     """
     for attempt in range(attempts_max):
         with engine.transaction() as txn:
-            result = body(txn)
             try:
+                result = body(txn)
                 txn.commit()
             except FfsError as exc:
                 if exc.code is not Code.TXN_CONFLICT or attempt + 1 == attempts_max:
@@ -90,7 +91,13 @@ def run(engine: KvEngine, body: Callable[[Transaction], T], *, attempts_max: int
     raise AssertionError("unreachable: the loop returns or raises")
 
 
-def read(engine: KvEngine, body: Callable[[Transaction], T]) -> T:
-    """Run a read-only `body` on one snapshot."""
-    with engine.transaction(read_only=True) as txn:
-        return body(txn)
+def read(engine: KvEngine, body: Callable[[Transaction], T], *, attempts_max: int = TRANSACTION_ATTEMPTS_MAX) -> T:
+    """Run a read-only `body` on one snapshot, again on a newer one when it took too long for the store."""
+    for attempt in range(attempts_max):
+        with engine.transaction(read_only=True) as txn:
+            try:
+                return body(txn)
+            except FfsError as exc:
+                if exc.code is not Code.TXN_CONFLICT or attempt + 1 == attempts_max:
+                    raise
+    raise AssertionError("unreachable: the loop returns or raises")
