@@ -1,0 +1,108 @@
+"""`ffs`: the command line. Commands are imported when they are called, so that `ffs --help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fireflyfs.client.cli.settings import Settings, default_root
+
+# Name on the command line: (module under client/cli, attribute, one line of help). Grouped as `ffs --help` shows them.
+COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "Servers": {
+        "run": ("run", "run", "Run one server process: mgmtd, meta or storage."),
+    },
+}
+
+
+class App(click.Group):
+    """A group whose commands live in modules of their own, and whose errors end in one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for section in COMMANDS.values() for name in section]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for section in COMMANDS.values():
+            if cmd_name in section:
+                module, attribute, _ = section[cmd_name]
+                command: click.Command = getattr(importlib.import_module(f"fireflyfs.client.cli.{module}"), attribute)
+                return command
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, section in COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, text) for name, (_, _, text) in section.items()])
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run and exit: the codes are listed in exits.py."""
+        try:
+            outcome = super().main(args, prog_name or "ffs", complete_var, False, **extra)
+            sys.stdout.flush()
+        except BaseException as exc:
+            if not standalone_mode or isinstance(exc, SystemExit):
+                raise
+            from fireflyfs.client.cli.exits import report
+
+            sys.exit(report(exc, verbose=_verbose(args)))
+        sys.exit(outcome if isinstance(outcome, int) else 0)
+
+
+def _verbose(args: Sequence[str] | None) -> bool:
+    given = list(args) if args is not None else sys.argv[1:]
+    return any(arg in ("--verbose", "-v") for arg in given) or bool(os.environ.get("FFS_TRACE"))
+
+
+@click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=default_root,
+    envvar="FFS_ROOT",
+    help="Folder of the local cluster.  [default: ./.ffs when it is there, else ~/.local/share/fireflyfs]",
+)
+@click.option(
+    "--mgmtd",
+    metavar="HOST:PORT[,...]",
+    default="",
+    envvar="FFS_MGMTD",
+    help="Cluster manager to talk to.  [default: the local cluster's]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts instead of tables.")
+@click.option("--verbose", "-v", is_flag=True, help="Log what is done; show the trace of an error.")
+@click.version_option(package_name="fireflyfs", prog_name="ffs")
+@click.pass_context
+def app(ctx: click.Context, root: Path, mgmtd: str, as_json: bool, verbose: bool) -> None:
+    """FireflyFS: run a cluster, mount it, move files, look after it.
+
+    \b
+    Exit codes: 0 done · 1 failed · 2 wrong usage or configuration · 3 not found
+                4 the cluster cannot be reached · 5 refused · 130 interrupted
+    """
+    ctx.obj = Settings(root=root, mgmtd=mgmtd, json=as_json, verbose=verbose)
+    if verbose:
+        import logging
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+def main() -> None:
+    """Entry point of the `ffs` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""`ffs run`: one server process in the foreground, stopped in good order by SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fireflyfs.common import config as configuration
+
+# The server module of each role and the name of its configuration. Imported when run: a role loads only its own code.
+ROLES = {
+    "mgmtd": ("fireflyfs.mgmtd.server", "MgmtdConfig"),
+    "meta": ("fireflyfs.meta.server", "MetaConfig"),
+    "storage": ("fireflyfs.storage.server", "StorageConfig"),
+}
+
+
+@click.command()
+@click.argument("role", type=click.Choice(list(ROLES)))
+@click.option("--config", "config_path", type=click.Path(path_type=Path), required=True, help="Its TOML file.")
+@click.option("--worker", type=click.IntRange(0), help="Storage: run this worker alone, without the supervisor.")
+@click.option("--check", is_flag=True, help="Read the configuration, say what is wrong with it, and stop.")
+@click.option(
+    "--log-file", type=click.Path(path_type=Path), help="Log there, in a few bounded files.  [default: stderr]"
+)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+def run(role: str, config_path: Path, worker: int | None, check: bool, log_file: Path | None, log_level: str) -> None:
+    """Run one server process in the foreground.
+
+    SIGTERM or Ctrl-C stops it in good order; a second one stops it at once. Unknown configuration keys are errors.
+    """
+    if worker is not None and role != "storage":
+        raise click.UsageError("--worker is for storage only")
+    module_name, schema_name = ROLES[role]
+    module = importlib.import_module(module_name)
+    config: Any = configuration.load(getattr(module, schema_name), config_path)
+    if worker is not None and worker >= len(config.workers):
+        raise click.UsageError(f"{config_path} has {len(config.workers)} workers, there is no worker {worker}")
+    if check:
+        click.echo(f"{config_path}: a valid {role} configuration")
+        return
+    from fireflyfs.client.cli.logs import set_up
+
+    set_up(log_file, log_level)
+    if role != "storage":
+        start: Callable[[asyncio.Event], Awaitable[None]] = lambda stop: module.serve(config, stop)  # noqa: E731
+    elif worker is None:
+        start = lambda stop: module.serve_node(config, stop)  # noqa: E731
+    else:
+        start = lambda stop: module.serve_worker(config, worker, stop)  # noqa: E731
+    asyncio.run(serve_until_signal(start))
+
+
+async def serve_until_signal(start: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Run `start(stop)`; SIGTERM and SIGINT set `stop`, and the second signal ends the process."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(128 + signal.SIGTERM)  # asked twice: whoever asks does not want to wait for the good order
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        await start(stop)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,115 @@
+"""The command line's frame: help, exit codes, one line for each error."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from fireflyfs.client.cli import exits, main
+from fireflyfs.client.cli.run import serve_until_signal
+from fireflyfs.client.cli.settings import check_address
+from fireflyfs.common.errors import MEANINGS, Code, error
+
+
+def test_help_loads_no_heavy_module() -> None:
+    code = (
+        "import sys\n"
+        "from fireflyfs.client.cli.main import main\n"
+        "sys.argv = ['ffs', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'grpc', 'rich', 'numpy', 'google.protobuf', 'rocksdict'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Exit codes" in done.stdout
+
+
+@pytest.mark.parametrize("name", [name for section in main.COMMANDS.values() for name in section])
+def test_each_command_has_help(name: str) -> None:
+    result = CliRunner().invoke(main.app, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert f" {name} [OPTIONS]" in result.output.splitlines()[0]
+
+
+def test_usage_error_is_two() -> None:
+    result = CliRunner().invoke(main.app, ["no-such-command"])
+    assert result.exit_code == exits.USAGE
+    assert "no-such-command" in result.output
+
+
+@pytest.mark.parametrize("code", [code for code in Code if code != Code.OK])
+def test_every_error_code_has_a_documented_exit_code(code: Code) -> None:
+    number = exits.exit_code(error(code, "what happened"))
+    assert number in (exits.FAILED, exits.USAGE, exits.NOT_FOUND, exits.UNREACHABLE, exits.REFUSED)
+    if code < 1000:  # an errno from Python's own functions ends the same way
+        assert exits.exit_code(OSError(int(code), "x")) == number
+    assert MEANINGS[code]
+
+
+def test_an_error_is_one_line_with_a_hint() -> None:
+    text = exits.describe(error(Code.UNAVAILABLE, "127.0.0.1:7400\ndoes not answer"))
+    assert "\n" not in text
+    assert "ffs up" in text
+
+
+def test_oserror_names_the_file() -> None:
+    assert exits.describe(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), b"/a")) == (
+        "/a: No such file or directory"
+    )
+
+
+def test_unknown_exception_is_called_a_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exits.report(RuntimeError("boom")) == exits.FAILED
+    assert capsys.readouterr().err == "ffs: RuntimeError: boom (this is a bug; --verbose shows the trace)\n"
+
+
+def test_broken_pipe_is_quiet() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m fireflyfs.client.cli.main --help | true",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("text", ["", "host", "host:", ":1", "host:0", "host:99999", "host:x"])
+def test_bad_address_is_a_usage_error(text: str) -> None:
+    with pytest.raises(click.UsageError):
+        check_address(text)
+
+
+def test_run_refuses_a_missing_configuration(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main.app, ["run", "nothing", "--config", str(tmp_path / "x.toml")])
+    assert result.exit_code == exits.USAGE
+
+
+def test_run_refuses_a_worker_of_meta(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main.app, ["run", "meta", "--worker", "0", "--config", str(tmp_path / "x.toml")])
+    assert result.exit_code == exits.USAGE
+    assert "storage only" in result.output
+
+
+def test_a_signal_stops_a_server_in_good_order() -> None:
+    seen: list[str] = []
+
+    async def start(stop: asyncio.Event) -> None:
+        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(stop.wait(), 10)
+        seen.append("stopped")
+
+    asyncio.run(serve_until_signal(start))
+    assert seen == ["stopped"]
