@@ -1,0 +1,206 @@
+"""Storage for an event loop: what the metadata service needs of it. No bulk reads or writes.
+
+Every method retries by itself until its policy's deadline. Removing and truncating go to the chain's head under an
+update channel, so a repeated one happens once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from fireflyfs.client import storage_calls
+from fireflyfs.client.retry import Retry, RetryPolicy
+from fireflyfs.client.routing import Chain, Routing
+from fireflyfs.client.routing_view import AsyncRoutingView
+from fireflyfs.client.storage_calls import LastChunk, Removed
+from fireflyfs.client.striping import FileLayout
+from fireflyfs.common.clock import Clock, SystemClock
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.ids import ClientId, new_client_id
+from fireflyfs.common.net.api import Address, AsyncLink, Call
+from fireflyfs.common.net.methods import Method
+from fireflyfs.proto import storage_pb2
+from fireflyfs.proto.common_pb2 import Layout
+
+CHANNELS_MAX = 256
+SPACE_WORKERS_AT_ONCE_MAX = 64
+META_POLICY = RetryPolicy(deadline_s=20.0, call_deadline_s=8.0)
+
+R = TypeVar("R", bound=Message)
+T = TypeVar("T")
+
+
+class AsyncStorageClient:
+    """Belongs to one event loop."""
+
+    def __init__(
+        self,
+        link: AsyncLink,
+        routing: AsyncRoutingView,
+        client_id: ClientId | None = None,
+        *,
+        policy: RetryPolicy = META_POLICY,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._link = link
+        self._routing = routing
+        self._client_id = client_id or new_client_id()
+        self._policy = policy
+        self._clock = clock or SystemClock()
+        self._random = rng or random.Random()
+        self._sleep = sleep
+        self._free = list(range(CHANNELS_MAX, 0, -1))
+        self._sequences = [0] * (CHANNELS_MAX + 1)
+        self._slots = asyncio.Semaphore(CHANNELS_MAX)
+
+    async def query_last_chunk(self, inode: int, layout: Layout, *, begin: int = 0, end: int = 0) -> LastChunk | None:
+        """The highest committed chunk with begin <= index < end (0: no end) and sums over the range; None: no chunk."""
+        file = FileLayout.of(inode, layout)
+
+        async def ask(chain: Chain, routing: Routing) -> LastChunk | None:
+            request = storage_calls.query_last_request(chain, inode, begin, end)
+            address = routing.address(storage_calls.serving_head(chain))
+            reply = await self._call(
+                address, Method.STORAGE_QUERY_LAST_CHUNK, request, storage_pb2.QueryLastChunkReply()
+            )
+            return storage_calls.query_last_result(reply)
+
+        parts = await asyncio.gather(*(self._on_chain(chain, ask) for chain in file.chain_set))
+        return storage_calls.fold_last(parts)
+
+    async def remove_chunks(
+        self, inode: int, layout: Layout, begin: int = 0, limit: int = 1024, *, end: int = 0
+    ) -> Removed:
+        """Remove up to `limit` chunks of each chain with begin <= index < end (0: no end); `more`: call again."""
+        file = FileLayout.of(inode, layout)
+
+        async def remove(chain_id: int) -> Removed:
+            async def ask(chain: Chain, routing: Routing) -> Removed:
+                request = storage_calls.remove_request(
+                    chain, inode, begin, end, limit, self._client_id, channel, sequence
+                )
+                address = routing.address(storage_calls.serving_head(chain))
+                reply = await self._call(
+                    address, Method.STORAGE_REMOVE_CHUNKS, request, storage_pb2.RemoveChunksReply()
+                )
+                return Removed(reply.removed, reply.more)
+
+            async with self._slots:
+                channel, sequence = self._take()
+                try:
+                    return await self._on_chain(chain_id, ask)
+                finally:
+                    self._free.append(channel)
+
+        parts = await asyncio.gather(*(remove(chain_id) for chain_id in file.chain_set))
+        return Removed(sum(part.removed for part in parts), any(part.more for part in parts))
+
+    async def truncate_chunk(self, inode: int, layout: Layout, index: int, length: int) -> None:
+        """Shorten one chunk to `length` bytes; a shorter or missing one stays as it is."""
+        file = FileLayout.of(inode, layout)
+
+        async def ask(chain: Chain, routing: Routing) -> None:
+            request = storage_calls.truncate_request(chain, file, index, length, self._client_id, channel, sequence)
+            address = routing.address(storage_calls.serving_head(chain))
+            await self._call(address, Method.STORAGE_TRUNCATE_CHUNK, request, storage_pb2.TruncateChunkReply())
+
+        async with self._slots:
+            channel, sequence = self._take()
+            try:
+                await self._on_chain(file.chain_of(index), ask)
+            except FfsError as exc:
+                if exc.code is not Code.CHUNK_NOT_FOUND:
+                    raise
+            finally:
+                self._free.append(channel)
+
+    async def sync_chains(self, chains: Iterable[int] | Layout) -> None:
+        """Everything acknowledged on these chains survives a power cut when this returns."""
+        ids = tuple(dict.fromkeys(chains.chains if isinstance(chains, Layout) else chains))
+        retry = Retry(self._policy, self._clock, self._random)
+        while ids:
+            routing = self._routing.current()
+            left: list[int] = []
+            worst: FfsError | None = None
+            try:
+                groups = storage_calls.heads_of(routing, ids)
+                addresses = {target: routing.address(target) for target in groups}
+            except FfsError as exc:
+                worst, left = exc, list(ids)
+            else:
+                calls = [
+                    self._call(
+                        addresses[target],
+                        Method.STORAGE_SYNC_CHAINS,
+                        storage_pb2.SyncChainsRequest(chains=members),
+                        storage_pb2.SyncChainsReply(),
+                    )
+                    for target, members in groups.items()
+                ]
+                for members, outcome in zip(
+                    groups.values(), await asyncio.gather(*calls, return_exceptions=True), strict=True
+                ):
+                    if isinstance(outcome, FfsError):
+                        worst = outcome
+                        left += members
+                    elif isinstance(outcome, BaseException):
+                        raise outcome
+            if worst is not None:
+                await self._pause(retry, routing, worst)
+            ids = tuple(left)
+
+    async def space(self) -> list[storage_pb2.TargetSpace]:
+        """Every reachable target's space. Workers that do not answer are left out."""
+        addresses = list(dict.fromkeys(self._routing.current().addresses.values()))
+        bound = asyncio.Semaphore(SPACE_WORKERS_AT_ONCE_MAX)
+
+        async def ask(address: Address) -> Sequence[storage_pb2.TargetSpace]:
+            async with bound:
+                try:
+                    reply = await self._call(
+                        address, Method.STORAGE_SPACE, storage_pb2.SpaceRequest(), storage_pb2.SpaceReply()
+                    )
+                except FfsError:
+                    return []
+                return list(reply.targets)
+
+        return [target for part in await asyncio.gather(*map(ask, addresses)) for target in part]
+
+    def _take(self) -> tuple[int, int]:
+        channel = self._free.pop()
+        self._sequences[channel] += 1
+        return channel, self._sequences[channel]
+
+    async def _call(self, address: Address, method: Method, request: Message, reply: R) -> R:
+        answer = await self._link.call(
+            address, Call(method, request.SerializeToString(), deadline_s=self._policy.call_deadline_s)
+        )
+        try:
+            reply.MergeFromString(bytes(answer.body))
+        except DecodeError as exc:
+            raise error(Code.PROTOCOL, f"{method.name} was answered with something that is no {type(reply)}") from exc
+        return reply
+
+    async def _on_chain(self, chain_id: int, ask: Callable[[Chain, Routing], Awaitable[T]]) -> T:
+        """`ask` with the newest routing until it succeeds or there is no hope."""
+        retry = Retry(self._policy, self._clock, self._random)
+        while True:
+            routing = self._routing.current()
+            try:
+                return await ask(routing.chain(chain_id), routing)
+            except FfsError as exc:
+                await self._pause(retry, routing, exc)
+
+    async def _pause(self, retry: Retry, routing: Routing, exc: FfsError) -> None:
+        step = retry.after(exc)
+        if step.refresh:
+            await self._routing.wait_newer(routing.version, step.pause_s)
+        else:
+            await self._sleep(step.pause_s)

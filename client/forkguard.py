@@ -1,0 +1,27 @@
+"""A client belongs to the process that made it: sockets, threads and channels cannot be shared with a fork."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from fireflyfs.common.errors import Code, error
+
+
+class ForkGuard:
+    """Remembers the process it was made in."""
+
+    __slots__ = ("_getpid", "_pid")
+
+    def __init__(self, getpid: Callable[[], int] = os.getpid) -> None:
+        self._getpid = getpid
+        self._pid = getpid()
+
+    def check(self) -> None:
+        """Raises INVALID in a forked child."""
+        if self._getpid() != self._pid:
+            raise error(
+                Code.INVALID,
+                f"this FireflyFS client was connected in process {self._pid} and cannot be used in its fork "
+                f"{self._getpid()}: connect again after the fork, or start workers with 'spawn'",
+            )

@@ -1,0 +1,283 @@
+"""Reads of many pieces of many chunks: grouped by worker, sent at once, landed in the caller's memory, verified.
+
+The unit is a batch: a READ_IO array and one piece of memory for each row. After `read` every piece is filled: with the
+chunk's bytes, and with zeros where the chunk ends or is missing. What failed stays unspecified and its row's status
+says why. Chunks of one chain are spread over its SERVING replicas in lots, so that one file's batch uses all of them.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from crc32c import crc32c
+
+from fireflyfs.client.replica_choice import ReplicaChoice
+from fireflyfs.client.retry import Retry, RetryPolicy
+from fireflyfs.client.routing import Routing
+from fireflyfs.client.routing_view import RoutingView
+from fireflyfs.client.storage_codec import fill_zeros, read_results, view_of
+from fireflyfs.common.clock import Clock
+from fireflyfs.common.errors import Code, FfsError, Reaction, error
+from fireflyfs.common.limits import MiB
+from fireflyfs.common.net.api import Address, BlockingLink, Call, Piece, Reply
+from fireflyfs.common.net.methods import Method
+from fireflyfs.proto.storage_wire import READ_IO
+
+LOT_ITEMS_MAX = 64  # pieces of one chain that go to one replica together
+LOT_BYTES_MAX = 4 * MiB
+REQUEST_ITEMS_MAX = 1024
+REQUEST_BYTES_MAX = 8 * MiB  # of one request, except for a single larger piece
+WAVE_BYTES_MAX = 128 * MiB  # asked for at once by one caller
+
+_MISSING = int(Code.CHUNK_NOT_FOUND)
+
+Ios = npt.NDArray[np.void]
+
+
+@dataclass(slots=True)
+class _Request:
+    """What one STORAGE_READ will ask: rows of the batch, for one worker."""
+
+    address: Address
+    rows: list[int]
+    nbytes: int
+    targets: dict[int, int]  # target to bytes asked of it
+
+
+class StorageReader:
+    """Batched reads with replica choice, verification and retry. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        link: BlockingLink,
+        routing: RoutingView,
+        choice: ReplicaChoice,
+        policy: RetryPolicy,
+        clock: Clock,
+        rng: random.Random,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._link = link
+        self._routing = routing
+        self._choice = choice
+        self._policy = policy
+        self._clock = clock
+        self._random = rng
+        self._sleep = sleep
+
+    def read(self, ios: Ios, pieces: Sequence[Piece]) -> dict[int, FfsError]:
+        """Fill every piece; the rows that failed, with what they failed with. `ios` is scratch afterwards."""
+        failed: dict[int, FfsError] = {}
+        lengths: list[int] = ios["length"].tolist()
+        start = 0
+        while start < len(pieces):  # one wave, nearly always
+            end, total = start, 0
+            while end < len(pieces) and (end == start or total + lengths[end] <= WAVE_BYTES_MAX):
+                total += lengths[end]
+                end += 1
+            self._wave(ios, pieces, lengths, range(start, end), failed)
+            start = end
+        return failed
+
+    def _wave(
+        self, ios: Ios, pieces: Sequence[Piece], lengths: list[int], rows: Sequence[int], failed: dict[int, FfsError]
+    ) -> None:
+        retry: Retry | None = None
+        excluded: dict[int, set[int]] = {}
+        while rows:
+            routing = self._routing.current()
+            errors: dict[int, FfsError] = {}
+            requests = self._plan(routing, ios, lengths, rows, excluded, errors)
+            if requests:
+                limit_s = self._policy.call_deadline_s if retry is None else retry.call_deadline_s()
+                self._ask(requests, ios, pieces, lengths, limit_s, errors, excluded)
+            if not errors:
+                return
+            if retry is None:
+                retry = Retry(self._policy, self._clock, self._random)
+            rows = self._settle(routing, retry, ios, errors, excluded, failed)
+
+    def _plan(
+        self,
+        routing: Routing,
+        ios: Ios,
+        lengths: list[int],
+        rows: Sequence[int],
+        excluded: dict[int, set[int]],
+        errors: dict[int, FfsError],
+    ) -> list[_Request]:
+        """Who is asked for what. Rows whose chain has nobody to ask go to `errors`."""
+        chain_ids: list[int] = ios["chain_id"].tolist()
+        by_chain: dict[int, list[int]] = {}
+        for row in rows:
+            by_chain.setdefault(chain_ids[row], []).append(row)
+        open_requests: dict[Address, _Request] = {}
+        requests: list[_Request] = []
+        versions: list[int] = ios["chain_version"].tolist()
+        for chain_id, members in by_chain.items():
+            try:
+                chain = routing.chain(chain_id)
+                serving = chain.serving
+                if not serving:
+                    raise error(Code.TARGET_OFFLINE, f"no replica of chain {chain_id} serves now")
+                for lot, nbytes in _lots(members, lengths):
+                    target = self._choice.choose(serving, excluded.get(chain_id, ()))
+                    address = routing.address(target)
+                    request = open_requests.get(address)
+                    if request is None or (
+                        request.nbytes + nbytes > REQUEST_BYTES_MAX or len(request.rows) + len(lot) > REQUEST_ITEMS_MAX
+                    ):
+                        request = open_requests[address] = _Request(address, [], 0, {})
+                        requests.append(request)
+                    self._choice.begin(target, nbytes)
+                    request.rows.extend(lot)
+                    request.nbytes += nbytes
+                    request.targets[target] = request.targets.get(target, 0) + nbytes
+                    for row in lot:
+                        versions[row] = chain.version
+            except FfsError as exc:
+                placed = {row for request in requests for row in request.rows}
+                errors.update((row, exc) for row in members if row not in placed)
+        ios["chain_version"] = versions
+        return requests
+
+    def _ask(
+        self,
+        requests: list[_Request],
+        ios: Ios,
+        pieces: Sequence[Piece],
+        lengths: list[int],
+        limit_s: float,
+        errors: dict[int, FfsError],
+        excluded: dict[int, set[int]],
+    ) -> None:
+        calls = []
+        for request in requests:
+            rows = request.rows
+            if len(rows) == len(pieces) and rows == list(range(len(rows))):  # the whole batch, in order
+                body, into = ios.tobytes(), pieces
+            else:
+                body, into = ios[rows].tobytes(), [pieces[row] for row in rows]
+            calls.append((request.address, Call(Method.STORAGE_READ, body, (), into, limit_s)))
+        began_s = self._clock.monotonic_s()
+        if len(calls) == 1:
+            answers: list[Reply | FfsError] = [self._call_one(*calls[0])]
+        else:
+            answers = self._link.call_many(calls)
+        elapsed_s = self._clock.monotonic_s() - began_s
+        for request, answer in zip(requests, answers, strict=True):
+            failure = answer if isinstance(answer, FfsError) else self._land(request, answer, pieces, lengths, errors)
+            if failure is not None:
+                errors.update((row, failure) for row in request.rows)
+            refused = [row for row in request.rows if row in errors] if errors else []
+            for row in refused:
+                excluded.setdefault(int(ios["chain_id"][row]), set()).update(request.targets)
+            gone = any(errors[row].reaction is Reaction.REFRESH for row in refused)
+            for target, nbytes in request.targets.items():
+                if gone:
+                    self._choice.failed(target, nbytes)
+                else:
+                    self._choice.end(target, nbytes, elapsed_s)
+
+    def _call_one(self, address: Address, call: Call) -> Reply | FfsError:
+        try:
+            return self._link.call(address, call)
+        except FfsError as exc:
+            return exc
+
+    def _land(
+        self,
+        request: _Request,
+        reply: Reply,
+        pieces: Sequence[Piece],
+        lengths: list[int],
+        errors: dict[int, FfsError],
+    ) -> FfsError | None:
+        """Verify what arrived, zero what is a hole; rows that cannot be used go to `errors`."""
+        try:
+            results = read_results(reply.body, len(request.rows))
+        except FfsError as exc:
+            return exc
+        statuses = results["status"].tolist()
+        gots = results["length"].tolist()
+        sums = results["crc32c"].tolist()
+        for row, status, got, expected in zip(request.rows, statuses, gots, sums, strict=True):
+            view = view_of(pieces[row])
+            want = lengths[row]
+            if status == 0 and got == want:
+                if crc32c(view) != expected:
+                    errors[row] = error(Code.CHECKSUM, "bytes were damaged on the way from storage")
+            elif status == _MISSING:
+                fill_zeros(view)
+            elif status:
+                errors[row] = error(status, "storage could not read a chunk")
+            elif got > want:
+                return error(Code.PROTOCOL, f"storage answered {got} bytes where {want} were asked")
+            elif got and crc32c(view[:got]) != expected:
+                errors[row] = error(Code.CHECKSUM, "bytes were damaged on the way from storage")
+            else:
+                fill_zeros(view[got:])
+        return None
+
+    def _settle(
+        self,
+        routing: Routing,
+        retry: Retry,
+        ios: Ios,
+        errors: dict[int, FfsError],
+        excluded: dict[int, set[int]],
+        failed: dict[int, FfsError],
+    ) -> list[int]:
+        """Wait as the errors call for; the rows to ask again. Rows that are beyond help go to `failed`."""
+        again = []
+        for row, exc in errors.items():
+            if exc.reaction is Reaction.GIVE_UP:
+                failed[row] = exc
+            else:
+                again.append(row)
+        if not again:
+            return again
+        replicas_left = True
+        for chain_id in {int(ios["chain_id"][row]) for row in again}:
+            chain = routing.chains.get(chain_id)
+            if chain is None or set(chain.serving) <= excluded.get(chain_id, set()):
+                excluded.pop(chain_id, None)
+                replicas_left = False
+        try:
+            step = retry.after(errors[again[0]], replicas_left=replicas_left)
+        except FfsError as exc:
+            failed.update((row, exc) for row in again)
+            return []
+        if step.refresh:
+            self._routing.wait_newer(routing.version, step.pause_s)
+        elif step.pause_s:
+            self._sleep(step.pause_s)
+        return sorted(again)
+
+
+def _lots(members: list[int], lengths: list[int]) -> list[tuple[list[int], int]]:
+    """Rows of one chain in lots for one replica each, with their bytes."""
+    total = sum([lengths[row] for row in members])
+    if len(members) <= LOT_ITEMS_MAX and total <= LOT_BYTES_MAX:
+        return [(members, total)]
+    lots: list[tuple[list[int], int]] = []
+    lot: list[int] = []
+    nbytes = 0
+    for row in members:
+        if lot and (len(lot) >= LOT_ITEMS_MAX or nbytes + lengths[row] > LOT_BYTES_MAX):
+            lots.append((lot, nbytes))
+            lot, nbytes = [], 0
+        lot.append(row)
+        nbytes += lengths[row]
+    lots.append((lot, nbytes))
+    return lots
+
+
+def single_io(inode: int, index: int, chain_id: int, offset: int, length: int) -> Ios:
+    """READ_IO of one piece."""
+    return np.array([(inode, index, chain_id, 0, offset, length)], READ_IO)

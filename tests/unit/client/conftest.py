@@ -1,0 +1,282 @@
+"""A cluster in memory behind the link's contract: chunk workers that answer the storage methods, and a routing to them.
+
+Faults: a worker can be down, refuse the next requests with a code, lose the next answers (done, but not heard), flip a
+bit of what it reads, or give short replies.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from crc32c import crc32c
+
+from fireflyfs.client.retry import RetryPolicy
+from fireflyfs.client.routing import SERVING, Chain, Routing
+from fireflyfs.client.storage_client import StorageClient
+from fireflyfs.client.storage_codec import view_of
+from fireflyfs.common.clock import ManualClock
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.ids import ClientId
+from fireflyfs.common.net.api import Address, Call, MemoryPool, Reply
+from fireflyfs.common.net.methods import Method
+from fireflyfs.proto import storage_pb2
+from fireflyfs.proto.storage_wire import (
+    EXTENT,
+    READ_IO,
+    READ_RESULT,
+    UPDATE_HEADER,
+    UPDATE_ITEM,
+    UPDATE_RESULT,
+    UpdateKind,
+)
+
+
+class FakeWorker:
+    """One target. All workers of a cluster share `chunks`: replication is instant."""
+
+    def __init__(self, target: int, cluster: FakeCluster) -> None:
+        self.target = target
+        self.cluster = cluster
+        self.down = False
+        self.refuse: list[Code] = []
+        self.lose_answers = 0
+        self.rot = False
+        self.requests: list[Call] = []
+        self.seen: dict[tuple[bytes, int], tuple[int, dict[tuple[int, int], int]]] = {}
+        self.item_codes: dict[tuple[int, int], list[Code]] = {}
+        self.applied = 0
+
+    def serve(self, call: Call) -> Reply:
+        self.requests.append(call)
+        if self.down:
+            raise error(Code.UNAVAILABLE, f"worker of target {self.target} is down")
+        if self.refuse:
+            raise error(self.refuse.pop(0), "refused by the test")
+        reply = self.HANDLERS[Method(call.method)](self, call)
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise error(Code.TIMEOUT, "the answer was lost")
+        return reply
+
+    def check_chain(self, chain_id: int, version: int) -> None:
+        if self.cluster.routing.chain(chain_id).version != version:
+            raise error(Code.CHAIN_VERSION)
+
+    def read(self, call: Call) -> Reply:
+        ios = np.frombuffer(call.body, READ_IO)
+        assert len(ios) == len(call.into)
+        results = np.zeros(len(ios), READ_RESULT)
+        for io, result, piece in zip(ios, results, call.into, strict=True):
+            view = view_of(piece)
+            assert len(view) == io["length"]
+            if self.cluster.routing.chain(int(io["chain_id"])).version != io["chain_version"]:
+                result["status"] = Code.CHAIN_VERSION
+                continue
+            codes = self.item_codes.get((int(io["inode"]), int(io["index"])))
+            if codes:
+                result["status"] = codes.pop(0)
+                continue
+            chunk = self.cluster.chunks.get((int(io["inode"]), int(io["index"])))
+            if chunk is None:
+                result["status"] = Code.CHUNK_NOT_FOUND
+                continue
+            part = bytes(chunk[int(io["offset"]) : int(io["offset"]) + int(io["length"])])
+            result["crc32c"] = crc32c(part)
+            if self.rot and part:
+                part = bytes([part[0] ^ 1]) + part[1:]
+            view[: len(part)] = part
+            result["length"] = len(part)
+            result["chunk_length"] = len(chunk)
+        return Reply(results.tobytes(), [int(n) for n in results["length"]])
+
+    def write(self, call: Call) -> Reply:
+        header = np.frombuffer(call.body, UPDATE_HEADER, 1)[0]
+        count = int(header["items"])
+        items = np.frombuffer(call.body, UPDATE_ITEM, count, UPDATE_HEADER.itemsize)
+        extents = np.frombuffer(
+            call.body, EXTENT, int(header["extents"]), UPDATE_HEADER.itemsize + count * UPDATE_ITEM.itemsize
+        )
+        assert len(extents) == len(call.out)
+        chain = self.cluster.routing.chain(int(header["chain_id"]))
+        if chain.version != header["chain_version"]:
+            raise error(Code.CHAIN_VERSION)
+        if chain.serving[0] != self.target:
+            raise error(Code.NOT_HEAD)
+        key = (bytes(header["client_id"]), int(header["channel"]))
+        sequence, done = self.seen.get(key, (0, {}))
+        if header["sequence"] < sequence:
+            raise error(Code.STALE_UPDATE)
+        if header["sequence"] > sequence:
+            done = {}
+        results = np.zeros(count, UPDATE_RESULT)
+        at = 0
+        for item, result in zip(items, results, strict=True):
+            chunk_key = (int(item["inode"]), int(item["index"]))
+            mine = range(at, at + int(item["extents"]))
+            at = mine.stop
+            codes = self.item_codes.get(chunk_key)
+            if codes:
+                result["status"] = codes.pop(0)
+                continue
+            if chunk_key not in done:
+                assert item["kind"] == UpdateKind.WRITE
+                chunk = self.cluster.chunks.setdefault(chunk_key, bytearray())
+                for place in mine:
+                    data = bytes(view_of(call.out[place]))
+                    offset, length = int(extents[place]["offset"]), int(extents[place]["length"])
+                    assert len(data) == length
+                    assert offset + length <= item["chunk_size"]
+                    assert crc32c(data) == extents[place]["crc32c"]
+                    if len(chunk) < offset:
+                        chunk.extend(bytes(offset - len(chunk)))
+                    chunk[offset : offset + length] = data
+                self.applied += 1
+                done[chunk_key] = len(chunk)
+            result["length"] = done[chunk_key]
+        self.seen[key] = (int(header["sequence"]), done)
+        return Reply(results.tobytes())
+
+    def query_last(self, call: Call) -> Reply:
+        reply = storage_pb2.QueryLastChunkReply()
+        for wanted in storage_pb2.QueryLastChunkRequest.FromString(bytes(call.body)).ranges:
+            self.check_chain(wanted.chain_id, wanted.chain_version)
+            found = self.on_chain(wanted)
+            result = reply.results.add(found=bool(found), chunks=len(found))
+            if found:
+                result.index = max(found)
+                result.length = len(self.cluster.chunks[wanted.inode, max(found)])
+                result.used_bytes = sum(len(self.cluster.chunks[wanted.inode, index]) for index in found)
+        return Reply(reply.SerializeToString())
+
+    def on_chain(self, wanted: storage_pb2.ChunkRange) -> list[int]:
+        chains = self.cluster.file_chains[wanted.inode]
+        return [
+            index
+            for inode, index in self.cluster.chunks
+            if inode == wanted.inode
+            and wanted.begin <= index
+            and (not wanted.end or index < wanted.end)
+            and chains[index % len(chains)] == wanted.chain_id
+        ]
+
+    def remove(self, call: Call) -> Reply:
+        request = storage_pb2.RemoveChunksRequest.FromString(bytes(call.body))
+        self.check_chain(request.range.chain_id, request.range.chain_version)
+        found = sorted(self.on_chain(request.range), reverse=True)
+        for index in found[: request.limit]:
+            del self.cluster.chunks[request.range.inode, index]
+        reply = storage_pb2.RemoveChunksReply(removed=len(found[: request.limit]), more=len(found) > request.limit)
+        return Reply(reply.SerializeToString())
+
+    def truncate(self, call: Call) -> Reply:
+        request = storage_pb2.TruncateChunkRequest.FromString(bytes(call.body))
+        self.check_chain(request.chain_id, request.chain_version)
+        chunk = self.cluster.chunks.get((request.chunk.inode, request.chunk.index))
+        if chunk is None:
+            raise error(Code.CHUNK_NOT_FOUND)
+        del chunk[request.length :]
+        return Reply(storage_pb2.TruncateChunkReply(version=2, length=len(chunk)).SerializeToString())
+
+    def sync(self, call: Call) -> Reply:
+        self.cluster.synced += list(storage_pb2.SyncChainsRequest.FromString(bytes(call.body)).chains)
+        return Reply(b"")
+
+    def space(self, call: Call) -> Reply:
+        return Reply(
+            storage_pb2.SpaceReply(
+                targets=[storage_pb2.TargetSpace(target_id=self.target, capacity_bytes=100)]
+            ).SerializeToString()
+        )
+
+    HANDLERS: dict[Method, Callable[[FakeWorker, Call], Reply]] = {  # noqa: RUF012
+        Method.STORAGE_READ: read,
+        Method.STORAGE_WRITE: write,
+        Method.STORAGE_QUERY_LAST_CHUNK: query_last,
+        Method.STORAGE_REMOVE_CHUNKS: remove,
+        Method.STORAGE_TRUNCATE_CHUNK: truncate,
+        Method.STORAGE_SYNC_CHAINS: sync,
+        Method.STORAGE_SPACE: space,
+    }
+
+
+class FakeCluster:
+    """`targets` workers; chain i has `replicas` of them, the head rotating. Also a BlockingLink and a RoutingView."""
+
+    pool: MemoryPool
+
+    def __init__(self, targets: int = 3, chains: int = 3, replicas: int = 2) -> None:
+        self.chunks: dict[tuple[int, int], bytearray] = {}
+        self.file_chains: dict[int, tuple[int, ...]] = {}
+        self.synced: list[int] = []
+        self.workers = {target: FakeWorker(target, self) for target in range(1, targets + 1)}
+        self.clock = ManualClock()
+        self.on_wait: Callable[[], None] = lambda: None
+        self.waits: list[float] = []
+        self.lock = threading.Lock()
+        self.routing = Routing(
+            version=1,
+            chains={
+                chain: Chain(chain, 1, tuple((1 + (chain - 1 + k) % targets, int(SERVING)) for k in range(replicas)))
+                for chain in range(1, chains + 1)
+            },
+            addresses={target: Address(tcp=f"fake:{target}") for target in self.workers},
+        )
+
+    # RoutingView
+    def current(self) -> Routing:
+        return self.routing
+
+    def wait_newer(self, version: int, timeout_s: float) -> Routing:
+        self.waits.append(timeout_s)
+        self.on_wait()
+        self.clock.advance(timeout_s)
+        return self.routing
+
+    def sleep(self, seconds: float) -> None:
+        self.wait_newer(0, seconds)
+
+    # BlockingLink
+    def call(self, address: Address, call: Call) -> Reply:
+        with self.lock:
+            return self.workers[int(address.tcp.removeprefix("fake:"))].serve(call)
+
+    def call_many(self, calls: Sequence[tuple[Address, Call]]) -> list[Reply | FfsError]:
+        answers: list[Reply | FfsError] = []
+        for address, call in calls:
+            try:
+                answers.append(self.call(address, call))
+            except FfsError as exc:
+                answers.append(exc)
+        return answers
+
+    def close(self) -> None: ...
+
+    def set_chain(self, chain_id: int, targets: Sequence[int]) -> None:
+        """A new version of the chain with these SERVING targets."""
+        old = self.routing.chains[chain_id]
+        chains = dict(self.routing.chains)
+        chains[chain_id] = Chain(chain_id, old.version + 1, tuple((target, int(SERVING)) for target in targets))
+        self.routing = Routing(self.routing.version + 1, chains=chains, addresses=self.routing.addresses)
+
+    def client(self, policy: RetryPolicy | None = None) -> StorageClient:
+        return StorageClient(
+            self,
+            self,
+            ClientId(b"c" * 16),
+            policy=policy or RetryPolicy(deadline_s=30.0),
+            clock=self.clock,
+            rng=random.Random(1),
+            sleep=self.sleep,
+        )
+
+    def requests(self, method: Method) -> int:
+        return sum(call.method == method for worker in self.workers.values() for call in worker.requests)
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    return FakeCluster()
