@@ -15,7 +15,8 @@ from fireflyfs.common.clock import Clock
 
 AVOID_S = 2.0  # after a failure; shorter than it takes mgmtd to notice, so a live target is soon tried again
 LATENCY_WEIGHT = 0.2  # of the newest answer in the moving average
-LATENCY_START_S = 0.0005
+NEAR = 1.5  # loads within this ratio are as good as equal: averages of single answers are noisy
+EXPLORE = 1 / 16  # of the choices do not look at the load
 REQUEST_COST_BYTES = 16 * 1024  # what one request costs beside its bytes
 TARGETS_MAX = 65_536  # remembered at once
 
@@ -27,7 +28,7 @@ class _Load:
 
     def __init__(self) -> None:
         self.bytes = 0  # under way
-        self.s_per_byte = LATENCY_START_S / REQUEST_COST_BYTES
+        self.s_per_byte = 0.0  # not measured yet: taken before any other
         self.avoid_until_s = 0.0
 
 
@@ -57,7 +58,9 @@ class ReplicaChoice:
             if second >= first:
                 second += 1
             one, two = good[first], good[second]
-            return one if self._score(one) <= self._score(two) else two
+            if pick() < EXPLORE:
+                return one  # a target that was slow once would else never be measured again
+            return one if self._score(one) <= NEAR * self._score(two) else two
 
     def begin(self, target: int, nbytes: int) -> None:
         """A request for `nbytes` goes to `target`."""

@@ -242,6 +242,7 @@ class FakeCluster:
     # BlockingLink
     def call(self, address: Address, call: Call) -> Reply:
         with self.lock:
+            self.clock.advance(0.0001)
             return self.workers[int(address.tcp.removeprefix("fake:"))].serve(call)
 
     def call_many(self, calls: Sequence[tuple[Address, Call]]) -> list[Reply | FfsError]:
