@@ -17,6 +17,7 @@ from fireflyfs.storage.engine.interface import ChunkKey, Writer
 R = TypeVar("R")
 
 CHANNELS_MAX = 16_384
+RESULTS_MAX = 262_144  # of all channels together
 
 
 class _Channel(Generic[R]):
@@ -31,11 +32,13 @@ class _Channel(Generic[R]):
 class ExactlyOnce(Generic[R]):
     """(client, channel) to (sequence, results that were successes)."""
 
-    __slots__ = ("_channels", "_channels_max")
+    __slots__ = ("_channels", "_channels_max", "_results", "_results_max")
 
-    def __init__(self, channels_max: int = CHANNELS_MAX) -> None:
+    def __init__(self, channels_max: int = CHANNELS_MAX, results_max: int = RESULTS_MAX) -> None:
         self._channels: OrderedDict[tuple[bytes, int], _Channel[R]] = OrderedDict()
         self._channels_max = channels_max
+        self._results_max = results_max
+        self._results = 0
 
     def __len__(self) -> int:
         return len(self._channels)
@@ -56,8 +59,7 @@ class ExactlyOnce(Generic[R]):
                 self._channels.move_to_end(key)
                 channel.under_way = True
                 return Code.OK, channel.results
-        channel = self._channels[key] = _Channel(writer.sequence)
-        self._channels.move_to_end(key)
+        channel = self._open(key, writer.sequence)
         channel.under_way = True
         self._shrink()
         return Code.OK, {}
@@ -67,27 +69,42 @@ class ExactlyOnce(Generic[R]):
         channel = self._channels.get((writer.client_id, writer.channel))
         if channel is not None and channel.sequence == writer.sequence:
             channel.under_way = False
-            channel.results.update(successes)
+            self._keep(channel, successes)
+            self._shrink()
 
     def note(self, writer: Writer, successes: Iterable[tuple[ChunkKey, R]]) -> None:
         """A forwarded update was committed here: known if this replica becomes head. An older one is ignored."""
         key = (writer.client_id, writer.channel)
         channel = self._channels.get(key)
         if channel is None or channel.sequence < writer.sequence:
-            channel = self._channels[key] = _Channel(writer.sequence)
+            channel = self._open(key, writer.sequence)
         if channel.sequence == writer.sequence:
-            channel.results.update(successes)
+            self._keep(channel, successes)
             self._channels.move_to_end(key)
             self._shrink()
 
     def clear(self) -> None:
         """Forget everything: the target was unloaded."""
         self._channels.clear()
+        self._results = 0
+
+    def _open(self, key: tuple[bytes, int], sequence: int) -> _Channel[R]:
+        old = self._channels.get(key)
+        if old is not None:
+            self._results -= len(old.results)
+        channel = self._channels[key] = _Channel(sequence)
+        self._channels.move_to_end(key)
+        return channel
+
+    def _keep(self, channel: _Channel[R], successes: Iterable[tuple[ChunkKey, R]]) -> None:
+        before = len(channel.results)
+        channel.results.update(successes)
+        self._results += len(channel.results) - before
 
     def _shrink(self) -> None:
         # Channels under way are skipped: there are never more of them than requests in flight.
-        while len(self._channels) > self._channels_max:
+        while len(self._channels) > self._channels_max or self._results > self._results_max:
             oldest = next((key for key, channel in self._channels.items() if not channel.under_way), None)
             if oldest is None:
                 return
-            del self._channels[oldest]
+            self._results -= len(self._channels.pop(oldest).results)

@@ -1,0 +1,212 @@
+"""Brings a SYNCING successor up to date: the predecessor compares what both hold and replaces whole chunks.
+
+Clients go on writing meanwhile; their updates reach the successor as whole chunks. So the order matters: first wait for
+the updates that began before the successor was known, then read what it holds, then what we hold. Each chunk is looked
+at again under its lock before it is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from fireflyfs.client.routing import Chain
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.net.api import Call
+from fireflyfs.common.net.methods import Method
+from fireflyfs.proto import storage_pb2
+from fireflyfs.proto.storage_wire import UpdateFlag, UpdateKind
+from fireflyfs.storage.core import forward, resync, target
+from fireflyfs.storage.core.forward import Form, Hop
+from fireflyfs.storage.core.resync import Held, Step, Work
+from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Writer
+from fireflyfs.storage.service.forwarding import read_whole
+from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.update import Updater
+from fireflyfs.storage.service.wire import Item
+
+log = logging.getLogger(__name__)
+
+PAGE = 1024
+PARALLEL = 16
+PARALLEL_BYTES_MAX = 64 << 20
+RETRY_S = 1.0
+IDLE_S = 1.0
+CHUNK_DEADLINE_S = 30.0
+DRAIN_S = 60.0
+FLAGS = UpdateFlag.SYNCING | UpdateFlag.RESYNC
+_NOBODY = Writer(bytes(16), 0, 0)
+
+
+class Resync:
+    """The job of one target: runs while its successor is SYNCING. `rate_bytes_s` 0: as fast as it goes."""
+
+    def __init__(self, replicas: Replicas, updater: Updater, local: LocalTarget, rate_bytes_s: int = 0) -> None:
+        self._replicas = replicas
+        self._updater = updater
+        self._local = local
+        self._rate_bytes_s = rate_bytes_s
+        self._free_at_s = 0.0
+        self._bytes = 0
+        self._room = asyncio.Condition()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        done: tuple[int, int] | None = None  # (chain version, successor)
+        while True:
+            hop = self._due()
+            chain = self._local.chain
+            if hop is None or chain is None or done == (chain.version, hop.target_id):
+                await self._replicas.wait_change(IDLE_S)
+                continue
+            try:
+                await self.once(chain, hop)
+                done = (chain.version, hop.target_id)
+            except FfsError as exc:
+                log.warning("resync of target %d stopped: %s", hop.target_id, exc.message)
+                await self._replicas.wait_change(RETRY_S)
+            except Exception:
+                log.exception("resync of target %d failed", hop.target_id)
+                await self._replicas.wait_change(RETRY_S)
+
+    def _due(self) -> Hop | None:
+        local = self._local
+        if local.chain is None or not target.may_serve(local.state, local.public) or self._replicas.fenced():
+            return None
+        hop = forward.next_hop(local.chain, local.target_id)
+        return hop if hop is not None and hop.form is Form.REPLACE else None
+
+    async def once(self, chain: Chain, hop: Hop) -> None:
+        """One whole pass. Raises FfsError when the chain changes or the successor does not answer."""
+        local = self._local
+        log.info(
+            "chain %d version %d: target %d brings %d up to date",
+            chain.chain_id,
+            chain.version,
+            local.target_id,
+            hop.target_id,
+        )
+        if not await local.drain(DRAIN_S):
+            raise error(Code.TIMEOUT, "updates from before do not end")
+        local.resync_done, local.resync_total = 0, (await local.call(local.engine.space)).chunks
+        sent = removed = 0
+        after: ChunkKey | None = None
+        while True:
+            theirs, theirs_more = await self._page(chain, hop, after)
+            ours = await local.call(local.engine.scan, after, PAGE)
+            ours_more = len(ours) == PAGE
+            end = resync.horizon(ours, ours_more, theirs, theirs_more)
+            works = [work for work in resync.compare(ours, theirs, end) if work.step is not Step.SKIP]
+            await self._carry_out(chain, hop, works, {state.key: state for state in ours})
+            sent += sum(work.step is Step.WRITE for work in works)
+            removed += sum(work.step is Step.REMOVE for work in works)
+            local.resync_done += sum(end is None or state.key <= end for state in ours)
+            if end is None:
+                break
+            after = end
+        self._check(chain)
+        body = storage_pb2.SyncDoneRequest(chain_id=chain.chain_id, chain_version=chain.version).SerializeToString()
+        await self._ask(hop, Method.STORAGE_SYNC_DONE, body, 60.0)
+        log.info("target %d is up to date: %d chunks sent, %d removed", hop.target_id, sent, removed)
+
+    def _check(self, chain: Chain) -> None:
+        """Raises CHAIN_VERSION: another chain version begins a pass of its own."""
+        if self._local.chain is None or self._local.chain.version != chain.version:
+            raise error(Code.CHAIN_VERSION, f"chain {chain.chain_id} has changed")
+        self._replicas.check_fence()
+
+    async def _page(self, chain: Chain, hop: Hop, after: ChunkKey | None) -> tuple[list[Held], bool]:
+        request = storage_pb2.SyncStartRequest(chain_id=chain.chain_id, chain_version=chain.version, limit=PAGE)
+        if after is not None:
+            request.after.inode, request.after.index = after
+        reply = storage_pb2.SyncStartReply.FromString(
+            await self._ask(hop, Method.STORAGE_SYNC_START, request.SerializeToString(), 10.0)
+        )
+        page = [
+            Held(
+                ChunkKey(state.chunk.inode, state.chunk.index),
+                state.committed_version,
+                bool(state.pending_version),
+                state.length,
+                state.crc32c,
+                state.chunk_size,
+            )
+            for state in reply.chunks
+        ]
+        return page, reply.more
+
+    async def _ask(self, hop: Hop, method: Method, body: bytes, deadline_s: float) -> bytes:
+        call = Call(method, body, deadline_s=deadline_s)
+        reply = await self._replicas.link.call(self._replicas.routing.address(hop.target_id), call)
+        return bytes(reply.body)
+
+    async def _carry_out(self, chain: Chain, hop: Hop, works: Sequence[Work], ours: dict[ChunkKey, ChunkState]) -> None:
+        queue = list(reversed(works))
+
+        async def worker() -> None:
+            while queue:
+                self._check(chain)
+                work = queue.pop()
+                state = ours.get(work.key)
+                size = state.committed.length if state is not None and state.committed is not None else 0
+                await self._pace(size)
+                async with self._room:
+                    while self._bytes and self._bytes + size > PARALLEL_BYTES_MAX:
+                        await self._room.wait()
+                    self._bytes += size
+                try:
+                    await self._local.finish_anyway(self.repair(chain, hop, work.key))
+                except FfsError:
+                    queue.clear()  # the other workers stop after their chunk
+                    raise
+                finally:
+                    async with self._room:
+                        self._bytes -= size
+                        self._room.notify_all()
+
+        workers = [asyncio.ensure_future(worker()) for _ in range(min(PARALLEL, len(queue)))]
+        try:
+            for outcome in await asyncio.gather(*workers, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+        finally:
+            for task in workers:
+                task.cancel()
+        self._check(chain)
+
+    async def _pace(self, size: int) -> None:
+        if not self._rate_bytes_s:
+            return
+        now_s = self._replicas.clock.monotonic_s()
+        self._free_at_s = max(self._free_at_s, now_s) + size / self._rate_bytes_s
+        if self._free_at_s - now_s > 0.01:
+            await asyncio.sleep(self._free_at_s - now_s)
+
+    async def repair(self, chain: Chain, hop: Hop, key: ChunkKey) -> None:
+        """Make the successor's chunk what ours is now, or remove it. Raises FfsError."""
+        local = self._local
+        deadline_s = self._replicas.clock.monotonic_s() + CHUNK_DEADLINE_S
+        async with local.locks.hold([key], CHUNK_DEADLINE_S):
+            self._check(chain)
+            state = await local.call(local.engine.stat, key)
+            if state is not None and state.pending is not None:
+                code = await self._updater.finish_locked(local, chain.chain_id, state, deadline_s)
+                if code is not Code.OK:
+                    raise error(code, f"chunk {key.inode}.{key.chunk_index} has a pending version")
+                return  # finishing it has sent the whole chunk
+            committed = state.committed if state is not None else None
+            if state is None or committed is None:
+                item = Item(key, UpdateKind.REMOVE, 1, 1 << 16, 0)
+                writer = _NOBODY
+            else:
+                item = await local.call(read_whole, local, key, committed.version, pending=False)
+                writer = committed.writer
+            forwarder = self._updater.forwarder
+            answers = await forwarder.send_once(local, chain, hop, writer, [item], FLAGS, deadline_s)
+            answer = answers[key]
+            if answer.code is not Code.OK:
+                raise error(answer.code, f"chunk {key.inode}.{key.chunk_index} at target {hop.target_id}")
+            if committed is not None and answer.crc32c != committed.crc32c:
+                raise error(Code.CHECKSUM, f"chunk {key.inode}.{key.chunk_index} at target {hop.target_id}")
+            self._replicas.count("resync_chunks")

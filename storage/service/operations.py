@@ -1,0 +1,302 @@
+"""The methods of `proto/storage.proto`, one handler object for both lanes, and the bulk methods of the data link."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+import crc32c as crc32c_module
+
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.limits import CHUNK_BYTES_MAX, GRPC_MESSAGE_BYTES_MAX, UPDATE_ITEMS_MAX
+from fireflyfs.common.net.api import Call, Handler, ServerRequest
+from fireflyfs.common.net.methods import Method
+from fireflyfs.proto import storage_pb2
+from fireflyfs.proto.storage_wire import UpdateKind
+from fireflyfs.storage.core import forward, target
+from fireflyfs.storage.core.target import Public
+from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Extent, Writer
+from fireflyfs.storage.service.reading import Reader
+from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.update import Updater
+from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, decode_update, encode_results
+
+CONTROL_DEADLINE_S = 30.0
+PAGE_MAX = 2048  # chunk states in one SyncStart reply
+
+
+class StorageService:
+    """What a storage worker answers."""
+
+    def __init__(self, replicas: Replicas) -> None:
+        self._replicas = replicas
+        self.updater = Updater(replicas)
+        self.reader = Reader(replicas)
+        # For removals and truncations whose sender names no channel: each is its own request.
+        self._own_client = secrets.token_bytes(16)
+        self._own_sequence = 0
+
+    def bulk_handlers(self) -> dict[int, Handler]:
+        return {
+            Method.STORAGE_READ: self.reader.handle,
+            Method.STORAGE_WRITE: self._write,
+            Method.STORAGE_UPDATE: self._update,
+        }
+
+    async def _write(self, request: ServerRequest) -> None:
+        await self._run_update(request, from_client=True)
+
+    async def _update(self, request: ServerRequest) -> None:
+        await self._run_update(request, from_client=False)
+
+    async def _run_update(self, request: ServerRequest, *, from_client: bool) -> None:
+        update = decode_update(request.body, request.pull_lengths, from_client=from_client)
+        replicas = self._replicas
+        gate = replicas.client_gate if from_client else replicas.replica_gate
+        with gate.enter(update.data_bytes):
+            update.attach(await request.pull())
+            results = await self.updater.run(update, request.deadline_s, from_client=from_client)
+        replicas.count("updates" if from_client else "forwarded_updates", len(results))
+        replicas.count("bytes_written", update.data_bytes)
+        request.reply(encode_results(results))
+
+    # Single chunks, for any language
+
+    async def read_chunk(self, request: storage_pb2.ReadChunkRequest) -> storage_pb2.ReadChunkReply:
+        if request.length > min(CHUNK_BYTES_MAX, GRPC_MESSAGE_BYTES_MAX - 1024):
+            raise error(Code.TOO_LARGE, f"a read of {request.length} bytes")
+        self._replicas.check_fence()
+        local = self.reader.admit(request.chain_id, request.chain_version)
+        data = bytearray(request.length)
+        found = await self.reader.read(local, _key(request.chunk), request.offset, memoryview(data), self._deadline_s())
+        return storage_pb2.ReadChunkReply(data=bytes(data[: found.length]), version=found.version, crc32c=found.crc32c)
+
+    async def write_chunk(self, request: storage_pb2.WriteChunkRequest) -> storage_pb2.WriteChunkReply:
+        size = request.chunk_size
+        if not 0 < size <= CHUNK_BYTES_MAX or not request.data or request.offset + len(request.data) > size:
+            raise error(Code.INVALID, f"{len(request.data)} bytes at {request.offset} of a chunk of {size} bytes")
+        data = memoryview(request.data)
+        if crc32c_module.crc32c(data) != request.crc32c:
+            raise error(Code.CHECKSUM, "the data does not match its checksum")
+        extent = Extent(request.offset, data, request.crc32c)
+        item = Item(_key(request.chunk), UpdateKind.WRITE, 0, size, 0, extents=[extent])
+        writer = self._writer(request.client_id, request.channel, request.sequence)
+        result = (await self._through_chain(request.chain_id, request.chain_version, writer, [item]))[0]
+        return storage_pb2.WriteChunkReply(version=result.version, length=result.length)
+
+    async def truncate_chunk(self, request: storage_pb2.TruncateChunkRequest) -> storage_pb2.TruncateChunkReply:
+        local = self._head(request.chain_id, request.chain_version)
+        state = await local.call(local.engine.stat, _key(request.chunk))
+        if state is None:
+            return storage_pb2.TruncateChunkReply()
+        item = Item(state.key, UpdateKind.TRUNCATE, 0, state.chunk_size, min(request.length, state.chunk_size))
+        writer = self._writer(request.client_id, request.channel, request.sequence)
+        result = (await self._through_chain(request.chain_id, request.chain_version, writer, [item]))[0]
+        return storage_pb2.TruncateChunkReply(version=result.version, length=result.length)
+
+    async def remove_chunks(self, request: storage_pb2.RemoveChunksRequest) -> storage_pb2.RemoveChunksReply:
+        where = request.range
+        local = self._head(where.chain_id, where.chain_version)
+        limit = min(request.limit or UPDATE_ITEMS_MAX, UPDATE_ITEMS_MAX)
+        states = await local.call(local.engine.scan_inode, where.inode, where.begin, where.end, limit + 1)
+        more = len(states) > limit
+        items = [Item(state.key, UpdateKind.REMOVE, 0, state.chunk_size, 0) for state in states[:limit]]
+        if not items:
+            return storage_pb2.RemoveChunksReply()
+        writer = self._writer(request.client_id, request.channel, request.sequence)
+        await self._through_chain(where.chain_id, where.chain_version, writer, items)
+        return storage_pb2.RemoveChunksReply(removed=len(items), more=more)
+
+    async def _through_chain(
+        self, chain_id: int, chain_version: int, writer: Writer, items: list[Item]
+    ) -> list[Result]:
+        """An update of this server's own making. Raises the first failure of an item."""
+        request = UpdateRequest(chain_id, chain_version, writer, 0, items)
+        request.data_bytes = sum(len(extent.data) for item in items for extent in item.extents)
+        with self._replicas.client_gate.enter(request.data_bytes):
+            results = await self.updater.run(request, self._deadline_s(), from_client=True)
+        for result in results:
+            if result.code is not Code.OK:
+                raise error(result.code)
+        return results
+
+    # Questions
+
+    async def query_last_chunk(self, request: storage_pb2.QueryLastChunkRequest) -> storage_pb2.QueryLastChunkReply:
+        self._replicas.check_fence()
+        return storage_pb2.QueryLastChunkReply(results=[await self._last_chunk(where) for where in request.ranges])
+
+    async def _last_chunk(self, where: storage_pb2.ChunkRange) -> storage_pb2.LastChunk:
+        try:
+            local = self._head(where.chain_id, where.chain_version)
+            # The head commits last: what it has not committed yet, nobody was told of.
+            last = await local.call(local.engine.last_chunk, where.inode, where.begin, where.end)
+        except FfsError as exc:
+            return storage_pb2.LastChunk(status=int(exc.code))
+        if last is None:
+            return storage_pb2.LastChunk()
+        return storage_pb2.LastChunk(
+            found=True, index=last.chunk_index, length=last.length, chunks=last.chunks, used_bytes=last.used_bytes
+        )
+
+    async def query_chunk(self, request: storage_pb2.QueryChunkRequest) -> storage_pb2.QueryChunkReply:
+        self._replicas.check_fence()
+        local = self._replicas.local(request.chain_id)
+        if not target.may_serve(local.state, local.public):
+            raise error(Code.TARGET_OFFLINE)
+        state = local.engine.stat(_key(request.chunk))
+        if state is None:
+            return storage_pb2.QueryChunkReply()
+        return storage_pb2.QueryChunkReply(found=True, state=_state_message(state))
+
+    async def space(self, request: storage_pb2.SpaceRequest) -> storage_pb2.SpaceReply:
+        reply = storage_pb2.SpaceReply()
+        for local in self._replicas.targets.values():
+            space = local.space if local.state.failed else await local.call(local.engine.space)
+            reply.targets.add(
+                target_id=local.target_id,
+                chain_id=local.chain.chain_id if local.chain is not None else 0,
+                path=str(local.path or ""),
+                capacity_bytes=space.capacity_bytes,
+                free_bytes=space.free_bytes,
+                used_bytes=space.used_bytes,
+                chunks=space.chunks,
+            )
+        return reply
+
+    async def stats(self, request: storage_pb2.StatsRequest) -> storage_pb2.StatsReply:
+        values = dict(self._replicas.counters)
+        for name, gate in (("client", self._replicas.client_gate), ("forwarded", self._replicas.replica_gate)):
+            values[f"{name}_requests_in_flight"] = gate.requests
+            values[f"{name}_bytes_in_flight"] = gate.bytes
+        for local in self._replicas.targets.values():
+            prefix = f"target.{local.target_id}."
+            values[prefix + "chunks_locked"] = len(local.locks)
+            values[prefix + "channels"] = len(local.once)
+            for key, value in (await local.call(local.engine.stats)).items():
+                values[prefix + key] = value
+        return storage_pb2.StatsReply(values=values)
+
+    # Durability
+
+    async def sync_chains(self, request: storage_pb2.SyncChainsRequest) -> storage_pb2.SyncChainsReply:
+        """Forwarded: this worker's targets only. Otherwise every replica of the chains, each worker asked once."""
+        if request.forwarded:
+            await asyncio.gather(*(self._sync_local(chain_id) for chain_id in set(request.chains)))
+            return storage_pb2.SyncChainsReply()
+        deadline_s = self._deadline_s()
+        attempt = 0
+        while True:
+            try:
+                await self._sync_everywhere(sorted(set(request.chains)))
+                return storage_pb2.SyncChainsReply()
+            except FfsError as exc:
+                attempt += 1
+                pause = forward.backoff_s(attempt)
+                if not forward.try_again(exc.code) or self._replicas.clock.monotonic_s() + pause > deadline_s:
+                    raise
+                await self._replicas.wait_change(pause)
+
+    async def _sync_everywhere(self, chains: list[int]) -> None:
+        routing = self._replicas.routing
+        here: set[int] = set()
+        there: dict[str, tuple[int, list[int]]] = {}
+        for chain_id in chains:
+            for target_id, state in routing.chain(chain_id).targets:
+                if state not in (Public.SERVING, Public.SYNCING):
+                    continue
+                if target_id in self._replicas.targets:
+                    here.add(chain_id)
+                    continue
+                address = routing.address(target_id)
+                there.setdefault(address.tcp or address.unix, (target_id, []))[1].append(chain_id)
+
+        async def ask(target_id: int, asked: list[int]) -> None:
+            body = storage_pb2.SyncChainsRequest(chains=asked, forwarded=True).SerializeToString()
+            call = Call(Method.STORAGE_SYNC_CHAINS, body, deadline_s=10.0)
+            await self._replicas.link.call(routing.address(target_id), call)
+
+        work = [self._sync_local(chain_id) for chain_id in sorted(here)]
+        work += [ask(target_id, asked) for target_id, asked in there.values()]
+        # All are waited for, so that none is left running behind an error.
+        for outcome in await asyncio.gather(*work, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _sync_local(self, chain_id: int) -> None:
+        self._replicas.check_fence()
+        local = self._replicas.local(chain_id)
+        if not target.may_receive(local.state, local.public):
+            raise error(Code.TARGET_OFFLINE, f"target {local.target_id} does not serve")
+        await local.call(local.engine.sync)
+
+    # Recovery, at the SYNCING successor
+
+    async def sync_start(self, request: storage_pb2.SyncStartRequest) -> storage_pb2.SyncStartReply:
+        local = self._syncing(request.chain_id, request.chain_version)
+        after = _key(request.after) if request.HasField("after") else None
+        limit = min(request.limit or PAGE_MAX, PAGE_MAX)
+        states = await local.call(local.engine.scan, after, limit)
+        return storage_pb2.SyncStartReply(chunks=map(_state_message, states), more=len(states) == limit)
+
+    async def sync_done(self, request: storage_pb2.SyncDoneRequest) -> storage_pb2.SyncDoneReply:
+        local = self._syncing(request.chain_id, request.chain_version)
+        # What was fsynced on the other replicas before this one came must be on its disk before it counts as one.
+        await local.call(local.engine.sync)
+        local = self._syncing(request.chain_id, request.chain_version)
+        local.set_state(target.on_sync_done(local.state, local.public))
+        return storage_pb2.SyncDoneReply()
+
+    def _syncing(self, chain_id: int, chain_version: int) -> LocalTarget:
+        self._replicas.check_fence()
+        local = self._replicas.local(chain_id)
+        ours = local.chain.version if local.chain is not None else 0
+        if ours != chain_version:
+            raise error(Code.CHAIN_VERSION, f"chain {chain_id} has version {ours} here, not {chain_version}")
+        if local.public is not Public.SYNCING or not target.may_receive(local.state, local.public):
+            raise error(Code.TARGET_OFFLINE, f"target {local.target_id} is not syncing")
+        return local
+
+    def _head(self, chain_id: int, chain_version: int) -> LocalTarget:
+        self._replicas.check_fence()
+        local = self._replicas.local(chain_id)
+        chain = local.chain
+        if chain is None or chain.version != chain_version:
+            raise error(
+                Code.CHAIN_VERSION, f"chain {chain_id} has version {chain.version if chain else 0}, not {chain_version}"
+            )
+        if not target.may_serve(local.state, local.public):
+            raise error(Code.TARGET_OFFLINE, f"target {local.target_id} does not serve")
+        if not forward.is_head(chain, local.target_id):
+            raise error(Code.NOT_HEAD)
+        return local
+
+    def _writer(self, client_id: bytes, channel: int, sequence: int) -> Writer:
+        if not client_id:
+            self._own_sequence += 1
+            return Writer(self._own_client, self._own_sequence & 0xFFFFFFFF, self._own_sequence)
+        if len(client_id) != 16:
+            raise error(Code.INVALID, f"a client id of {len(client_id)} bytes")
+        return Writer(client_id, channel, sequence)
+
+    def _deadline_s(self) -> float:
+        return self._replicas.clock.monotonic_s() + CONTROL_DEADLINE_S
+
+
+def _key(chunk: storage_pb2.ChunkId) -> ChunkKey:
+    return ChunkKey(chunk.inode, chunk.index)
+
+
+def _state_message(state: ChunkState) -> storage_pb2.ChunkState:
+    committed = state.committed
+    message = storage_pb2.ChunkState(
+        chunk=storage_pb2.ChunkId(inode=state.key.inode, index=state.key.chunk_index),
+        pending_version=state.pending.version if state.pending is not None else 0,
+        chunk_size=state.chunk_size,
+    )
+    if committed is not None:
+        message.committed_version = committed.version
+        message.chain_version = committed.chain_version
+        message.length = committed.length
+        message.crc32c = committed.crc32c
+    return message

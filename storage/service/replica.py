@@ -1,0 +1,231 @@
+"""The targets of this worker, and what it knows of the cluster: shared by all request handlers and background jobs.
+
+Everything here belongs to the worker's event loop; only `LocalTarget.call` leaves it, for one of the target's threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from fireflyfs.client.routing import Chain, Routing
+from fireflyfs.common.clock import Clock
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.net.api import AsyncLink
+from fireflyfs.proto import mgmtd_pb2
+from fireflyfs.storage.core import fence, forward, target
+from fireflyfs.storage.core.exactly_once import ExactlyOnce
+from fireflyfs.storage.core.target import Public, TargetState
+from fireflyfs.storage.engine.interface import ChunkEngine, Space
+from fireflyfs.storage.service.locks import Gate, KeyLocks
+from fireflyfs.storage.service.wire import Result
+
+log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+CLIENT_UPDATES_MAX = 1024
+CLIENT_UPDATE_BYTES_MAX = 192 << 20
+FORWARDED_UPDATES_MAX = 1024
+FORWARDED_UPDATE_BYTES_MAX = 192 << 20
+# Below this much free space an update is stored here before it is forwarded: it could still be refused.
+HEADROOM_BYTES = 512 << 20
+
+
+class LocalTarget:
+    """One target directory: its engine, its threads, its state in its chain."""
+
+    def __init__(self, target_id: int, engine: ChunkEngine, *, path: Path | None = None, threads: int = 4) -> None:
+        self.target_id = target_id
+        self.engine = engine
+        self.path = path
+        self.state = TargetState()
+        self.public = Public.UNKNOWN
+        self.chain: Chain | None = None
+        self.locks = KeyLocks()
+        self.once: ExactlyOnce[Result] = ExactlyOnce()
+        self.space = Space(0, 0, 0, 0)
+        self.resync_done = 0
+        self.resync_total = 0
+        self._running: set[asyncio.Task[Any]] = set()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"target-{target_id}")
+        self.on_change: Callable[[], None] = lambda: None
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run blocking engine work in a thread of this target. A failed disk takes the target offline."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
+        except FfsError as exc:
+            if exc.code is Code.DISK_FAILED:
+                self.fail(exc.message)
+            raise
+        except OSError as exc:
+            self.fail(str(exc))
+            raise error(Code.DISK_FAILED, str(exc)) from exc
+
+    async def finish_anyway(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work`, which runs to its end even when the caller is cancelled: it holds locks over thread work."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait for the updates that are under way now, not for later ones. False when some did not end in time."""
+        running = set(self._running)
+        if not running:
+            return True
+        _, late = await asyncio.wait(running, timeout=timeout_s)
+        return not late
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._running)
+
+    def set_state(self, state: TargetState) -> None:
+        if state != self.state:
+            log.info("target %d: %s, was %s: %s", self.target_id, state.local.name, self.state.local.name, state.why)
+            changed = state.local is not self.state.local
+            self.state = state
+            if changed:
+                self.on_change()
+
+    def fail(self, why: str) -> None:
+        """The disk cannot be used: out until the process starts again."""
+        if not self.state.failed:
+            log.error("target %d goes offline: %s", self.target_id, why)
+        self.set_state(target.on_failure(self.state, why))
+
+    def diverge(self, why: str) -> None:
+        """This replica lacks what its successors have committed: it leaves the chain and returns by a resync."""
+        log.error("target %d leaves its chain: %s", self.target_id, why)
+        self.set_state(target.on_divergence(self.state, why))
+
+    def roomy(self, size: int) -> bool:
+        """Whether there is so much space that an update of `size` bytes will certainly find room."""
+        return self.space.free_bytes > HEADROOM_BYTES + size
+
+    def report(self) -> mgmtd_pb2.TargetReport:
+        return mgmtd_pb2.TargetReport(
+            target_id=self.target_id,
+            local_state=mgmtd_pb2.LocalState.Name(int(self.state.local)),
+            chain_version=self.chain.version if self.chain is not None else 0,
+            capacity_bytes=self.space.capacity_bytes,
+            free_bytes=self.space.free_bytes,
+            used_bytes=self.space.used_bytes,
+            path=str(self.path or ""),
+            resync_done_chunks=self.resync_done,
+            resync_total_chunks=self.resync_total,
+        )
+
+    def close(self) -> None:
+        """Waits for the threads, then closes the engine."""
+        self._pool.shutdown(wait=True)
+        self.engine.close()
+
+
+class _Forward:
+    """A call to a successor that a change of the chain ends."""
+
+    __slots__ = ("hop", "superseded", "target", "task")
+
+    def __init__(self, target: LocalTarget, hop: forward.Hop, task: asyncio.Task[Any]) -> None:
+        self.target = target
+        self.hop = hop
+        self.task = task
+        self.superseded = False
+
+
+class Replicas:
+    """All targets of this worker and the newest routing."""
+
+    def __init__(
+        self,
+        targets: Sequence[LocalTarget],
+        link: AsyncLink,
+        clock: Clock,
+        *,
+        fence_s: float = fence.FENCE_S,
+        last_heartbeat_s: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self.targets = {local.target_id: local for local in targets}
+        self.link = link
+        self.clock = clock
+        self.fence_s = fence_s
+        self.last_heartbeat_s = last_heartbeat_s
+        self.routing = Routing()
+        self.client_gate = Gate(CLIENT_UPDATES_MAX, CLIENT_UPDATE_BYTES_MAX)
+        self.replica_gate = Gate(FORWARDED_UPDATES_MAX, FORWARDED_UPDATE_BYTES_MAX)
+        self.counters: dict[str, float] = {}
+        self._by_chain: dict[int, LocalTarget] = {}
+        self._changed: asyncio.Event = asyncio.Event()
+        self._forwards: set[_Forward] = set()
+
+    def count(self, name: str, amount: float = 1) -> None:
+        self.counters[name] = self.counters.get(name, 0) + amount
+
+    def install(self, routing: Routing) -> None:
+        """mgmtd's newest word: moves the targets' states, ends forwards whose successor has changed."""
+        self.routing = routing
+        by_chain: dict[int, LocalTarget] = {}
+        for local in self.targets.values():
+            info = routing.targets.get(local.target_id)
+            chain = routing.chains.get(info.chain_id) if info is not None else None
+            local.chain = chain
+            local.public = Public(forward.public_state(chain, local.target_id)) if chain is not None else Public.UNKNOWN
+            if chain is not None:
+                other = by_chain.setdefault(chain.chain_id, local)
+                if other is not local:
+                    log.error("targets %d and %d of one worker are in one chain", other.target_id, local.target_id)
+            local.set_state(target.on_routing(local.state, local.public))
+        self._by_chain = by_chain
+        for call in self._forwards:
+            chain = call.target.chain
+            if chain is None or forward.next_hop(chain, call.target.target_id) != call.hop:
+                call.superseded = True
+                call.task.cancel()
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def wait_change(self, timeout_s: float) -> None:
+        """Returns when newer routing is installed, or after `timeout_s`."""
+        try:
+            await asyncio.wait_for(self._changed.wait(), timeout_s)
+        except TimeoutError:
+            pass
+
+    def fenced(self) -> bool:
+        return fence.is_fenced(self.clock.monotonic_s(), self.last_heartbeat_s(), self.fence_s)
+
+    def check_fence(self) -> None:
+        """Raises FENCED."""
+        if self.fenced():
+            raise error(Code.FENCED, f"no heartbeat was answered for {self.fence_s:g} s")
+
+    def local(self, chain_id: int) -> LocalTarget:
+        """This worker's target of the chain. Raises NO_CHAIN and TARGET_OFFLINE."""
+        try:
+            return self._by_chain[chain_id]
+        except KeyError:
+            self.routing.chain(chain_id)
+            raise error(Code.TARGET_OFFLINE, f"no target of chain {chain_id} is here") from None
+
+    async def until_superseded(self, local: LocalTarget, hop: forward.Hop, work: Coroutine[Any, Any, T]) -> T:
+        """Await a call to the successor `hop`. Raises UNAVAILABLE once it is no longer the next."""
+        task = asyncio.get_running_loop().create_task(work)
+        call = _Forward(local, hop, task)
+        self._forwards.add(call)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if call.superseded:
+                raise error(Code.UNAVAILABLE, f"target {hop.target_id} is no longer the successor") from None
+            task.cancel()
+            raise
+        finally:
+            self._forwards.discard(call)

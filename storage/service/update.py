@@ -1,0 +1,322 @@
+"""One update request on one replica: lock, decide, store, forward, commit.
+
+The order, and why:
+1. The data is verified before anything is locked: a damaged request costs nobody anything.
+2. All chunks are locked in key order (no deadlock), then the chain version is checked again: a request that waited for
+   a lock may have waited through a change of the chain.
+3. From the moment of the lock a read of the chunk asks the tail (`KeyLocks.held`), so the successors may commit before
+   this replica has even stored the update: storing and forwarding run side by side.
+4. This replica commits only what its successor has committed with the same checksum.
+The whole runs to its end when its caller goes away, because threads work under the locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import crc32c as crc32c_module
+
+from fireflyfs.client.routing import Chain
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.proto.storage_wire import UpdateFlag, UpdateKind
+from fireflyfs.storage.core import forward, target, versions
+from fireflyfs.storage.core.forward import Form
+from fireflyfs.storage.core.target import Public
+from fireflyfs.storage.core.versions import Action, Decision
+from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Update, Version
+from fireflyfs.storage.service.forwarding import Forwarder
+from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, failed
+
+INLINE_BYTES_MAX = 128 << 10  # up to here checksums and look-ups cost less than handing them to a thread
+INLINE_ITEMS_MAX = 8
+FINISH_ROUNDS_MAX = 3
+LOCK_WAIT_MAX_S = 30.0
+
+Applied = dict[ChunkKey, Version | Code]
+
+
+class Updater:
+    """Runs updates; the same code for a client's write at the head and a forwarded one further down."""
+
+    def __init__(self, replicas: Replicas) -> None:
+        self._replicas = replicas
+        self.forwarder = Forwarder(replicas)
+
+    async def run(self, request: UpdateRequest, deadline_s: float, *, from_client: bool) -> list[Result]:
+        """One result for each item, in order. Raises FfsError when the request as a whole is refused."""
+        local = self._replicas.local(request.chain_id)
+        self._admit(local, request, from_client)
+        bad = await self._verify(local, request)
+        writer = request.writer
+        earlier: dict[ChunkKey, Result] = {}
+        if from_client:
+            code, earlier = local.once.begin(writer)
+            if code is not Code.OK:
+                raise error(code, f"sequence {writer.sequence} of channel {writer.channel}")
+        results = dict(earlier) | {key: failed(Code.CHECKSUM) for key in bad}
+        todo = [item for item in request.items if item.key not in results]
+        fresh: dict[ChunkKey, Result] = {}
+        try:
+            if todo:
+                fresh = await local.finish_anyway(self._locked(local, request, todo, deadline_s, from_client))
+        finally:
+            successes = [(key, result) for key, result in fresh.items() if result.code is Code.OK]
+            if from_client:
+                local.once.end(writer, successes)
+            elif not request.flags & UpdateFlag.RESYNC:
+                local.once.note(writer, successes)
+        results.update(fresh)
+        return [results[item.key] for item in request.items]
+
+    def _admit(self, local: LocalTarget, request: UpdateRequest, from_client: bool) -> Chain:
+        self._replicas.check_fence()
+        chain = self._replicas.routing.chain(request.chain_id)
+        if chain.version != request.chain_version:
+            raise error(
+                Code.CHAIN_VERSION,
+                f"chain {chain.chain_id} has version {chain.version} here, the request says {request.chain_version}",
+            )
+        if from_client:
+            if not target.may_serve(local.state, local.public):
+                raise error(Code.TARGET_OFFLINE, f"target {local.target_id} does not serve")
+            if not forward.is_head(chain, local.target_id):
+                raise error(Code.NOT_HEAD, f"target {local.target_id} is not the head of chain {chain.chain_id}")
+        elif not target.may_receive(local.state, local.public):
+            raise error(Code.TARGET_OFFLINE, f"target {local.target_id} takes no updates")
+        elif bool(request.flags & UpdateFlag.SYNCING) is not (local.public is Public.SYNCING):
+            raise error(Code.CHAIN_VERSION, f"target {local.target_id} is {local.public.name}")
+        return chain
+
+    async def _verify(self, local: LocalTarget, request: UpdateRequest) -> set[ChunkKey]:
+        if request.data_bytes <= INLINE_BYTES_MAX:
+            return _damaged(request.items)
+        return await local.call(_damaged, request.items)
+
+    async def _locked(
+        self, local: LocalTarget, request: UpdateRequest, items: Sequence[Item], deadline_s: float, from_client: bool
+    ) -> dict[ChunkKey, Result]:
+        wait_s = min(LOCK_WAIT_MAX_S, max(0.0, deadline_s - self._replicas.clock.monotonic_s()))
+        async with local.locks.hold(sorted(item.key for item in items), wait_s):
+            chain = self._admit(local, request, from_client)
+            keys = [item.key for item in items]
+            if len(keys) <= INLINE_ITEMS_MAX:
+                states = _stat_all(local, keys)
+            else:
+                states = await local.call(_stat_all, local, keys)
+            results: dict[ChunkKey, Result] = {}
+            fresh: list[Item] = []
+            again: list[Item] = []
+            for item in items:
+                decision, state = await self._decide(
+                    local, chain, request, item, states[item.key], deadline_s, from_client
+                )
+                if decision.action is Action.APPLY:
+                    item.version = decision.version
+                    fresh.append(item)
+                elif decision.action is Action.FORWARD:
+                    item.version = decision.version
+                    item.whole = True
+                    again.append(item)
+                elif decision.action is Action.REFUSE:
+                    results[item.key] = failed(decision.code)
+                else:
+                    results[item.key] = _as_it_is(chain, state)
+            if fresh or again:
+                results.update(await self._store(local, chain, request, fresh, again, states, deadline_s))
+            return results
+
+    async def _decide(
+        self,
+        local: LocalTarget,
+        chain: Chain,
+        request: UpdateRequest,
+        item: Item,
+        state: ChunkState | None,
+        deadline_s: float,
+        from_client: bool,
+    ) -> tuple[Decision, ChunkState | None]:
+        if not from_client:
+            syncing = bool(request.flags & UpdateFlag.SYNCING)
+            decision = versions.decide_replica(
+                state, item.kind, item.version, item.crc32c, request.writer, syncing=syncing
+            )
+            return decision, state
+        replace = False
+        for _ in range(FINISH_ROUNDS_MAX):
+            decision = versions.decide_head(state, item.kind, item.length, request.writer, replace_pending=replace)
+            if decision.action is not Action.FINISH_FIRST or state is None:
+                return decision, state
+            outcome = await self.finish_locked(local, chain.chain_id, state, deadline_s)
+            if outcome is not Code.OK:
+                if not versions.may_replace_pending(outcome):
+                    return Decision(Action.REFUSE, 0, outcome, "the pending version cannot be finished"), state
+                replace = True
+            state = await local.call(local.engine.stat, item.key)
+        return Decision(Action.REFUSE, 0, Code.CHUNK_BUSY, "a pending version does not go away"), state
+
+    async def finish_locked(self, local: LocalTarget, chain_id: int, state: ChunkState, deadline_s: float) -> Code:
+        """Forward and commit the chunk's pending version. The caller holds the chunk's lock."""
+        pending = state.pending
+        if pending is None:
+            return Code.OK
+        self._replicas.count("pending_finished")
+        item = Item(state.key, UpdateKind.REPLACE, pending.version, state.chunk_size, pending.length, whole=True)
+        outcome = await self.forwarder.forward(local, chain_id, pending.writer, [item], deadline_s)
+        answer = outcome[state.key]
+        if answer.code is not Code.OK:
+            return answer.code
+        committed = await self._commit(local, {state.key: pending}, outcome)
+        result = committed[state.key]
+        if result.code is Code.OK:
+            local.once.note(pending.writer, [(state.key, result)])
+        return result.code
+
+    async def _store(
+        self,
+        local: LocalTarget,
+        chain: Chain,
+        request: UpdateRequest,
+        fresh: list[Item],
+        again: list[Item],
+        states: Mapping[ChunkKey, ChunkState | None],
+        deadline_s: float,
+    ) -> dict[ChunkKey, Result]:
+        updates = [
+            Update(
+                item.key,
+                item.kind,
+                item.version,
+                chain.version,
+                item.chunk_size,
+                item.length,
+                item.extents,
+                request.writer,
+            )
+            for item in fresh
+        ]
+        hop = forward.next_hop(chain, local.target_id)
+        if hop is not None and hop.form is Form.NONE and not again:
+            # The tail commits at once, in the same visit to a thread. A successor that appears meanwhile misses
+            # nothing: its resync begins by waiting for the updates under way (`LocalTarget.drain`).
+            applied = await local.call(_apply_and_commit, local, updates, chain.version)
+            return {
+                key: _result(chain.version, found) if isinstance(found, Version) else failed(found)
+                for key, found in applied.items()
+            }
+        items = fresh + again
+        pendings: dict[ChunkKey, Version] = {}
+        for item in again:
+            state = states[item.key]
+            if state is not None and state.pending is not None:
+                pendings[item.key] = state.pending
+        side_by_side = hop is not None and hop.form is Form.SAME and local.roomy(request.data_bytes)
+        writer = request.writer
+        if side_by_side:
+            storing = asyncio.ensure_future(_applied(local, updates))
+            outcome = await self.forwarder.forward(local, chain.chain_id, writer, items, deadline_s, storing)
+            applied = await storing
+        else:
+            applied = await _applied(local, updates)
+            items = [item for item in items if not isinstance(applied.get(item.key), Code)]
+            outcome = await self.forwarder.forward(local, chain.chain_id, writer, items, deadline_s)
+        results: dict[ChunkKey, Result] = {}
+        for key, found in applied.items():
+            if isinstance(found, Version):
+                pendings[key] = found
+                continue
+            results[key] = failed(found)
+            if key in outcome and outcome[key].code is Code.OK:
+                if found is Code.CHECKSUM:
+                    await local.call(local.engine.quarantine, key, "stored bytes do not match, found by an update")
+                local.diverge(f"chunk {key.inode}.{key.chunk_index}: stored further down, here {found.name}")
+        for key in pendings:
+            if outcome[key].code is not Code.OK:
+                results[key] = failed(outcome[key].code)
+        results.update(
+            await self._commit(local, {key: found for key, found in pendings.items() if key not in results}, outcome)
+        )
+        return results
+
+    async def _commit(
+        self, local: LocalTarget, pendings: Mapping[ChunkKey, Version], outcome: Mapping[ChunkKey, Result]
+    ) -> dict[ChunkKey, Result]:
+        """Commit what the successor has committed, when both hold the same bytes."""
+        results: dict[ChunkKey, Result] = {}
+        by_version: dict[int, list[tuple[ChunkKey, int]]] = {}
+        for key, found in pendings.items():
+            answer = outcome[key]
+            if answer.crc32c and not found.removed and answer.crc32c != found.crc32c:
+                local.diverge(
+                    f"chunk {key.inode}.{key.chunk_index} version {found.version}: "
+                    f"checksum {found.crc32c:08x} here, {answer.crc32c:08x} further down"
+                )
+                results[key] = failed(Code.CHECKSUM)
+                continue
+            by_version.setdefault(answer.chain_version, []).append((key, found.version))
+            results[key] = _result(answer.chain_version, found)
+        for chain_version, keys in by_version.items():
+            try:
+                await local.call(local.engine.commit, keys, chain_version)
+            except FfsError as exc:
+                local.diverge(f"cannot commit: {exc.message}")
+                results.update((key, failed(exc.code)) for key, _ in keys)
+        return results
+
+
+def _damaged(items: Sequence[Item]) -> set[ChunkKey]:
+    return {
+        item.key for item in items if any(crc32c_module.crc32c(extent.data) != extent.crc32c for extent in item.extents)
+    }
+
+
+def _stat_all(local: LocalTarget, keys: Sequence[ChunkKey]) -> dict[ChunkKey, ChunkState | None]:
+    stat = local.engine.stat
+    return {key: stat(key) for key in keys}
+
+
+def _apply(local: LocalTarget, updates: Sequence[Update]) -> Applied:
+    """Versions that are pending now, or why not, chunk by chunk. Raises FfsError only for a failed disk."""
+    if not updates:
+        return {}
+    try:
+        return dict(zip([update.key for update in updates], local.engine.apply(updates), strict=True))
+    except FfsError as exc:
+        if exc.code is Code.DISK_FAILED:
+            raise
+        if len(updates) == 1:
+            return {updates[0].key: exc.code}
+    # One of them cannot be stored: find out which. Those that are stored already take it again without harm.
+    applied: Applied = {}
+    for update in updates:
+        applied.update(_apply(local, [update]))
+    return applied
+
+
+async def _applied(local: LocalTarget, updates: Sequence[Update]) -> Applied:
+    try:
+        return await local.call(_apply, local, updates)
+    except FfsError as exc:
+        return {update.key: exc.code for update in updates}
+
+
+def _apply_and_commit(local: LocalTarget, updates: Sequence[Update], chain_version: int) -> Applied:
+    applied = _apply(local, updates)
+    keys = [(key, found.version) for key, found in applied.items() if isinstance(found, Version)]
+    if keys:
+        local.engine.commit(keys, chain_version)
+    return applied
+
+
+def _result(chain_version: int, found: Version) -> Result:
+    if found.removed:
+        return Result(Code.OK, chain_version, found.version, 0, 0)
+    return Result(Code.OK, chain_version, found.version, found.length, found.crc32c)
+
+
+def _as_it_is(chain: Chain, state: ChunkState | None) -> Result:
+    committed = state.committed if state is not None else None
+    if committed is None:
+        return Result(Code.OK, chain.version, 0, 0, 0)
+    return Result(Code.OK, chain.version, committed.version, committed.length, committed.crc32c)

@@ -1,0 +1,216 @@
+"""Packed requests of the data link as objects, and back; what makes no sense is refused before anything is done."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from fireflyfs.common.errors import Code, error
+from fireflyfs.common.limits import (
+    CHUNK_BYTES_MAX,
+    CHUNK_EXTENTS_MAX,
+    FRAME_SEGMENTS_MAX,
+    READ_ITEMS_MAX,
+    UPDATE_ITEMS_MAX,
+)
+from fireflyfs.proto.storage_wire import (
+    EXTENT,
+    READ_IO,
+    READ_RESULT,
+    UPDATE_HEADER,
+    UPDATE_ITEM,
+    UPDATE_RESULT,
+    UpdateKind,
+)
+from fireflyfs.storage.engine.interface import ChunkKey, Extent, Writer
+
+_HEADER = struct.Struct("<II16sQIIII")
+assert _HEADER.size == UPDATE_HEADER.itemsize
+_EMPTY = memoryview(b"")
+
+
+class Result(NamedTuple):
+    """What becomes of one chunk of an update: the fields of UPDATE_RESULT."""
+
+    code: Code
+    chain_version: int
+    version: int
+    length: int
+    crc32c: int
+
+
+def failed(code: Code) -> Result:
+    return Result(code, 0, 0, 0, 0)
+
+
+@dataclass(slots=True)
+class Item:
+    """One chunk of an update. `extents` carry the data once it was pulled."""
+
+    key: ChunkKey
+    kind: UpdateKind
+    version: int
+    chunk_size: int
+    length: int
+    crc32c: int = 0
+    extents: list[Extent] = field(default_factory=list)
+    whole: bool = False  # forwarded as the whole stored pending content, whatever `extents` say
+
+
+@dataclass(slots=True)
+class UpdateRequest:
+    """One STORAGE_WRITE or STORAGE_UPDATE."""
+
+    chain_id: int
+    chain_version: int
+    writer: Writer
+    flags: int
+    items: list[Item]
+    data_bytes: int = 0
+
+    def attach(self, pieces: Sequence[memoryview]) -> None:
+        """Give each extent its pulled data, in order."""
+        place = 0
+        for item in self.items:
+            for number, extent in enumerate(item.extents):
+                item.extents[number] = extent._replace(data=pieces[place])
+                place += 1
+
+
+def decode_update(body: memoryview, pull_lengths: Sequence[int], *, from_client: bool) -> UpdateRequest:
+    """Raises PROTOCOL and TOO_LARGE. The extents have no data yet: see `attach`."""
+    if len(body) < _HEADER.size:
+        raise error(Code.PROTOCOL, f"an update of {len(body)} bytes has no header")
+    chain_id, chain_version, client_id, sequence, channel, n_items, n_extents, flags = _HEADER.unpack_from(body)
+    if n_items > UPDATE_ITEMS_MAX or n_extents > FRAME_SEGMENTS_MAX:
+        raise error(Code.TOO_LARGE, f"{n_items} chunks in {n_extents} extents; at most {UPDATE_ITEMS_MAX} chunks")
+    expected = _HEADER.size + n_items * UPDATE_ITEM.itemsize + n_extents * EXTENT.itemsize
+    if len(body) != expected:
+        raise error(Code.PROTOCOL, f"an update of {len(body)} bytes, its counts say {expected}")
+    if len(pull_lengths) != n_extents:
+        raise error(Code.PROTOCOL, f"{len(pull_lengths)} pieces of data for {n_extents} extents")
+    rows = np.frombuffer(body, UPDATE_ITEM, n_items, _HEADER.size).tolist()
+    extents = np.frombuffer(body, EXTENT, n_extents, _HEADER.size + n_items * UPDATE_ITEM.itemsize).tolist()
+    items: list[Item] = []
+    place = 0
+    for inode, index, version, kind, count, chunk_size, length, crc32c in rows:
+        mine = extents[place : place + count]
+        if len(mine) != count:
+            raise error(Code.PROTOCOL, "the items name more extents than there are")
+        lengths = pull_lengths[place : place + count]
+        place += count
+        if kind not in _KINDS:
+            raise error(Code.PROTOCOL, f"unknown kind of update {kind}")
+        if from_client and (version or kind == UpdateKind.REPLACE):
+            raise error(Code.PROTOCOL, "a client's update has no version and replaces no whole chunk")
+        _check_item(kind, count, chunk_size, length, mine, lengths)
+        data = [Extent(offset, _EMPTY, crc) for offset, _, crc, _ in mine]
+        items.append(Item(ChunkKey(inode, index), UpdateKind(kind), version, chunk_size, length, crc32c, data))
+    if place != n_extents:
+        raise error(Code.PROTOCOL, f"the items name {place} of {n_extents} extents")
+    if len({item.key for item in items}) != len(items):
+        raise error(Code.PROTOCOL, "an update names a chunk twice")
+    writer = Writer(client_id, channel, sequence)
+    return UpdateRequest(chain_id, chain_version, writer, flags, items, sum(pull_lengths))
+
+
+_KINDS = frozenset(int(kind) for kind in UpdateKind)
+
+
+def _check_item(
+    kind: int,
+    count: int,
+    chunk_size: int,
+    length: int,
+    extents: Sequence[tuple[int, int, int, int]],
+    pulled: Sequence[int],
+) -> None:
+    if not 0 < chunk_size <= CHUNK_BYTES_MAX or chunk_size & (chunk_size - 1):
+        raise error(Code.PROTOCOL, f"a chunk size of {chunk_size} bytes")
+    if count > CHUNK_EXTENTS_MAX:
+        raise error(Code.TOO_LARGE, f"{count} extents in one chunk, at most {CHUNK_EXTENTS_MAX}")
+    for (offset, size, _, _), there in zip(extents, pulled, strict=True):
+        if size != there:
+            raise error(Code.PROTOCOL, f"an extent of {size} bytes with {there} bytes of data")
+        if size == 0 or offset + size > chunk_size:
+            raise error(Code.PROTOCOL, f"an extent [{offset}, {offset + size}) in a chunk of {chunk_size} bytes")
+    if kind == UpdateKind.WRITE:
+        good = count >= 1
+    elif kind == UpdateKind.REPLACE:
+        good = (count == 0 and length == 0) or (count == 1 and extents[0][0] == 0 and extents[0][1] == length)
+    else:
+        good = count == 0 and length <= chunk_size
+    if not good:
+        raise error(Code.PROTOCOL, f"extents that do not fit an update of kind {kind}")
+
+
+def encode_update(
+    chain_id: int, chain_version: int, writer: Writer, flags: int, items: Sequence[Item]
+) -> tuple[bytes, list[memoryview]]:
+    """Body and data of an update to a successor. The data is that of the items: nothing is copied."""
+    rows = np.array(
+        [
+            (*item.key, item.version, item.kind, len(item.extents), item.chunk_size, item.length, item.crc32c)
+            for item in items
+        ],
+        UPDATE_ITEM,
+    )
+    pieces = [extent.data for item in items for extent in item.extents]
+    extents = np.array(
+        [(extent.offset, len(extent.data), extent.crc32c, 0) for item in items for extent in item.extents], EXTENT
+    )
+    header = _HEADER.pack(
+        chain_id,
+        chain_version,
+        writer.client_id,
+        writer.sequence,
+        writer.channel,
+        len(items),
+        len(pieces),
+        flags,
+    )
+    return header + rows.tobytes() + extents.tobytes(), pieces
+
+
+def encode_results(results: Iterable[Result]) -> bytes:
+    return np.array(
+        [(int(code), chain_version, version, length, crc) for code, chain_version, version, length, crc in results],
+        UPDATE_RESULT,
+    ).tobytes()
+
+
+def decode_results(body: bytes | memoryview, count: int) -> list[Result]:
+    """Raises PROTOCOL."""
+    if len(body) != count * UPDATE_RESULT.itemsize:
+        raise error(Code.PROTOCOL, f"an answer of {len(body)} bytes for {count} chunks")
+    return [
+        Result(_code(code), chain_version, version, length, crc)
+        for code, chain_version, version, length, crc in np.frombuffer(body, UPDATE_RESULT, count).tolist()
+    ]
+
+
+def _code(number: int) -> Code:
+    try:
+        return Code(number)
+    except ValueError:
+        return Code.INTERNAL
+
+
+def decode_reads(body: memoryview, push_lengths: Sequence[int]) -> list[tuple[int, int, int, int, int, int]]:
+    """(inode, index, chain id, chain version, offset, length) of each read. Raises PROTOCOL and TOO_LARGE."""
+    count, rest = divmod(len(body), READ_IO.itemsize)
+    if rest or count != len(push_lengths):
+        raise error(Code.PROTOCOL, f"{len(body)} bytes of reads for {len(push_lengths)} pieces of memory")
+    if count > READ_ITEMS_MAX:
+        raise error(Code.TOO_LARGE, f"{count} reads, at most {READ_ITEMS_MAX}")
+    reads: list[tuple[int, int, int, int, int, int]] = np.frombuffer(body, READ_IO, count).tolist()
+    return reads
+
+
+def encode_reads(results: Sequence[tuple[int, int, int, int, int]]) -> bytes:
+    """Rows of (status, length, version, crc32c, chunk length)."""
+    return np.array(results, READ_RESULT).tobytes()
