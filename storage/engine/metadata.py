@@ -1,0 +1,113 @@
+"""The RocksDB of one target: options with bounded memory, errors as ours, ranges. Keys and values: `record.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rocksdict import AccessType, BlockBasedOptions, Cache, Options, Rdict, ReadOptions, WriteBatch
+
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.limits import MiB
+
+BLOCK_CACHE_BYTES = 32 * MiB
+WRITE_BUFFER_BYTES = 8 * MiB
+WRITE_BUFFERS_MAX = 3
+OPEN_FILES_MAX = 256
+
+__all__ = ["MetaStore", "WriteBatch", "new_batch"]
+
+
+def new_batch() -> WriteBatch:
+    return WriteBatch(raw_mode=True)
+
+
+def _options() -> Options:
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES)
+    options.set_max_write_buffer_number(WRITE_BUFFERS_MAX)
+    options.set_max_open_files(OPEN_FILES_MAX)
+    options.set_keep_log_file_num(4)
+    options.set_max_log_file_size(4 * MiB)
+    options.set_stats_dump_period_sec(0)
+    options.set_max_background_jobs(2)
+    table = BlockBasedOptions()
+    table.set_block_cache(Cache(BLOCK_CACHE_BYTES))
+    table.set_cache_index_and_filter_blocks(True)
+    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
+    table.set_bloom_filter(10, False)
+    options.set_block_based_table_factory(table)
+    return options
+
+
+def _translate(exc: Exception, what: str) -> FfsError:
+    """RocksDB's errors come as plain exceptions with a text.
+
+    A full disk is a failed one here: the log was cut short, and RocksDB takes no more writes until it is opened again.
+    BlockStore keeps a reserve so that it does not come to that.
+    """
+    text = str(exc)
+    if "lock hold by" in text or "No locks available" in text:
+        return error(Code.BUSY, f"{what}: another process has it open")
+    return error(Code.DISK_FAILED, f"{what}: {text}")
+
+
+class MetaStore:
+    """Keys to values, with atomic batches. Thread-safe. `get` sees every batch written before it."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._db = Rdict(str(path), _options(), access_type=AccessType.read_write())
+        except Exception as exc:
+            raise _translate(exc, f"opening {path}") from exc
+        self._get = self._db.get
+
+    def get(self, key: bytes) -> bytes | None:
+        try:
+            value: bytes | None = self._get(key)
+        except Exception as exc:
+            raise _translate(exc, "reading metadata") from exc
+        return value
+
+    def write(self, batch: WriteBatch) -> None:
+        """All of the batch or nothing, in the log when this returns (the page cache: see flush)."""
+        try:
+            self._db.write(batch)
+        except Exception as exc:
+            raise _translate(exc, "writing metadata") from exc
+
+    def put(self, key: bytes, value: bytes) -> None:
+        batch = new_batch()
+        batch.put(key, value)
+        self.write(batch)
+
+    def flush(self) -> None:
+        """Every batch written before this call survives a power cut."""
+        try:
+            self._db.flush_wal(True)
+        except Exception as exc:
+            raise _translate(exc, "syncing metadata") from exc
+
+    def range(self, begin: bytes, end: bytes, *, backwards: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """(key, value) with begin <= key < end, in order or backwards, as of one moment."""
+        options = ReadOptions()
+        options.set_iterate_lower_bound(begin)
+        options.set_iterate_upper_bound(end)
+        try:
+            start = end if backwards else begin
+            for key, value in self._db.items(backwards=backwards, from_key=start, read_opt=options):
+                assert isinstance(key, bytes)
+                if begin <= key < end:
+                    yield key, value
+        except FfsError:
+            raise
+        except Exception as exc:
+            raise _translate(exc, "listing metadata") from exc
+
+    def stats(self) -> dict[str, float]:
+        names = ("rocksdb.estimate-num-keys", "rocksdb.cur-size-all-mem-tables", "rocksdb.total-sst-files-size")
+        return {name: float(self._db.property_int_value(name) or 0) for name in names}
+
+    def close(self) -> None:
+        self._db.close()

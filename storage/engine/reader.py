@@ -1,0 +1,84 @@
+"""Verified reads: bytes leave only after they matched the checksums of the units that they lie in."""
+
+from __future__ import annotations
+
+from fireflyfs.storage.engine.blocks import BlockStore
+from fireflyfs.storage.engine.crc import combine, combine_units, crc32c
+from fireflyfs.storage.engine.interface import ChunkKey
+from fireflyfs.storage.engine.metadata import MetaStore
+from fireflyfs.storage.engine.record import Record, delta_key
+
+
+class Mismatch(Exception):
+    """Bytes and record do not belong together: rot, or the record was replaced since it was read."""
+
+
+class VerifiedReader:
+    """Reads what a record describes. It takes no lock: who gets Mismatch looks whether the record is still the same."""
+
+    def __init__(self, blocks: BlockStore, meta: MetaStore) -> None:
+        self._blocks = blocks
+        self._meta = meta
+
+    def place(self, key: ChunkKey, record: Record, offset: int, into: memoryview, *, nowait: bool = False) -> int:
+        """Fill `into` with [offset, offset + len(into)), which is not empty and inside the chunk; its CRC32C.
+
+        One preadv: what is asked for goes straight into `into`, the rest of the edge units beside it.
+        Raises Mismatch (into may hold anything then), WouldBlock, DISK_FAILED.
+        """
+        count = len(into)
+        end = offset + count
+        shift = record.unit_shift
+        first, last = offset >> shift, (end - 1) >> shift
+        low, high = first << shift, min((last + 1) << shift, record.length)
+        if record.deltas and any(ref.offset < high and ref.offset + ref.length > low for ref in record.deltas):
+            return self.place_private(key, record, offset, into, nowait=nowait)
+        head = memoryview(bytearray(offset - low))
+        tail = memoryview(bytearray(high - end))
+        parts = [part for part in (head, into, tail) if len(part)]
+        if not self._blocks.read(record.block_shift, record.block, low, parts, nowait=nowait):
+            raise Mismatch
+        placed = crc32c(into)
+        whole = combine(crc32c(head), placed, count) if len(head) else placed
+        if len(tail):
+            whole = crc32c(tail, whole)
+        if whole != self._expected(record, first, last, low, high):
+            raise Mismatch
+        return placed
+
+    def place_private(
+        self, key: ChunkKey, record: Record, offset: int, into: memoryview, *, nowait: bool = False
+    ) -> int:
+        """As `place`, through memory of our own: for deltas, and where another process could write to `into`."""
+        end = offset + len(into)
+        shift = record.unit_shift
+        low, high = offset >> shift << shift, min(((end - 1 >> shift) + 1) << shift, record.length)
+        units = memoryview(self.units(key, record, low, high, nowait=nowait))
+        wanted = units[offset - low : end - low]
+        into[:] = wanted
+        return crc32c(wanted)
+
+    def units(self, key: ChunkKey, record: Record, low: int, high: int, *, nowait: bool = False) -> bytearray:
+        """Verified bytes [low, high), which are unit bounds or the end of the chunk, deltas applied."""
+        buffer = bytearray(high - low)
+        if low == high:
+            return buffer
+        if not self._blocks.read(record.block_shift, record.block, low, [memoryview(buffer)], nowait=nowait):
+            raise Mismatch
+        for ref in record.deltas:
+            start, stop = max(ref.offset, low), min(ref.offset + ref.length, high)
+            if start < stop:
+                data = self._meta.get(delta_key(key, ref.id))
+                if data is None or len(data) != ref.length:
+                    raise Mismatch
+                buffer[start - low : stop - low] = memoryview(data)[start - ref.offset : stop - ref.offset]
+        shift = record.unit_shift
+        if crc32c(buffer) != self._expected(record, low >> shift, (high - 1) >> shift, low, high):
+            raise Mismatch
+        return buffer
+
+    @staticmethod
+    def _expected(record: Record, first: int, last: int, low: int, high: int) -> int:
+        if low == 0 and high == record.length:
+            return record.crc
+        return combine_units(record.crcs[first : last + 1], 1 << record.unit_shift, high - low)

@@ -1,0 +1,170 @@
+"""The record of one version of a chunk, as RocksDB holds it. docs/format/chunk_store.md has the byte picture.
+
+A record is self-contained: where the bytes are (size class and block), how they are checked (a CRC32C for each unit),
+what lies over them (deltas that are not in the block yet), and whose update it was. It carries format, length of its
+parts and a CRC32C over itself. Keys:
+
+    c inode index           committed version
+    p inode index           pending version
+    d inode index id        bytes of a delta that a record names by id
+    u epoch inode index     the committed record that a commit in `epoch` replaced; empty: the chunk did not exist
+    q inode index n         a quarantined record, after its reason
+    m name                  about the whole store
+Integers in keys are big-endian, 64 bits, so that keys sort as (inode, index).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+from fireflyfs.common.errors import Code, error
+from fireflyfs.common.limits import KiB, MiB
+from fireflyfs.storage.engine.interface import ChunkKey, Version, Writer
+
+RECORD_FORMAT = 1
+BLOCK_SHIFT_MIN = 12  # 4 KiB
+BLOCK_SHIFT_MAX = 26  # 64 MiB
+FLAG_REMOVED = 1
+
+_HEADER = struct.Struct("<BBBBIIIIIHHQQQII16s")
+_DELTA = struct.Struct("<IIQ")
+_KEY = struct.Struct(">QQ")
+_CRC = struct.Struct("<I")
+HEADER_BYTES = _HEADER.size
+_EPOCH_AT = 36
+_CHAIN_VERSION_AT = 52
+
+COMMITTED, PENDING, DELTA, UNDO, QUARANTINE, META = b"c", b"p", b"d", b"u", b"q", b"m"
+
+
+class DeltaRef(NamedTuple):
+    """Bytes [offset, offset + length) of the chunk that stand under key (d, chunk, id) and not yet in the block."""
+
+    offset: int
+    length: int
+    id: int
+
+
+class Record(NamedTuple):
+    """One version of a chunk. Sizes and offsets in bytes."""
+
+    flags: int
+    block_shift: int  # log2 of the block's size; 0: no block (length is 0)
+    unit_shift: int  # log2 of the bytes under one checksum
+    chunk_size: int
+    length: int
+    crc: int  # of bytes [0, length), deltas applied
+    written: int  # highest end ever written in the block: only bytes from there on may be appended in place
+    block: int  # number within its size class
+    version: int
+    epoch: int  # of the store when it was committed; 0 while pending
+    sequence: int
+    chain_version: int
+    channel: int
+    client_id: bytes
+    crcs: tuple[int, ...]  # of each unit, deltas applied; the last unit may be short
+    deltas: tuple[DeltaRef, ...]  # oldest first; later ones lie over earlier ones
+
+    @property
+    def removed(self) -> bool:
+        return bool(self.flags & FLAG_REMOVED)
+
+    @property
+    def block_place(self) -> tuple[int, int]:
+        """(block shift, block); shift 0 where there is none."""
+        return self.block_shift, self.block
+
+    def to_version(self) -> Version:
+        writer = Writer(self.client_id, self.channel, self.sequence)
+        return Version(self.version, self.chain_version, self.length, self.crc, writer, self.removed)
+
+
+def unit_shift_of(chunk_size: int) -> int:
+    """4 KiB units for chunks to 128 KiB, 8 KiB to 512 KiB, 16 KiB above: a record stays near 300 bytes to 1 MiB."""
+    if chunk_size <= 128 * KiB:
+        return 12
+    return 13 if chunk_size < MiB else 14
+
+
+def block_shift_of(length: int) -> int:
+    """The smallest class whose block holds `length` bytes; 0 for none."""
+    return max(BLOCK_SHIFT_MIN, (length - 1).bit_length()) if length else 0
+
+
+def pack(record: Record) -> bytes:
+    head = _HEADER.pack(
+        RECORD_FORMAT, record.flags, record.block_shift, record.unit_shift,
+        record.chunk_size, record.length, record.crc, record.written, record.block,
+        len(record.crcs), len(record.deltas),
+        record.version, record.epoch, record.sequence, record.chain_version, record.channel, record.client_id,
+    )  # fmt: skip
+    parts = [head, struct.pack(f"<{len(record.crcs)}I", *record.crcs)]
+    parts += [_DELTA.pack(*ref) for ref in record.deltas]
+    body = b"".join(parts)
+    return body + _CRC.pack(crc32c(body))
+
+
+def check(raw: bytes) -> None:
+    """Raises VERSION_MISMATCH for a newer format and CHECKSUM for a damaged record."""
+    if len(raw) < HEADER_BYTES + 4:
+        raise error(Code.CHECKSUM, f"a chunk record of {len(raw)} bytes is too short")
+    if raw[0] != RECORD_FORMAT:
+        raise error(Code.VERSION_MISMATCH, f"chunk record has format {raw[0]}, this release reads {RECORD_FORMAT}")
+    if crc32c(memoryview(raw)[:-4]) != _CRC.unpack_from(raw, len(raw) - 4)[0]:
+        raise error(Code.CHECKSUM, "a chunk record does not match its checksum")
+
+
+def unpack(raw: bytes) -> Record:
+    """The record in raw. Raises as `check`."""
+    check(raw)
+    (
+        _, flags, block_shift, unit_shift, chunk_size, length, crc, written, block, crc_count, delta_count,
+        version, epoch, sequence, chain_version, channel, client_id,
+    ) = _HEADER.unpack_from(raw)  # fmt: skip
+    if len(raw) != HEADER_BYTES + 4 * crc_count + _DELTA.size * delta_count + 4:
+        raise error(Code.CHECKSUM, "a chunk record has the wrong length")
+    crcs = struct.unpack_from(f"<{crc_count}I", raw, HEADER_BYTES)
+    deltas: tuple[DeltaRef, ...] = ()
+    if delta_count:
+        start = HEADER_BYTES + 4 * crc_count
+        deltas = tuple(DeltaRef(*_DELTA.unpack_from(raw, start + _DELTA.size * i)) for i in range(delta_count))
+    return Record(
+        flags, block_shift, unit_shift, chunk_size, length, crc, written, block,
+        version, epoch, sequence, chain_version, channel, client_id, crcs, deltas,
+    )  # fmt: skip
+
+
+def stamp(raw: bytes, *, epoch: int | None = None, chain_version: int | None = None) -> bytes:
+    """raw with another epoch or chain version, and the checksum to match; nothing else is parsed."""
+    changed = bytearray(raw)
+    if epoch is not None:
+        struct.pack_into("<Q", changed, _EPOCH_AT, epoch)
+    if chain_version is not None:
+        struct.pack_into("<I", changed, _CHAIN_VERSION_AT, chain_version)
+    _CRC.pack_into(changed, len(raw) - 4, crc32c(memoryview(changed)[:-4]))
+    return bytes(changed)
+
+
+def block_of(raw: bytes) -> tuple[int, int]:
+    """(block shift, block) of a record without parsing the rest; for the scan at open."""
+    return raw[2], int.from_bytes(raw[20:24], "little")
+
+
+def chunk_key(prefix: bytes, key: ChunkKey) -> bytes:
+    return prefix + _KEY.pack(*key)
+
+
+def key_of(raw_key: bytes, at: int = 1) -> ChunkKey:
+    """The chunk named in a stored key, whose 16 bytes start at `at`."""
+    return ChunkKey(*_KEY.unpack_from(raw_key, at))
+
+
+def delta_key(key: ChunkKey, delta_id: int) -> bytes:
+    return DELTA + _KEY.pack(*key) + delta_id.to_bytes(8, "big")
+
+
+def undo_key(epoch: int, key: ChunkKey) -> bytes:
+    return UNDO + epoch.to_bytes(8, "big") + _KEY.pack(*key)

@@ -1,0 +1,175 @@
+"""Opening a store: what the last process left, and after a power cut what the disk left of that.
+
+One scan over the records rebuilds the allocation bitmaps and the counts (1.5 us a chunk). After a kill nothing else is
+needed: the page cache is whole. After a power cut (another boot id) every chunk committed in an epoch that was not
+durable is verified: one whose bytes did not arrive goes back to what its undo record says, which an fsync covered.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.storage.engine.blocks import BlockStore
+from fireflyfs.storage.engine.interface import ChunkKey
+from fireflyfs.storage.engine.metadata import MetaStore, new_batch
+from fireflyfs.storage.engine.reader import Mismatch, VerifiedReader
+from fireflyfs.storage.engine.record import (
+    COMMITTED,
+    DELTA,
+    META,
+    PENDING,
+    QUARANTINE,
+    UNDO,
+    Record,
+    block_of,
+    chunk_key,
+    key_of,
+    unpack,
+)
+
+FORMAT_KEY = META + b"format"
+BOOT_KEY = META + b"boot"
+STORE_FORMAT = 1
+_KEY_BYTES = 17
+
+
+class Found(NamedTuple):
+    """What the scan of a store found."""
+
+    chunks: int
+    pending: list[ChunkKey]
+    with_deltas: list[tuple[ChunkKey, Record]]
+    held: list[tuple[int, tuple[int, int] | None, tuple[bytes, ...]]]  # epoch, block, keys: until it is durable
+    quarantined: int
+    rolled_back: int
+
+
+def end_of(prefix: bytes) -> bytes:
+    """The first key after all that begin with prefix."""
+    return prefix[:-1] + bytes([prefix[-1] + 1])
+
+
+def check_format(meta: MetaStore) -> bool:
+    """Whether the store is new. Raises VERSION_MISMATCH."""
+    raw = meta.get(FORMAT_KEY)
+    if raw is None:
+        meta.put(FORMAT_KEY, struct.pack("<I", STORE_FORMAT))
+        return True
+    stored = struct.unpack("<I", raw)[0]
+    if stored != STORE_FORMAT:
+        raise error(Code.VERSION_MISMATCH, f"chunk store has format {stored}, this release reads {STORE_FORMAT}")
+    return False
+
+
+def intact(reader: VerifiedReader, key: ChunkKey, raw: bytes) -> bool:
+    """Whether the bytes that a record describes are all there."""
+    try:
+        record = unpack(raw)
+        if record.length:
+            reader.units(key, record, 0, record.length)
+    except (Mismatch, FfsError):
+        return False
+    return True
+
+
+def roll_back(meta: MetaStore, reader: VerifiedReader, durable: int) -> int:
+    """After a power cut: undo commits whose bytes did not reach the disk; how many."""
+    undo: dict[ChunkKey, list[bytes]] = {}
+    first = UNDO + (durable + 1).to_bytes(8, "big")
+    for raw_key, raw in meta.range(first, end_of(UNDO), backwards=True):
+        undo.setdefault(key_of(raw_key, 9), []).append(raw)
+    count = 0
+    for key, older in undo.items():
+        current = meta.get(chunk_key(COMMITTED, key))
+        if current is None or intact(reader, key, current):
+            continue
+        for raw in older:
+            if not raw or intact(reader, key, raw):
+                batch = new_batch()
+                if raw:
+                    batch.put(chunk_key(COMMITTED, key), raw)
+                else:
+                    batch.delete(chunk_key(COMMITTED, key))
+                meta.write(batch)
+                count += 1
+                break
+    for raw_key, raw in list(meta.range(PENDING, end_of(PENDING))):
+        if not intact(reader, key_of(raw_key), raw):
+            batch = new_batch()
+            batch.delete(raw_key)
+            meta.write(batch)
+    return count
+
+
+def scan(meta: MetaStore, blocks: BlockStore, durable: int, rolled_back: int) -> Found:
+    """Rebuild bitmaps and counts, and delete what no record names any more."""
+    chunks = 0
+    mark = blocks.mark_used
+    for _, raw in meta.range(COMMITTED, end_of(COMMITTED)):
+        chunks += 1
+        shift, block = block_of(raw)
+        if shift:
+            mark(shift, block)
+    pending: list[ChunkKey] = []
+    for raw_key, raw in meta.range(PENDING, end_of(PENDING)):
+        pending.append(key_of(raw_key))
+        shift, block = block_of(raw)
+        if shift:
+            mark(shift, block)
+    quarantined = 0
+    for _, raw in meta.range(QUARANTINE, end_of(QUARANTINE)):
+        quarantined += 1
+        shift, block = block_of(raw[2 + int.from_bytes(raw[:2], "little") :])
+        if shift:
+            mark(shift, block)
+    held: list[tuple[int, tuple[int, int] | None, tuple[bytes, ...]]] = []
+    for raw_key, raw in meta.range(UNDO, end_of(UNDO)):
+        epoch = int.from_bytes(raw_key[1:9], "big")
+        block_place: tuple[int, int] | None = None
+        if raw and epoch > durable:
+            place = block_of(raw)
+            if place[0] and mark(*place):  # named by no newer record: free once the epoch is durable
+                block_place = place
+        held.append((epoch, block_place, (raw_key,)))
+    with_deltas, only_undo, orphans = _deltas(meta, durable)
+    last_epoch = max((epoch for epoch, _, _ in held), default=0)
+    held.extend((last_epoch, None, (raw_key,)) for raw_key in only_undo)
+    if orphans:
+        batch = new_batch()
+        for raw_key in orphans:
+            batch.delete(raw_key)
+        meta.write(batch)
+    return Found(chunks, pending, with_deltas, held, quarantined, rolled_back)
+
+
+def _deltas(meta: MetaStore, durable: int) -> tuple[list[tuple[ChunkKey, Record]], list[bytes], list[bytes]]:
+    """Committed records with deltas; keys of deltas that only undo records name; keys that nothing names."""
+    undone: dict[ChunkKey, set[int]] = {}
+    for raw_key, raw in meta.range(UNDO + (durable + 1).to_bytes(8, "big"), end_of(UNDO)):
+        if raw:
+            refs = unpack(raw).deltas
+            if refs:
+                undone.setdefault(key_of(raw_key, 9), set()).update(ref.id for ref in refs)
+    with_deltas: list[tuple[ChunkKey, Record]] = []
+    only_undo: list[bytes] = []
+    orphans: list[bytes] = []
+    current: ChunkKey | None = None
+    named: set[int] = set()
+    for raw_key, _ in meta.range(DELTA, end_of(DELTA)):
+        key = key_of(raw_key)
+        if key != current:
+            current = key
+            named = set()
+            for prefix in (COMMITTED, PENDING):
+                stored = meta.get(chunk_key(prefix, key))
+                if stored is not None:
+                    record = unpack(stored)
+                    named.update(ref.id for ref in record.deltas)
+                    if prefix == COMMITTED and record.deltas:
+                        with_deltas.append((key, record))
+        delta_id = int.from_bytes(raw_key[_KEY_BYTES:], "big")
+        if delta_id not in named:
+            (only_undo if delta_id in undone.get(key, ()) else orphans).append(raw_key)
+    return with_deltas, only_undo, orphans

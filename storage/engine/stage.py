@@ -1,0 +1,265 @@
+"""Turning an update into a pending record: append in place, delta, or a new block. See docs/format/chunk_store.md.
+
+Which of them is chosen follows from what a crash may find: bytes under a committed record are never written to here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from fireflyfs.common.errors import Code, error
+from fireflyfs.common.limits import CHUNK_BYTES_MAX, CHUNK_EXTENTS_MAX, KiB
+from fireflyfs.proto.storage_wire import UpdateKind
+from fireflyfs.storage.engine.blocks import BlockStore
+from fireflyfs.storage.engine.crc import combine, combine_units, crc32c, patch, unit_crcs
+from fireflyfs.storage.engine.interface import Extent, Update
+from fireflyfs.storage.engine.reader import VerifiedReader
+from fireflyfs.storage.engine.record import (
+    BLOCK_SHIFT_MIN,
+    FLAG_REMOVED,
+    DeltaRef,
+    Record,
+    block_shift_of,
+    delta_key,
+    unit_shift_of,
+)
+
+DELTA_UPDATE_BYTES_MAX = 64 * KiB  # of one update; larger ones copy the chunk
+DELTA_CHUNK_BYTES_MAX = 256 * KiB  # waiting over one chunk; beyond, the next overwrite copies the chunk
+DELTA_CHUNK_REFS_MAX = 64
+
+Part = tuple[int, memoryview]  # (offset in the chunk, bytes)
+
+
+class Staged(NamedTuple):
+    """A pending record, the delta values to store with it, and the block that was taken for it."""
+
+    record: Record
+    deltas: list[tuple[bytes, bytes]]
+    allocated: tuple[int, int] | None
+
+
+def check_update(update: Update) -> None:
+    """Raises INVALID for arguments out of bounds."""
+    size = update.chunk_size
+    if size < 1 << BLOCK_SHIFT_MIN or size > CHUNK_BYTES_MAX or size & (size - 1):
+        raise error(Code.INVALID, f"chunk size {size} is not a power of two from 4 KiB to 64 MiB")
+    if update.version < 1 or not 0 <= update.length <= size or len(update.writer.client_id) != 16:
+        raise error(Code.INVALID, f"update of chunk {update.key} has version {update.version}, length {update.length}")
+    if len(update.extents) > CHUNK_EXTENTS_MAX:
+        raise error(Code.INVALID, f"{len(update.extents)} extents in one update, at most {CHUNK_EXTENTS_MAX}")
+    for extent in update.extents:
+        if extent.offset < 0 or extent.offset + len(extent.data) > size:
+            raise error(Code.INVALID, f"extent at {extent.offset} of {len(extent.data)} bytes leaves the chunk")
+    if update.kind == UpdateKind.REPLACE:
+        covered = sum(len(extent.data) for extent in update.extents)
+        if covered != update.length or (update.extents and (len(update.extents) > 1 or update.extents[0].offset)):
+            raise error(Code.INVALID, "a replacement carries one extent with the whole chunk")
+
+
+class Stager:
+    """Stages updates. The caller holds the chunk; what is staged becomes real when its record is written."""
+
+    def __init__(self, blocks: BlockStore, reader: VerifiedReader, next_delta_id: Callable[[], int]) -> None:
+        self._blocks = blocks
+        self._reader = reader
+        self._next_delta_id = next_delta_id
+        self.counters = dict.fromkeys(("append", "delta", "copy", "block_bytes", "delta_bytes"), 0)
+
+    def stage(self, update: Update, committed: Record | None, pending: Record | None, deltas_allowed: bool) -> Staged:
+        """The record that update makes of the committed one. Raises INVALID, NO_SPACE, DISK_FAILED, Mismatch."""
+        kind = update.kind
+        if committed is not None and committed.chunk_size != update.chunk_size and kind == UpdateKind.WRITE:
+            raise error(
+                Code.INVALID, f"chunk {update.key} has chunk size {committed.chunk_size}, not {update.chunk_size}"
+            )
+        if kind == UpdateKind.REMOVE or (kind == UpdateKind.TRUNCATE and committed is None):
+            return self._metadata_only(update, None, 0, FLAG_REMOVED)
+        if kind == UpdateKind.TRUNCATE:
+            assert committed is not None
+            return self._truncate(update, committed)
+        if kind == UpdateKind.REPLACE:
+            return self._copy(update, None, update.length)
+        ends = [extent.offset + len(extent.data) for extent in update.extents if len(extent.data)]
+        if committed is None:
+            return self._copy(update, None, max(ends, default=0))
+        length = max([committed.length, *ends])
+        if length == committed.length and not ends:
+            return self._metadata_only(update, committed, length, 0)
+        in_place = self._in_place(update, committed, pending, length, deltas_allowed)
+        return in_place or self._copy(update, committed, length)
+
+    def _record(self, update: Update, base: Record | None, length: int, crcs: list[int], crc: int) -> Record:
+        """A pending record over base's block."""
+        return Record(
+            0,
+            base.block_shift if base else 0,
+            base.unit_shift if base else unit_shift_of(update.chunk_size),
+            base.chunk_size if base else update.chunk_size,
+            length,
+            crc,
+            base.written if base else 0,
+            base.block if base else 0,
+            update.version,
+            0,
+            update.writer.sequence,
+            update.chain_version,
+            update.writer.channel,
+            update.writer.client_id,
+            tuple(crcs),
+            base.deltas if base else (),
+        )
+
+    def _metadata_only(self, update: Update, base: Record | None, length: int, flags: int) -> Staged:
+        crcs = list(base.crcs) if base else []
+        record = self._record(update, base, length, crcs, base.crc if base else 0)
+        return Staged(record._replace(flags=flags), [], None)
+
+    def _truncate(self, update: Update, base: Record) -> Staged:
+        length = min(update.length, base.length)
+        if length == base.length:
+            return self._metadata_only(update, base, length, 0)
+        if length == 0:
+            return Staged(self._record(update._replace(chunk_size=base.chunk_size), None, 0, [], 0), [], None)
+        if base.deltas or block_shift_of(length) < base.block_shift - 1:
+            return self._copy(update, base, length)
+        low = (length - 1) >> base.unit_shift << base.unit_shift
+        unit = self._reader.units(update.key, base, low, min(low + (1 << base.unit_shift), base.length))
+        crcs = list(base.crcs[: (low >> base.unit_shift) + 1])
+        crcs[-1] = crc32c(memoryview(unit)[: length - low])
+        # `written` stays: the bytes cut off belong to a version that a power cut may bring back.
+        return Staged(self._record(update, base, length, crcs, self._whole(base, crcs, length)), [], None)
+
+    @staticmethod
+    def _whole(base: Record, crcs: list[int], length: int) -> int:
+        return combine_units(crcs, 1 << base.unit_shift, length)
+
+    def _in_place(
+        self, update: Update, base: Record, pending: Record | None, length: int, deltas_allowed: bool
+    ) -> Staged | None:
+        """Appended bytes go beyond the committed length, overwritten ones beside the block; None where neither may."""
+        if not base.block_shift or length > 1 << base.block_shift:
+            return None
+        low, high = _split(update.extents, base.length)
+        if high:
+            if base.written != base.length:
+                return None  # bytes of a version that a power cut may bring back stand there
+            if pending is not None and pending.block_place == base.block_place and pending.written != base.written:
+                return None  # those of the pending version stand there, which must survive until it is replaced
+        low_bytes = sum(len(data) for _, data in low)
+        if low:
+            waiting = sum(ref.length for ref in base.deltas)
+            if (
+                not deltas_allowed
+                or low_bytes > min(DELTA_UPDATE_BYTES_MAX, base.length // 2)
+                or low_bytes + waiting > DELTA_CHUNK_BYTES_MAX
+                or len(low) + len(base.deltas) > DELTA_CHUNK_REFS_MAX
+            ):
+                return None
+        crcs, whole = list(base.crcs), base.crc
+        values: list[tuple[bytes, bytes]] = []
+        refs: list[DeltaRef] = []
+        if low:
+            whole = self._overwrite_crcs(update, base, low, crcs)
+            for offset, data in low:
+                ref = DeltaRef(offset, len(data), self._next_delta_id())
+                refs.append(ref)
+                values.append((delta_key(update.key, ref.id), bytes(data)))
+            self.counters["delta"] += 1
+            self.counters["delta_bytes"] += low_bytes
+        if high:
+            added, added_crc = _compose(high, base.length, length)
+            self._blocks.write(base.block_shift, base.block, base.length, [added])
+            whole = combine(whole, added_crc, len(added))
+            _extend_crcs(crcs, base, added)
+            self.counters["append"] += 1
+            self.counters["block_bytes"] += len(added)
+        record = self._record(update, base, length, crcs, whole)
+        return Staged(
+            record._replace(written=length if high else base.written, deltas=base.deltas + tuple(refs)), values, None
+        )
+
+    def _overwrite_crcs(self, update: Update, base: Record, low: list[Part], crcs: list[int]) -> int:
+        """Put the new checksums of the units under the low parts into crcs; the new one of the base's bytes."""
+        shift = base.unit_shift
+        touched = sorted({unit for at, data in low for unit in range(at >> shift, ((at + len(data) - 1) >> shift) + 1)})
+        whole = base.crc
+        for _, run in itertools.groupby(enumerate(touched), key=lambda pair: pair[1] - pair[0]):
+            units = [unit for _, unit in run]
+            begin, end = units[0] << shift, min((units[-1] + 1) << shift, base.length)
+            buffer = memoryview(self._reader.units(update.key, base, begin, end))
+            for at, data in low:
+                start, stop = max(at, begin), min(at + len(data), end)
+                if start < stop:
+                    buffer[start - begin : stop - begin] = data[start - at : stop - at]
+            for unit, crc in zip(units, unit_crcs(buffer, 1 << shift), strict=True):
+                after = base.length - min((unit + 1) << shift, base.length)
+                whole = patch(whole, crcs[unit], crc, after)
+                crcs[unit] = crc
+        return whole
+
+    def _copy(self, update: Update, base: Record | None, length: int) -> Staged:
+        """The whole new content in a new block; the old one stays what it is."""
+        if length == 0:
+            return Staged(self._record(update, None, 0, [], 0), [], None)
+        chunk_size = base.chunk_size if base else update.chunk_size
+        unit_shift = unit_shift_of(chunk_size)
+        extents = () if update.kind == UpdateKind.TRUNCATE else update.extents
+        if len(extents) == 1 and len(extents[0].data) == length:
+            content = extents[0].data
+        else:
+            content = memoryview(bytearray(length))
+            if base is not None and base.length:
+                keep = min(base.length, length)
+                self._reader.place(update.key, base, 0, content[:keep])
+            for extent in extents:
+                content[extent.offset : extent.offset + len(extent.data)] = extent.data
+        crcs = unit_crcs(content, 1 << unit_shift)
+        whole = combine_units(crcs, 1 << unit_shift, length)
+        if content is (extents[0].data if extents else None) and whole != extents[0].crc32c:
+            raise error(Code.CHECKSUM, f"the bytes for chunk {update.key} do not match their checksum")
+        shift = block_shift_of(length)
+        block = self._blocks.allocate(shift)
+        try:
+            self._blocks.write(shift, block, 0, [content])
+        except BaseException:
+            self._blocks.free(shift, block)
+            raise
+        self.counters["copy"] += 1
+        self.counters["block_bytes"] += length
+        record = self._record(update._replace(chunk_size=chunk_size), None, length, crcs, whole)
+        return Staged(record._replace(block_shift=shift, block=block, written=length), [], (shift, block))
+
+
+def _split(extents: Sequence[Extent], at: int) -> tuple[list[Part], list[Part]]:
+    """The parts of extents below and from `at` on, in order."""
+    low: list[Part] = []
+    high: list[Part] = []
+    for extent in extents:
+        cut = max(0, min(at - extent.offset, len(extent.data)))
+        if cut:
+            low.append((extent.offset, extent.data[:cut]))
+        if cut < len(extent.data):
+            high.append((extent.offset + cut, extent.data[cut:]))
+    return low, high
+
+
+def _compose(high: list[Part], begin: int, end: int) -> tuple[memoryview, int]:
+    """Bytes [begin, end) and their CRC32C: the parts in order over zeros."""
+    if len(high) == 1 and high[0][0] == begin:
+        return high[0][1], crc32c(high[0][1])
+    content = memoryview(bytearray(end - begin))
+    for at, data in high:
+        content[at - begin : at - begin + len(data)] = data
+    return content, crc32c(content)
+
+
+def _extend_crcs(crcs: list[int], base: Record, added: memoryview) -> None:
+    """The checksums of a chunk after `added` was put at its end; no old byte is read."""
+    unit = 1 << base.unit_shift
+    room = -base.length % unit
+    if room:
+        crcs[-1] = crc32c(added[:room], crcs[-1])
+    crcs += unit_crcs(added[room:], unit)

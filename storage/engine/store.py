@@ -1,0 +1,455 @@
+"""The chunk engine of one target directory: `open_engine`. The contract is in interface.py, the format in
+docs/format/chunk_store.md.
+
+Who may do what at the same time: the caller holds a chunk from `stat` to after `commit`. Inside, one of LOCKS locks
+guards each chunk against folding and quarantine; `Epochs.gate` orders commits against the closing of an epoch. Order of
+taking them: chunk lock, gate. Reads take neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.storage.engine.blocks import KEPT_BYTES_DEFAULT, BlockStore
+from fireflyfs.storage.engine.checkpoint import HELD_ITEMS_MAX, Background, Epochs, read_epochs
+from fireflyfs.storage.engine.fold import Folder
+from fireflyfs.storage.engine.identity import create_target, require_identity
+from fireflyfs.storage.engine.interface import (
+    ChunkKey,
+    ChunkState,
+    LastChunk,
+    ReadResult,
+    Space,
+    Update,
+    Version,
+    check_distinct,
+)
+from fireflyfs.storage.engine.metadata import MetaStore, new_batch
+from fireflyfs.storage.engine.reader import Mismatch, VerifiedReader
+from fireflyfs.storage.engine.record import (
+    COMMITTED,
+    PENDING,
+    QUARANTINE,
+    Record,
+    chunk_key,
+    delta_key,
+    key_of,
+    pack,
+    stamp,
+    undo_key,
+    unpack,
+)
+from fireflyfs.storage.engine.recovery import BOOT_KEY, check_format, end_of, roll_back, scan
+from fireflyfs.storage.engine.stage import Staged, Stager, check_update
+
+LOCKS = 64
+READ_ATTEMPTS = 8  # a record replaced under a reader is read again; so often only under a storm of commits
+CHECKPOINT_INTERVAL_S = 5.0
+QUARANTINED_MAX = 1024
+REASON_BYTES_MAX = 512
+_INDEX_MAX = (1 << 64) - 1
+
+__all__ = ["Engine", "create_target", "open_engine"]
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def open_engine(
+    path: Path,
+    *,
+    capacity_bytes: int = 0,
+    cluster_id: str | None = None,
+    target_id: int | None = None,
+    checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
+    kept_bytes: int = KEPT_BYTES_DEFAULT,
+    boot_id: str | None = None,
+) -> Engine:
+    """Open the target at path; one process at a time.
+
+    capacity_bytes bounds its blocks (0: the file system does). With cluster_id and target_id, a directory that is
+    another target is refused. checkpoint_interval_s 0: no background thread; the caller calls `checkpoint`.
+    Raises CONFIG, WRONG_CLUSTER, VERSION_MISMATCH, BUSY (another process has it), DISK_FAILED.
+    """
+    if cluster_id is not None and target_id is not None:
+        require_identity(path, cluster_id, target_id)
+    return Engine(path, capacity_bytes, checkpoint_interval_s, kept_bytes, boot_id or _boot_id())
+
+
+class Engine:
+    """A `ChunkEngine`."""
+
+    def __init__(
+        self, path: Path, capacity_bytes: int, checkpoint_interval_s: float, kept_bytes: int, boot_id: str
+    ) -> None:
+        self._meta = MetaStore(path / "meta")
+        try:
+            check_format(self._meta)
+            self._blocks = BlockStore(path / "blocks", capacity_bytes, kept_bytes)
+            self._reader = VerifiedReader(self._blocks, self._meta)
+            durable, current = read_epochs(self._meta)
+            last_boot = self._meta.get(BOOT_KEY)
+            power_cut = last_boot is not None and last_boot != boot_id.encode()
+            rolled_back = roll_back(self._meta, self._reader, durable) if power_cut else 0
+            found = scan(self._meta, self._blocks, durable, rolled_back)
+            # One beyond what the last process may have used: it stores a new epoch after it begins to use it.
+            self._epochs = Epochs(self._meta, self._blocks, durable, current + 2)
+            self._meta.put(BOOT_KEY, boot_id.encode())
+        except BaseException:
+            self._meta.close()
+            raise
+        self._locks = [threading.Lock() for _ in range(LOCKS)]
+        self._pending: set[ChunkKey] = set(found.pending)
+        self._chunks = found.chunks
+        self._quarantined = found.quarantined
+        self._counters = dict.fromkeys(("reads", "read_bytes", "commits", "checksum_errors", "retried_reads"), 0)
+        self._counters["rolled_back"] = found.rolled_back
+        self._closed = False
+        for epoch, block, keys in found.held:
+            self._epochs.hold(block, keys, epoch)
+        self._folder = Folder(self._meta, self._blocks, self._epochs, self._pending, self._lock_of)
+        for key, record in found.with_deltas:
+            self._folder.note(key, record)
+        self._stager = Stager(self._blocks, self._reader, self._epochs.next_delta_id)
+        if power_cut:
+            self._epochs.sync()
+        self._background = Background(self.checkpoint, checkpoint_interval_s, f"checkpoint {path.name}")
+
+    # -- looking
+
+    def stat(self, key: ChunkKey) -> ChunkState | None:
+        pending = self._record(PENDING, key) if key in self._pending else None
+        committed = self._record(COMMITTED, key)
+        if pending and committed and pending.version == committed.version and key not in self._pending:
+            pending = None  # committed between the two looks, by a caller who holds the chunk when we do not
+        return _state(key, committed, pending)
+
+    def read(
+        self, key: ChunkKey, offset: int, into: memoryview, *, pending: bool = False, nowait: bool = False
+    ) -> ReadResult:
+        if offset < 0:
+            raise error(Code.INVALID, f"read at {offset}")
+        before: bytes | None = None
+        for attempt in range(READ_ATTEMPTS):
+            # Asked before the record is read: a version that is committed in between is then read, not missed.
+            has_pending = key in self._pending
+            raw = self._meta.get(chunk_key(PENDING, key)) if pending and has_pending else None
+            if raw is None:
+                raw = self._meta.get(chunk_key(COMMITTED, key))
+            if raw is None:
+                raise error(Code.CHUNK_NOT_FOUND, f"chunk {key.inode:#x}/{key.chunk_index}")
+            if raw == before and attempt > 1:
+                break
+            before = raw
+            record = unpack(raw)
+            if record.removed:
+                raise error(Code.CHUNK_NOT_FOUND, f"chunk {key.inode:#x}/{key.chunk_index} is being removed")
+            count = min(len(into), record.length - offset)
+            if count <= 0:
+                return ReadResult(0, 0, record.version, record.length, has_pending)
+            wanted = into if count == len(into) else into[:count]
+            try:
+                # The second time through memory of our own: a client could be writing to `into` all the while.
+                place = self._reader.place if attempt == 0 else self._reader.place_private
+                crc = place(key, record, offset, wanted, nowait=nowait)
+            except Mismatch:
+                self._counters["retried_reads"] += 1
+                continue
+            self._counters["reads"] += 1
+            self._counters["read_bytes"] += count
+            return ReadResult(count, crc, record.version, record.length, has_pending)
+        self._counters["checksum_errors"] += 1
+        into[:] = bytes(len(into))  # what was placed is wrong: nobody gets to see it
+        raise error(Code.CHECKSUM, f"chunk {key.inode:#x}/{key.chunk_index} does not match its checksum")
+
+    def last_chunk(self, inode: int, begin: int, end: int) -> LastChunk | None:
+        highest: tuple[int, int] | None = None
+        chunks = used = 0
+        for raw_key, raw in self._meta.range(*_inode_range(COMMITTED, inode, begin, end), backwards=True):
+            if highest is None:
+                highest = key_of(raw_key).chunk_index, unpack(raw).length
+            chunks += 1
+            used += 1 << raw[2] if raw[2] else 0
+        return LastChunk(*highest, chunks, used) if highest else None
+
+    def scan(self, after: ChunkKey | None, limit: int) -> list[ChunkState]:
+        begin = COMMITTED if after is None else chunk_key(COMMITTED, after) + b"\0"
+        stored = (key_of(raw_key) for raw_key, _ in self._meta.range(begin, end_of(COMMITTED)))
+        waiting = sorted(key for key in self._pending_keys() if after is None or key > after)
+        return self._states(heapq.merge(stored, waiting), limit)
+
+    def scan_inode(self, inode: int, begin: int, end: int, limit: int) -> list[ChunkState]:
+        bounds = _inode_range(COMMITTED, inode, begin, end)
+        stored = (key_of(raw_key) for raw_key, _ in self._meta.range(*bounds, backwards=True))
+        waiting = [
+            key
+            for key in self._pending_keys()
+            if key.inode == inode and key.chunk_index >= begin and (not end or key.chunk_index < end)
+        ]
+        return self._states(heapq.merge(stored, sorted(waiting, reverse=True), reverse=True), limit)
+
+    def pending(self, limit: int) -> list[ChunkState]:
+        return [state for state in self._states(sorted(self._pending_keys()), limit) if state.pending is not None]
+
+    def _pending_keys(self) -> list[ChunkKey]:
+        while True:
+            try:
+                return list(self._pending)
+            except RuntimeError:  # another thread added one meanwhile
+                continue
+
+    def _states(self, keys: Iterator[ChunkKey] | list[ChunkKey], limit: int) -> list[ChunkState]:
+        states: list[ChunkState] = []
+        last: ChunkKey | None = None
+        for key in keys:
+            if len(states) >= limit:
+                break
+            if key != last:
+                state = self.stat(key)
+                if state is not None:
+                    states.append(state)
+            last = key
+        return states
+
+    def _record(self, prefix: bytes, key: ChunkKey) -> Record | None:
+        raw = self._meta.get(chunk_key(prefix, key))
+        return unpack(raw) if raw is not None else None
+
+    # -- changing
+
+    def apply(self, updates: Sequence[Update]) -> list[Version]:
+        for update in updates:
+            check_update(update)
+        if not check_distinct(update.key for update in updates):
+            raise error(Code.INVALID, "one chunk is named twice in one batch of updates")
+        self._epochs.require_working()
+        try:
+            return self._apply(updates)
+        except FfsError as exc:
+            self._epochs.fail(exc)
+            if exc.code != Code.NO_SPACE or not (self._epochs.held_items or self._blocks.backed_free_bytes):
+                raise
+        # What replaced versions still hold, and free blocks of other sizes, may be enough. Nothing changed so far.
+        self._epochs.sync()
+        self._blocks.reclaim()
+        return self._apply(updates)
+
+    def _apply(self, updates: Sequence[Update]) -> list[Version]:
+        with self._holding([update.key for update in updates]):
+            staged: list[Staged] = []
+            batch = new_batch()
+            superseded: list[tuple[int, int]] = []
+            try:
+                for update in updates:
+                    committed = self._record(COMMITTED, update.key)
+                    waiting = self._record(PENDING, update.key) if update.key in self._pending else None
+                    now = self._stage(update, committed, waiting)
+                    staged.append(now)
+                    batch.put(chunk_key(PENDING, update.key), pack(now.record))
+                    for raw_key, value in now.deltas:
+                        batch.put(raw_key, value)
+                    if waiting is not None:
+                        kept = {ref.id for ref in committed.deltas} if committed else set()
+                        for ref in waiting.deltas:
+                            if ref.id not in kept:
+                                batch.delete(delta_key(update.key, ref.id))
+                        if waiting.block_shift and (committed is None or waiting.block_place != committed.block_place):
+                            superseded.append(waiting.block_place)
+                self._blocks.require_reserve(batch.size_in_bytes())
+            except BaseException:
+                for each in staged:
+                    if each.allocated:
+                        self._blocks.free(*each.allocated)
+                raise
+            self._pending.update(update.key for update in updates)
+            self._meta.write(batch)
+            for place in superseded:
+                self._epochs.hold(place, ())
+        return [each.record.to_version() for each in staged]
+
+    def _stage(self, update: Update, committed: Record | None, waiting: Record | None) -> Staged:
+        try:
+            return self._stager.stage(update, committed, waiting, self._folder.accepting)
+        except Mismatch:
+            self._counters["checksum_errors"] += 1
+            message = f"chunk {update.key.inode:#x}/{update.key.chunk_index} does not match its checksum"
+            raise error(Code.CHECKSUM, message) from None
+
+    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int) -> None:
+        self._epochs.require_working()
+        with self._holding([key for key, _ in keys]):
+            for key, version in keys:
+                self._commit(key, version, chain_version)
+        if self._epochs.held_items > HELD_ITEMS_MAX or self._folder.due:
+            self._background.wake()
+        if self._epochs.held_items > 4 * HELD_ITEMS_MAX:
+            self.sync()
+
+    def _commit(self, key: ChunkKey, version: int, chain_version: int) -> None:
+        raw = self._meta.get(chunk_key(PENDING, key)) if key in self._pending else None
+        raw_old = self._meta.get(chunk_key(COMMITTED, key))
+        old = unpack(raw_old) if raw_old is not None else None
+        new = unpack(raw) if raw is not None else None
+        if raw is None or new is None or new.version != version:
+            if old is not None and raw_old is not None and old.version >= version:
+                if old.version == version and old.chain_version < chain_version:
+                    self._meta.put(chunk_key(COMMITTED, key), stamp(raw_old, chain_version=chain_version))
+                return
+            if old is None and new is None:
+                return  # a removal that was committed before
+            raise error(Code.INVALID, f"version {version} of chunk {key} is not pending")
+        batch = new_batch()
+        batch.delete(chunk_key(PENDING, key))
+        held: tuple[bytes, ...] = ()
+        with self._epochs.gate:
+            epoch = self._epochs.current
+            if new.removed:
+                batch.delete(chunk_key(COMMITTED, key))
+            else:
+                batch.put(chunk_key(COMMITTED, key), stamp(raw, epoch=epoch, chain_version=chain_version))
+            if (old is None and not new.removed) or (old is not None and old.epoch != epoch):
+                # What an fsync may have covered, or that nothing was there: a power cut may ask for it.
+                held = (undo_key(epoch, key),)
+                batch.put(held[0], raw_old or b"")
+            self._meta.write(batch)
+            self._epochs.note_change()
+            self._chunks += (not new.removed) - (old is not None)
+            kept = {ref.id for ref in new.deltas}
+            gone = old is not None and old.block_shift and (new.removed or old.block_place != new.block_place)
+            if old is not None:
+                held += tuple(delta_key(key, ref.id) for ref in old.deltas if ref.id not in kept)
+            if held or gone:
+                self._epochs.hold(old.block_place if old is not None and gone else None, held)
+        self._pending.discard(key)
+        self._folder.note(key, None if new.removed else new)
+        self._counters["commits"] += 1
+
+    def quarantine(self, key: ChunkKey, reason: str) -> None:
+        self._epochs.require_working()
+        with self._holding([key]):
+            raw = self._meta.get(chunk_key(COMMITTED, key))
+            raw_pending = self._meta.get(chunk_key(PENDING, key)) if key in self._pending else None
+            if raw is None and raw_pending is None:
+                return
+            batch = new_batch()
+            batch.delete(chunk_key(COMMITTED, key))
+            batch.delete(chunk_key(PENDING, key))
+            freed: list[tuple[int, int]] = []
+            place = (raw[2], int.from_bytes(raw[20:24], "little")) if raw else (0, 0)
+            if raw_pending is not None and raw_pending[2]:
+                waiting = (raw_pending[2], int.from_bytes(raw_pending[20:24], "little"))
+                if waiting != place:
+                    freed.append(waiting)
+            if raw is not None and self._quarantined < QUARANTINED_MAX:
+                text = reason.encode()[:REASON_BYTES_MAX]
+                name = chunk_key(QUARANTINE, key) + self._epochs.next_delta_id().to_bytes(8, "big")
+                batch.put(name, len(text).to_bytes(2, "little") + text + raw)
+                self._quarantined += 1
+            elif place[0]:
+                freed.append(place)
+            with self._epochs.gate:
+                self._meta.write(batch)
+                self._epochs.note_change()
+                self._chunks -= raw is not None
+                for block in freed:
+                    self._epochs.hold(block, ())
+            self._pending.discard(key)
+            self._folder.note(key, None)
+
+    def quarantined(self, limit: int = QUARANTINED_MAX) -> list[tuple[ChunkKey, str, int, int]]:
+        """(chunk, reason, block shift, block) of what was taken out of service, for a person to look at."""
+        listed = []
+        for raw_key, raw in itertools.islice(self._meta.range(QUARANTINE, end_of(QUARANTINE)), limit):
+            size = int.from_bytes(raw[:2], "little")
+            record = raw[2 + size :]
+            place = record[2], int.from_bytes(record[20:24], "little")
+            listed.append((key_of(raw_key), raw[2 : 2 + size].decode(errors="replace"), *place))
+        return listed
+
+    # -- keeping
+
+    def sync(self) -> None:
+        self._epochs.sync()
+
+    def checkpoint(self) -> None:
+        """Sync, fold what became durable, give space back. Bounded: one round of each."""
+        self._epochs.sync()
+        try:
+            self._folder.fold()
+        except FfsError as exc:
+            self._epochs.fail(exc)
+            raise
+        self._blocks.trim()
+
+    def space(self) -> Space:
+        return Space(self._blocks.capacity_bytes(), self._blocks.free_bytes(), self._blocks.used_bytes, self._chunks)
+
+    def stats(self) -> dict[str, float]:
+        own: dict[str, float] = {
+            "chunks": self._chunks,
+            "pending": len(self._pending),
+            "quarantined": self._quarantined,
+            "sync_rounds": self._epochs.rounds,
+            "held": self._epochs.held_items,
+            "delta_bytes_waiting": self._folder.waiting_bytes,
+            "delta_bytes_folded": self._folder.folded_bytes,
+        }
+        staged = {f"staged_{name}": float(value) for name, value in self._stager.counters.items()}
+        return own | self._counters | staged | self._blocks.stats() | self._meta.stats()
+
+    def close(self) -> None:
+        """Sync and close. After a failed disk: close only."""
+        if self._closed:
+            return
+        self._closed = True
+        self._background.close()
+        with contextlib.suppress(FfsError):
+            self.checkpoint()
+        self._meta.close()
+        self._blocks.close()
+
+    # -- locks
+
+    def _lock_of(self, key: ChunkKey) -> threading.Lock:
+        return self._locks[hash(key) % LOCKS]
+
+    @contextlib.contextmanager
+    def _holding(self, keys: list[ChunkKey]) -> Iterator[None]:
+        if len(keys) == 1:
+            with self._lock_of(keys[0]):
+                yield
+            return
+        locks = [self._locks[index] for index in sorted({hash(key) % LOCKS for key in keys})]
+        for lock in locks:
+            lock.acquire()
+        try:
+            yield
+        finally:
+            for lock in locks:
+                lock.release()
+
+
+def _inode_range(prefix: bytes, inode: int, begin: int, end: int) -> tuple[bytes, bytes]:
+    """Stored keys of inode's chunks with begin <= index < end (end 0: no end)."""
+    if end:
+        return chunk_key(prefix, ChunkKey(inode, begin)), chunk_key(prefix, ChunkKey(inode, max(begin, end)))
+    return chunk_key(prefix, ChunkKey(inode, begin)), chunk_key(prefix, ChunkKey(inode, _INDEX_MAX)) + b"\0"
+
+
+def _state(key: ChunkKey, committed: Record | None, pending: Record | None) -> ChunkState | None:
+    either = committed or pending
+    if either is None:
+        return None
+    return ChunkState(
+        key,
+        (pending or either).chunk_size if committed is None else either.chunk_size,
+        committed.to_version() if committed else None,
+        pending.to_version() if pending else None,
+    )

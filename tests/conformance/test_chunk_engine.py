@@ -1,0 +1,340 @@
+"""What every chunk engine does, the stored one and (later) the simulator's: one body for all.
+
+`ENGINES` maps a name to an opener of (path) -> engine. The model is a dictionary of bytes.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from crc32c import crc32c
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from fireflyfs.common.errors import Code, FfsError
+from fireflyfs.proto.storage_wire import UpdateKind
+from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, Extent, Update, Writer
+from fireflyfs.storage.engine.store import open_engine
+
+KiB = 1024
+CHUNK = 256 * KiB
+Opener = Callable[[Path], ChunkEngine]
+ENGINES: dict[str, Opener] = {"store": lambda path: open_engine(path, checkpoint_interval_s=0)}
+
+
+def extent(offset: int, data: bytes) -> Extent:
+    return Extent(offset, memoryview(data), crc32c(data))
+
+
+def write(key: ChunkKey, version: int, *extents: Extent, chunk_size: int = CHUNK, sequence: int = 7) -> Update:
+    writer = Writer(b"c" * 16, 3, sequence)
+    return Update(key, UpdateKind.WRITE, version, 1, chunk_size, 0, extents, writer)
+
+
+def change(key: ChunkKey, kind: UpdateKind, version: int, length: int = 0, data: bytes = b"") -> Update:
+    extents = [extent(0, data)] if data else []
+    return Update(key, kind, version, 1, CHUNK, length, extents, Writer(b"c" * 16, 3, 8))
+
+
+def done(engine: ChunkEngine, *updates: Update, chain_version: int = 1) -> None:
+    engine.apply(updates)
+    engine.commit([(update.key, update.version) for update in updates], chain_version)
+
+
+def content(engine: ChunkEngine, key: ChunkKey, offset: int = 0, count: int = CHUNK, *, pending: bool = False) -> bytes:
+    into = memoryview(bytearray(count))
+    result = engine.read(key, offset, into, pending=pending)
+    assert result.crc32c == crc32c(into[: result.length])
+    return bytes(into[: result.length])
+
+
+@pytest.fixture(params=sorted(ENGINES))
+def opener(request: pytest.FixtureRequest) -> Opener:
+    return ENGINES[request.param]
+
+
+@pytest.fixture
+def engine(opener: Opener, tmp_path: Path) -> Iterator[ChunkEngine]:
+    engine = opener(tmp_path)
+    yield engine
+    engine.close()
+
+
+A = ChunkKey(1, 0)
+
+
+def test_a_pending_version_is_beside_the_committed_one(engine: ChunkEngine) -> None:
+    done(engine, write(A, 1, extent(0, b"one")))
+    (version,) = engine.apply([write(A, 2, extent(0, b"two!"))])
+    assert (version.version, version.length, version.crc32c) == (2, 4, crc32c(b"two!"))
+    assert content(engine, A) == b"one"
+    assert content(engine, A, pending=True) == b"two!"
+    assert engine.read(A, 0, memoryview(bytearray(3))).pending
+    state = engine.stat(A)
+    assert state is not None
+    assert state.committed is not None
+    assert state.pending is not None
+    assert (state.committed.version, state.pending.version) == (1, 2)
+    engine.commit([(A, 2)], 9)
+    state = engine.stat(A)
+    assert state is not None
+    assert state.committed is not None
+    assert state.pending is None
+    assert (state.committed.version, state.committed.chain_version) == (2, 9)
+    assert state.committed.writer == Writer(b"c" * 16, 3, 7)
+    assert not engine.read(A, 0, memoryview(bytearray(3))).pending
+
+
+def test_a_pending_version_is_replaced_and_commits_are_idempotent(engine: ChunkEngine) -> None:
+    done(engine, write(A, 1, extent(0, b"a" * 5000)))
+    for tail in (b"b" * 9000, b"c" * 100, b"d" * 70000):
+        engine.apply([write(A, 2, extent(5000, tail))])
+        assert content(engine, A, pending=True) == b"a" * 5000 + tail
+        assert content(engine, A) == b"a" * 5000
+    with pytest.raises(FfsError) as caught:
+        engine.commit([(A, 3)], 1)
+    assert caught.value.code == Code.INVALID
+    engine.commit([(A, 2)], 1)
+    engine.commit([(A, 2)], 4)
+    state = engine.stat(A)
+    assert state is not None
+    assert state.committed is not None
+    assert state.committed.chain_version == 4
+    assert content(engine, A) == b"a" * 5000 + b"d" * 70000
+
+
+def test_gaps_read_as_zeros_and_reads_are_short_at_the_end(engine: ChunkEngine) -> None:
+    done(engine, write(A, 1, extent(10, b"x")))
+    assert content(engine, A) == bytes(10) + b"x"
+    done(engine, write(A, 2, extent(100_000, b"y")))
+    assert content(engine, A, 99_990) == bytes(10) + b"y"
+    assert content(engine, A, 100_001) == b""
+    assert content(engine, A, 200_000) == b""
+
+
+def test_remove_and_truncate(engine: ChunkEngine) -> None:
+    data = random.Random(1).randbytes(CHUNK)
+    done(engine, write(A, 1, extent(0, data)))
+    done(engine, change(A, UpdateKind.TRUNCATE, 2, 200_001))
+    assert content(engine, A) == data[:200_001]
+    done(engine, write(A, 3, extent(200_001, b"z")))
+    assert content(engine, A) == data[:200_001] + b"z"
+    done(engine, change(A, UpdateKind.TRUNCATE, 4, CHUNK))
+    assert len(content(engine, A)) == 200_002
+    done(engine, change(A, UpdateKind.TRUNCATE, 5, 5))
+    assert content(engine, A) == data[:5]
+    done(engine, change(A, UpdateKind.TRUNCATE, 6, 0))
+    assert content(engine, A) == b""
+    (version,) = engine.apply([change(A, UpdateKind.REMOVE, 7)])
+    assert version.removed
+    assert content(engine, A) == b""
+    engine.commit([(A, 7)], 1)
+    engine.commit([(A, 7)], 1)
+    assert engine.stat(A) is None
+    with pytest.raises(FfsError) as caught:
+        content(engine, A)
+    assert caught.value.code == Code.CHUNK_NOT_FOUND
+    done(engine, change(A, UpdateKind.TRUNCATE, 1, 10))
+    assert engine.stat(A) is None
+    assert engine.space().chunks == 0
+
+
+def test_replace_sets_content_and_version(engine: ChunkEngine) -> None:
+    done(engine, write(A, 9, extent(0, b"long content")))
+    done(engine, change(A, UpdateKind.REPLACE, 4, 5, b"short"))
+    assert content(engine, A) == b"short"
+    state = engine.stat(A)
+    assert state is not None
+    assert state.committed is not None
+    assert state.committed.version == 4
+
+
+def test_listing(engine: ChunkEngine) -> None:
+    keys = [ChunkKey(inode, index) for inode in (1, 2, 1 << 63) for index in (0, 1, 7, (1 << 64) - 1)]
+    for key in keys:
+        done(engine, write(key, 1, extent(0, b"x" * (key.chunk_index % 5 + 1))))
+    engine.apply([write(ChunkKey(2, 5), 1, extent(0, b"new"))])
+    every = sorted([*keys, ChunkKey(2, 5)])
+    assert [state.key for state in engine.scan(None, 100)] == every
+    listed: list[ChunkKey] = []
+    while page := engine.scan(listed[-1] if listed else None, 2):
+        listed += [state.key for state in page]
+    assert listed == every
+    assert [state.key.chunk_index for state in engine.scan_inode(2, 1, 8, 10)] == [7, 5, 1]
+    assert [state.key.chunk_index for state in engine.scan_inode(2, 0, 0, 2)] == [(1 << 64) - 1, 7]
+    assert [state.key for state in engine.pending(10)] == [ChunkKey(2, 5)]
+    last = engine.last_chunk(2, 0, 100)
+    assert last is not None
+    assert (last.chunk_index, last.length, last.chunks) == (7, 3, 3)
+    assert engine.last_chunk(2, 2, 7) is None
+    assert engine.last_chunk(3, 0, 0) is None
+
+
+def test_bounds_are_checked(engine: ChunkEngine) -> None:
+    for update in (
+        write(A, 1, extent(CHUNK, b"x")),
+        write(A, 0, extent(0, b"x")),
+        write(A, 1, extent(0, b"x"), chunk_size=3 * KiB),
+        change(A, UpdateKind.REPLACE, 1, 6, b"short"),
+    ):
+        with pytest.raises(FfsError) as caught:
+            engine.apply([update])
+        assert caught.value.code == Code.INVALID
+    with pytest.raises(FfsError) as caught:
+        engine.apply([write(A, 1, extent(0, b"x")), write(A, 1, extent(0, b"y"))])
+    assert caught.value.code == Code.INVALID
+    assert engine.stat(A) is None
+
+
+def test_quarantined_chunks_are_not_found(engine: ChunkEngine) -> None:
+    done(engine, write(A, 1, extent(0, b"rotten")))
+    engine.apply([write(A, 2, extent(0, b"next"))])
+    engine.quarantine(A, "scrubber")
+    assert engine.stat(A) is None
+    assert engine.pending(10) == []
+    done(engine, write(A, 1, extent(0, b"fresh")))
+    assert content(engine, A) == b"fresh"
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Random updates, commits, checkpoints and reopenings against a dictionary of bytes."""
+
+    opener: Opener
+    keys = st.sampled_from([ChunkKey(1, 0), ChunkKey(1, 1), ChunkKey(2, 0)])
+    spots = st.one_of(st.integers(0, CHUNK), st.sampled_from([0, 4096, 8192, 16384, 65536, 131072]))
+    sizes = st.one_of(st.integers(0, 40), st.integers(0, CHUNK), st.sampled_from([1, 512, 4096, 8192, 16384, 65536]))
+
+    @initialize()
+    def start(self) -> None:
+        self.path = Path(tempfile.mkdtemp())
+        self.engine = self.opener(self.path)
+        self.committed: dict[ChunkKey, bytes] = {}
+        self.versions: dict[ChunkKey, int] = {}
+        self.pending: dict[ChunkKey, bytes | None] = {}
+        self.random = random.Random(5)
+
+    def _apply(self, key: ChunkKey, update: Update, after: bytes | None) -> None:
+        (version,) = self.engine.apply([update])
+        assert version.removed == (after is None)
+        assert version.length == len(after or b"")
+        assert version.crc32c == crc32c(after or b"")
+        self.pending[key] = after
+
+    @rule(key=keys, pieces=st.lists(st.tuples(spots, sizes), min_size=1, max_size=4), at_end=st.booleans())
+    def write(self, key: ChunkKey, pieces: list[tuple[int, int]], at_end: bool) -> None:
+        """Anywhere: mostly copies."""
+        self._write(key, pieces, at_end)
+
+    @rule(key=keys, spots=st.lists(st.floats(0, 1), min_size=1, max_size=3), size=st.integers(1, 6000))
+    def overwrite(self, key: ChunkKey, spots: list[float], size: int) -> None:
+        """A few bytes inside the chunk, and sometimes over its end: deltas."""
+        length = len(self.committed.get(key, b""))
+        if length > 2 * size:
+            self._write(key, [(int(spot * (length - 1)), size) for spot in spots], False)
+            self.commit(key)
+
+    @rule(key=keys, size=st.integers(1, 20_000))
+    def append(self, key: ChunkKey, size: int) -> None:
+        """At the end: in place while the block has room."""
+        self._write(key, [(0, size)], True)
+        self.commit(key)
+
+    def _write(self, key: ChunkKey, pieces: list[tuple[int, int]], at_end: bool) -> None:
+        base = self.committed.get(key, b"")
+        extents = []
+        after = bytearray(base)
+        for spot, size in pieces:
+            at = min(len(base) if at_end else spot, CHUNK)
+            data = self.random.randbytes(min(size, CHUNK - at))
+            extents.append(extent(at, data))
+            if data:
+                after += bytes(max(0, at - len(after)))
+                after[at : at + len(data)] = data
+        self._apply(key, write(key, self.versions.get(key, 0) + 1, *extents), bytes(after))
+
+    @rule(key=keys, length=spots)
+    def truncate(self, key: ChunkKey, length: int) -> None:
+        base = self.committed.get(key)
+        update = change(key, UpdateKind.TRUNCATE, self.versions.get(key, 0) + 1, length)
+        self._apply(key, update, None if base is None else base[:length])
+
+    @rule(key=keys)
+    def remove(self, key: ChunkKey) -> None:
+        self._apply(key, change(key, UpdateKind.REMOVE, self.versions.get(key, 0) + 1), None)
+
+    @rule(key=keys, size=sizes)
+    def replace(self, key: ChunkKey, size: int) -> None:
+        data = self.random.randbytes(size)
+        self._apply(key, change(key, UpdateKind.REPLACE, self.versions.get(key, 0) + 1, size, data), data)
+
+    @rule(key=keys)
+    def commit_it(self, key: ChunkKey) -> None:
+        self.commit(key)
+
+    def commit(self, key: ChunkKey) -> None:
+        if key not in self.pending:
+            return
+        version = self.versions.get(key, 0) + 1
+        self.engine.commit([(key, version)], 1)
+        after = self.pending.pop(key)
+        if after is None:
+            self.committed.pop(key, None)
+            self.versions.pop(key, None)
+        else:
+            self.committed[key] = after
+            self.versions[key] = version
+
+    @rule()
+    def sync(self) -> None:
+        self.engine.sync()
+
+    @rule()
+    def checkpoint(self) -> None:
+        checkpoint = getattr(self.engine, "checkpoint", self.engine.sync)
+        checkpoint()
+
+    @rule()
+    def reopen(self) -> None:
+        self.engine.close()
+        self.engine = self.opener(self.path)
+
+    @rule(key=keys, offset=spots, count=sizes)
+    def read(self, key: ChunkKey, offset: int, count: int) -> None:
+        if key in self.committed:
+            assert content(self.engine, key, offset, count) == self.committed[key][offset : offset + count]
+        pending = self.pending.get(key)
+        if pending is not None:
+            assert content(self.engine, key, offset, count, pending=True) == pending[offset : offset + count]
+
+    @invariant()
+    def same(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        for key, data in self.committed.items():
+            assert content(self.engine, key) == data
+        states = self.engine.scan(None, 100)
+        assert {state.key for state in states if state.committed} == set(self.committed)
+        assert {state.key for state in self.engine.pending(100)} == set(self.pending)
+        space = self.engine.space()
+        assert space.chunks == len(self.committed)
+        assert space.used_bytes >= sum(map(len, self.committed.values()))
+
+    def teardown(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.close()
+            shutil.rmtree(self.path)
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES))
+def test_against_a_model(name: str) -> None:
+    machine = type("Machine", (EngineMachine,), {"opener": staticmethod(ENGINES[name])})
+    machine.TestCase.settings = settings(
+        max_examples=40, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    machine.TestCase("runTest").runTest()
