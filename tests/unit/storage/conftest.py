@@ -248,8 +248,8 @@ class Cluster:
     states: list[tuple[int, Public]] = field(default_factory=list)
     heartbeat_age_s: float = 0.0
 
-    def add(self, target_id: int) -> Server:
-        engine = MemoryEngine()
+    def add(self, target_id: int, engine: Any = None) -> Server:
+        engine = engine or MemoryEngine()
         local = LocalTarget(target_id, engine, threads=2)
         local.space = engine.space()
         clock = SystemClock()
@@ -316,13 +316,13 @@ def write_item() -> Callable[..., Item]:
 
 
 @pytest.fixture
-def make_cluster() -> Callable[[int], Cluster]:
-    """A cluster of n serving replicas; made inside the test's event loop."""
+def make_cluster() -> Callable[..., Cluster]:
+    """A cluster of n serving replicas; made inside the test's event loop. `engine(target id)`: not in memory."""
 
-    def make(count: int) -> Cluster:
+    def make(count: int, engine: Callable[[int], Any] = lambda _: None) -> Cluster:
         cluster = Cluster(Net())
         for number in range(1, count + 1):
-            server = cluster.add(number * 10)
+            server = cluster.add(number * 10, engine(number * 10))
             server.target.state = TargetState(Local.UPTODATE, returning=False)
         cluster.publish(*((number * 10, Public.SERVING) for number in range(1, count + 1)))
         return cluster

@@ -1,0 +1,69 @@
+"""One storage worker put together: targets, request handlers, background jobs. Knows nothing of sockets or files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+
+from fireflyfs.common.clock import Clock
+from fireflyfs.common.net.api import AsyncLink
+from fireflyfs.proto import mgmtd_pb2
+from fireflyfs.storage.background.disk import DiskWatcher
+from fireflyfs.storage.background.pending import PendingResolver
+from fireflyfs.storage.background.resync import Resync
+from fireflyfs.storage.core import fence
+from fireflyfs.storage.service.operations import StorageService
+from fireflyfs.storage.service.replica import LocalTarget, Replicas
+
+log = logging.getLogger(__name__)
+
+
+class StorageWorker:
+    """Owns its targets: `stop` closes their engines."""
+
+    def __init__(
+        self,
+        targets: Sequence[LocalTarget],
+        link: AsyncLink,
+        clock: Clock,
+        *,
+        last_heartbeat_s: Callable[[], float | None],
+        fence_s: float = fence.FENCE_S,
+        resync_bytes_s: int = 0,
+        on_target_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.replicas = Replicas(targets, link, clock, fence_s=fence_s, last_heartbeat_s=last_heartbeat_s)
+        self.service = StorageService(self.replicas)
+        self._resync_bytes_s = resync_bytes_s
+        self._jobs: list[asyncio.Task[None]] = []
+        for local in targets:
+            local.on_change = on_target_change
+
+    async def start(self) -> None:
+        """Look at every disk once, then start the background jobs. Raises FfsError when a disk has failed."""
+        for local in self.replicas.targets.values():
+            watcher = DiskWatcher(local)
+            await watcher.once()
+            resolver = PendingResolver(self.replicas, self.service.updater, local)
+            resync = Resync(self.replicas, self.service.updater, local, self._resync_bytes_s)
+            for name, job in (("disk", watcher.run()), ("pending", resolver.run()), ("resync", resync.run())):
+                self._jobs.append(asyncio.create_task(job, name=f"{name} {local.target_id}"))
+
+    def reports(self) -> list[mgmtd_pb2.TargetReport]:
+        """What the heartbeat says of the targets."""
+        return [local.report() for local in self.replicas.targets.values()]
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """End the jobs, let updates under way finish for `grace_s`, close the engines."""
+        for job in self._jobs:
+            job.cancel()
+        for job in self._jobs:
+            with contextlib.suppress(asyncio.CancelledError):
+                await job
+        self._jobs.clear()
+        targets = list(self.replicas.targets.values())
+        await asyncio.gather(*(local.drain(grace_s) for local in targets))
+        for local in targets:
+            await asyncio.to_thread(local.close)
