@@ -1,0 +1,215 @@
+"""`BlockingLink`: a bounded pool of blocking connections to each server.
+
+One thread uses a connection at a time. A batch takes one connection to each server it names, sends everything, then
+takes the answers. Connections to several servers are always taken in the same order, so that two batches cannot wait
+for each other.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Final
+
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.limits import DEADLINE_S_MAX
+from fireflyfs.common.net.api import Address, Call, MemoryPool, Reply
+from fireflyfs.common.net.dial import dial
+from fireflyfs.common.net.exchange import Exchange, Pending
+from fireflyfs.common.net.identity import Identity
+from fireflyfs.common.net.memory import SharedMemory, SharedPool, WithdrawListener
+from fireflyfs.common.net.staging import StagingPool
+
+CONNECT_S_MAX: Final = 10.0
+SERVERS_MAX: Final = 4096  # remembered addresses; idle ones are dropped first
+STALE_CHECK_S: Final = 0.05  # a connection idle for longer is looked at before it is used
+
+
+class _Server:
+    """The connections to one address."""
+
+    __slots__ = ("idle", "lock", "used")
+
+    def __init__(self) -> None:
+        self.lock = threading.Condition()
+        self.idle: list[Exchange] = []
+        self.used = 0
+
+
+class BlockingPool(WithdrawListener):
+    """A `BlockingLink`. `pool` is what `allocate` comes from; a `SharedPool` lets shm move data without a copy."""
+
+    pool: MemoryPool
+
+    def __init__(self, identity: Identity, *, pool: MemoryPool | None = None, connections_max: int = 8) -> None:
+        self.identity = identity
+        self.pool = pool if pool is not None else SharedPool()
+        self._connections_max = connections_max
+        self._reset()
+        if isinstance(self.pool, SharedPool):
+            self.pool.subscribe(self)
+        _pools.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._withdrawals = 0
+        self._servers: dict[Address, _Server] = {}
+        self._staging_pool = SharedPool()
+        self._staging_pool.subscribe(self)
+        self._staging = StagingPool(self._staging_pool)
+        self._closed = False
+
+    def call(self, address: Address, call: Call) -> Reply:
+        now_s = time.monotonic()
+        pending = Pending(call, now_s)
+        server = self._servers.get(address) or self._server(address)
+        connection = self._acquire(address, server, now_s + call.deadline_s)
+        try:
+            connection.send((pending,))
+            connection.receive()
+        finally:
+            self._put_back(server, connection)
+        outcome = pending.outcome
+        if isinstance(outcome, Reply):
+            return outcome
+        raise outcome if outcome is not None else error(Code.INTERNAL, "a call without an outcome")
+
+    def call_many(self, calls: Sequence[tuple[Address, Call]]) -> list[Reply | FfsError]:
+        now_s = time.monotonic()
+        pendings = [Pending(call, now_s) for _, call in calls]
+        groups: dict[Address, list[Pending]] = {}
+        for (address, _), pending in zip(calls, pendings, strict=True):
+            group = groups.get(address)
+            if group is None:
+                groups[address] = [pending]
+            else:
+                group.append(pending)
+        taken: list[tuple[_Server, Exchange]] = []
+        try:
+            for address in sorted(groups, key=_order) if len(groups) > 1 else groups:
+                group = groups[address]
+                server = self._servers.get(address) or self._server(address)
+                try:
+                    connection = self._acquire(address, server, min(pending.deadline_s for pending in group))
+                except FfsError as exc:
+                    for pending in group:
+                        pending.outcome = exc
+                    continue
+                taken.append((server, connection))
+                connection.send(group)
+            for _, connection in taken:
+                connection.receive()
+        finally:
+            for server, connection in taken:
+                self._put_back(server, connection)
+        return [p.outcome if p.outcome is not None else error(Code.INTERNAL, "no outcome") for p in pendings]
+
+    def close(self) -> None:
+        """Close idle connections now and busy ones when they come back."""
+        with self._lock:
+            self._closed = True
+            servers = list(self._servers.values())
+            self._servers.clear()
+        for server in servers:
+            with server.lock:
+                idle, server.idle = server.idle, []
+                server.lock.notify_all()
+            for connection in idle:
+                connection.close()
+        self._staging.close()
+
+    def memory_closed(self, memory: SharedMemory) -> None:
+        """Idle connections withdraw it now, busy ones when they come back."""
+        with self._lock:
+            self._withdrawals += 1
+            servers = list(self._servers.values())
+        for server in servers:
+            with server.lock:
+                for connection in server.idle:
+                    connection.withdraw_closed()
+
+    # Ours
+
+    def _server(self, address: Address) -> _Server:
+        with self._lock:
+            if self._closed:
+                raise error(Code.CANCELLED, "the link is closed")
+            server = self._servers.get(address)
+            if server is None:
+                if len(self._servers) >= SERVERS_MAX:
+                    self._forget_one()
+                server = self._servers[address] = _Server()
+            return server
+
+    def _forget_one(self) -> None:
+        for address, server in self._servers.items():
+            if not server.used:
+                for connection in server.idle:
+                    connection.close()
+                del self._servers[address]
+                return
+        raise error(Code.OVERLOADED, f"connections to {SERVERS_MAX} servers are in use")
+
+    def _acquire(self, address: Address, server: _Server, deadline_s: float) -> Exchange:
+        with server.lock:
+            while True:
+                while server.idle:
+                    connection = server.idle.pop()
+                    if connection.broken is None and (
+                        time.monotonic() - connection.last_used_s < STALE_CHECK_S or not connection.is_stale()
+                    ):
+                        server.used += 1
+                        return connection
+                    connection.close()
+                if server.used < self._connections_max:
+                    server.used += 1
+                    break
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0 or self._closed:
+                    raise error(Code.OVERLOADED, f"{self._connections_max} connections to {address.tcp} are in use")
+                server.lock.wait(min(left_s, DEADLINE_S_MAX))
+        try:
+            left_s = max(deadline_s - time.monotonic(), 0.0)
+            return Exchange(dial(self.identity, address, min(left_s, CONNECT_S_MAX)), self._staging)
+        except BaseException:
+            self._leave(server)
+            raise
+
+    def _leave(self, server: _Server) -> None:
+        with server.lock:
+            server.used -= 1
+            server.lock.notify()
+
+    def _put_back(self, server: _Server, connection: Exchange) -> None:
+        with server.lock:
+            if connection.broken is None and connection.withdrawals_seen != self._withdrawals:
+                connection.withdrawals_seen = self._withdrawals
+                connection.withdraw_closed()
+            server.used -= 1
+            if connection.broken is None and not self._closed:
+                server.idle.append(connection)
+            else:
+                connection.close()
+            server.lock.notify()
+
+
+def _order(address: Address) -> tuple[str, str, str]:
+    return (address.tcp, address.unix, address.host_id)
+
+
+_pools: weakref.WeakSet[BlockingPool] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A child must not speak on its parent's connections: it opens its own."""
+    for pool in list(_pools):
+        for server in pool._servers.values():
+            for connection in server.idle:
+                connection.close()
+        pool._reset()
+
+
+os.register_at_fork(after_in_child=_after_fork)

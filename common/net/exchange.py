@@ -1,0 +1,454 @@
+"""One blocking connection of a client: requests out, answers in, payload straight into the caller's memory."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.limits import DEADLINE_S_MAX, REGIONS_MAX, KiB
+from fireflyfs.common.net import frame
+from fireflyfs.common.net.api import Call, Piece, Reply, Slice
+from fireflyfs.common.net.dial import Dialed, timeval
+from fireflyfs.common.net.frame import HEADER_BYTES, INLINE, Buffer, Header, Kind, Segment
+from fireflyfs.common.net.memory import SharedMemory
+from fireflyfs.common.net.staging import STAGED_PIECE_BYTES_MIN, StagingPool
+
+IOV_MAX: Final = 512
+INPUT_BYTES: Final = 64 * KiB
+SMALL_READ_BYTES: Final = 4 * KiB  # where payload follows: what is read here is copied once more
+GATHER_BYTES_MAX: Final = 256 * KiB  # requests joined into one system call
+DEADLINE_SLACK: Final = 0.1  # how far a socket's timeout may be from what is left, before it is set anew
+
+
+class Pending:
+    """A call on its way, and what came of it."""
+
+    __slots__ = ("call", "deadline_s", "into", "outcome", "payload", "rooms", "shared", "staged", "staging")
+
+    def __init__(self, call: Call, now_s: float) -> None:
+        self.call = call
+        self.deadline_s = now_s + min(call.deadline_s, DEADLINE_S_MAX)
+        self.outcome: Reply | FfsError | None = None
+        self.rooms: list[int] = []
+        self.into: list[memoryview | None] = []  # where inline answers land; None: the server writes there itself
+        self.staged: list[tuple[int, memoryview]] = []  # (index of the into piece, its bytes in the staging buffer)
+        self.staging: SharedMemory | None = None
+        self.shared: list[SharedMemory] = []  # the caller's memory that the server may write
+        self.payload = 0
+
+
+def view_of(piece: Piece) -> memoryview:
+    return piece.view if isinstance(piece, Slice) else piece
+
+
+class Exchange:
+    """Used by one thread at a time. After `broken` is set the connection is of no use any more."""
+
+    def __init__(self, dialed: Dialed, staging: StagingPool | None) -> None:
+        self.sock = dialed.sock
+        self.name = dialed.name
+        self.shares = dialed.shares
+        self.broken: FfsError | None = None
+        self.last_used_s = time.monotonic()
+        self.withdrawals_seen = 0  # the pool's count of closed memory when this connection last looked
+        self._requests_max = dialed.welcome.requests_max
+        self._payload_max = dialed.welcome.data_bytes_max
+        self._staging = staging if dialed.shares else None
+        self._regions: dict[int, SharedMemory] = {}
+        self._outstanding: dict[int, Pending] = {}
+        self._payload = 0
+        self._next_id = 1
+        self._scratch = bytearray(INPUT_BYTES)
+        self._view = memoryview(self._scratch)
+        self._begin = self._end = 0
+        self._timeout_s = 0.0
+        self._earliest_s = 0.0  # no outstanding call's deadline is before this
+        self._gather: list[Buffer] = []
+        self._gathered = 0
+
+    # What the pool calls.
+
+    def send(self, pendings: Sequence[Pending]) -> None:
+        """Send requests; takes answers meanwhile where bounds or full sockets ask for it. Errors end up in outcomes."""
+        try:
+            for pending in pendings:
+                if pending.outcome is None:
+                    self._request(pending)
+            self._flush()
+        except FfsError as exc:
+            self._break(exc)
+        except OSError as exc:
+            self._break(self._lost(exc))
+        except BaseException:
+            self._break(error(Code.CANCELLED, "interrupted"))
+            raise
+        finally:
+            if self.broken is not None:
+                for pending in pendings:
+                    if pending.outcome is None:
+                        pending.outcome = self.broken
+                        self._release(pending, answered=pending.payload == 0)
+
+    def receive(self) -> None:
+        """Take all answers that are still to come."""
+        try:
+            while self._outstanding:
+                self._receive_one()
+        except FfsError as exc:
+            self._break(exc)
+        except OSError as exc:
+            self._break(self._lost(exc))
+        except BaseException:
+            self._break(error(Code.CANCELLED, "interrupted"))
+            raise
+        self.last_used_s = time.monotonic()
+
+    def is_stale(self) -> bool:
+        """Whether the peer has closed, or said something unasked, while the connection was idle."""
+        try:
+            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            return True
+        return True
+
+    def withdraw_closed(self) -> None:
+        """Tell the server to unmap memory that was closed here."""
+        closed = [region for region, memory in list(self._regions.items()) if memory.closed]
+        try:
+            for region in closed:
+                self._regions.pop(region, None)
+                self._gather.append(frame.pack_withdraw(region))
+            self._flush()
+        except (FfsError, OSError) as exc:
+            self._break(exc if isinstance(exc, FfsError) else self._lost(exc))
+
+    def close(self) -> None:
+        self.sock.close()
+
+    # Sending
+
+    def _request(self, pending: Pending) -> None:
+        call = pending.call
+        try:
+            out, into, inline = self._place(pending)
+            request_id = self._next_id
+            head = frame.pack_request(
+                call.method, request_id, out, into, len(call.body), max(int(call.deadline_s * 1000), 1)
+            )
+        except FfsError as exc:  # this request cannot be sent; the connection is as good as before
+            pending.outcome = exc
+            self._release(pending, answered=True)
+            return
+        while self._outstanding and (
+            len(self._outstanding) >= self._requests_max or self._payload + pending.payload > self._payload_max
+        ):
+            self._flush()
+            if self._outstanding:
+                self._receive_one()
+        self._next_id = request_id % 0xFFFFFFFE + 1
+        if not self._outstanding or pending.deadline_s < self._earliest_s:
+            self._earliest_s = pending.deadline_s
+        self._outstanding[request_id] = pending
+        self._payload += pending.payload
+        self._gather.append(head)
+        if call.body:
+            self._gather.append(call.body)
+        self._gather += inline
+        self._gathered += len(head) + len(call.body) + sum(map(len, inline))
+        if self._gathered > GATHER_BYTES_MAX or len(self._gather) > IOV_MAX:
+            self._flush()
+
+    def _place(self, pending: Pending) -> tuple[list[Segment], list[Segment], list[memoryview]]:
+        """Decide for each piece how it travels: as a region, through staging, or on the socket."""
+        call = pending.call
+        out: list[Segment] = []
+        into: list[Segment] = []
+        inline: list[memoryview] = []
+        if not call.out and not call.into:
+            return out, into, inline
+        room = self._stage(pending) if self._staging is not None else 0
+        position = 0
+        for piece in call.out:
+            segment = self._shared(piece, pending) if self.shares and isinstance(piece, Slice) else None
+            if segment is None:
+                view = piece.view if isinstance(piece, Slice) else piece
+                length = len(view)
+                if STAGED_PIECE_BYTES_MIN <= length <= room - position and pending.staging is not None:
+                    pending.staging.view[position : position + length] = view
+                    segment = (pending.staging.region, length, position)
+                    position += length
+                else:
+                    segment = (INLINE, length, 0)
+                    inline.append(view)
+            out.append(segment)
+            pending.payload += segment[1]
+        for index, piece in enumerate(call.into):
+            segment = self._shared(piece, pending) if self.shares and isinstance(piece, Slice) else None
+            landing: memoryview | None = None
+            if segment is None:
+                view = piece.view if isinstance(piece, Slice) else piece
+                length = len(view)
+                if STAGED_PIECE_BYTES_MIN <= length <= room - position and pending.staging is not None:
+                    segment = (pending.staging.region, length, position)
+                    pending.staged.append((index, pending.staging.view[position : position + length]))
+                    position += length
+                else:
+                    segment = (INLINE, length, 0)
+                    landing = view
+            into.append(segment)
+            pending.into.append(landing)
+            pending.rooms.append(segment[1])
+            pending.payload += segment[1]
+        return out, into, inline
+
+    def _stage(self, pending: Pending) -> int:
+        """Take a staging buffer for the plain pieces of a call that are worth it; returns its size or 0."""
+        need = 0
+        for pieces in (pending.call.out, pending.call.into):
+            for piece in pieces:
+                if isinstance(piece, Slice) and isinstance(piece.memory, SharedMemory):
+                    continue
+                length = piece.length if isinstance(piece, Slice) else len(piece)
+                if length >= STAGED_PIECE_BYTES_MIN:
+                    need += length
+        if not need or self._staging is None:
+            return 0
+        memory = self._staging.take(need)
+        if memory is None:
+            return 0
+        if not self._know(memory):
+            self._staging.give(memory)
+            return 0
+        pending.staging = memory
+        return memory.length
+
+    def _shared(self, piece: Slice, pending: Pending) -> Segment | None:
+        memory = piece.memory
+        if not isinstance(memory, SharedMemory):
+            return None
+        if memory.closed:
+            raise error(Code.INVALID, "a piece lies in memory that is closed")
+        if memory.region not in self._regions and not self._know(memory):
+            return None
+        pending.shared.append(memory)
+        return (memory.region, piece.length, piece.offset)
+
+    def _know(self, memory: SharedMemory) -> bool:
+        """Register memory with the server; False when the table is full of what is in use."""
+        if memory.region in self._regions:
+            return True
+        if len(self._regions) >= REGIONS_MAX:
+            if self._outstanding:
+                return False
+            self._flush()
+            oldest = next(iter(self._regions))
+            del self._regions[oldest]
+            self._gather.append(frame.pack_withdraw(oldest))
+        self._flush()
+        # The descriptor travels with the frame's first byte: a frame sent in part must be finished, not begun again.
+        register = frame.pack_register(memory.region, memory.length)
+        anc = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, memory.fd.to_bytes(4, "little"))]
+        while True:
+            try:
+                sent = self.sock.sendmsg([register], anc, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                break
+            except BlockingIOError:
+                self._make_way()
+        self._regions[memory.region] = memory
+        if sent < len(register):
+            self._gather.append(register[sent:])
+            self._flush()
+        return True
+
+    def _flush(self) -> None:
+        if not self._gather:
+            return
+        queue: deque[Buffer] = deque(self._gather)
+        self._gather = []
+        self._gathered = 0
+        while queue:
+            try:
+                if len(queue) == 1:
+                    count = self.sock.send(queue[0], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                else:
+                    count = self.sock.sendmsg(
+                        list(itertools.islice(queue, IOV_MAX)), (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+                    )
+            except BlockingIOError:
+                self._make_way()
+                continue
+            while count:
+                head = queue[0]
+                if count >= len(head):
+                    count -= len(head)
+                    queue.popleft()
+                else:
+                    queue[0] = memoryview(head)[count:]
+                    count = 0
+
+    def _make_way(self) -> None:
+        """The socket is full. The server may be waiting for us to take answers, so take what is there."""
+        poller = select.poll()
+        poller.register(self.sock, select.POLLIN | select.POLLOUT)
+        # With nothing outstanding (a first request larger than the socket) the batch's own deadline is not known
+        # here; the kernel's user timeout ends a wait for a host that is gone.
+        end_s = min((p.deadline_s for p in self._outstanding.values()), default=time.monotonic() + DEADLINE_S_MAX)
+        left_s = end_s - time.monotonic()
+        events = poller.poll(max(left_s, 0.0) * 1000)
+        if not events:
+            raise error(Code.TIMEOUT, f"{self.name} did not take the request in time")
+        if events[0][1] & (select.POLLIN | select.POLLHUP | select.POLLERR):
+            self._receive_one()
+
+    # Receiving
+
+    def _receive_one(self) -> None:
+        self._need(HEADER_BYTES)
+        header = frame.parse_header(self._view, self._begin)
+        if header.kind != Kind.REPLY:
+            self._need(HEADER_BYTES + header.body_len)
+            if header.kind == Kind.REFUSE:
+                body = self._view[self._begin + HEADER_BYTES : self._begin + HEADER_BYTES + header.body_len]
+                frame.parse_answer(header, body)
+            raise error(Code.PROTOCOL, f"{self.name} sent a frame of kind {header.kind} where a reply belongs")
+        pending = self._outstanding.get(header.request_id)
+        if pending is None:
+            raise error(Code.PROTOCOL, f"{self.name} answered request {header.request_id}, which is not outstanding")
+        table_bytes = 4 * header.n_into
+        total = HEADER_BYTES + table_bytes + header.body_len
+        self._need(total)
+        begin = self._begin
+        body_at = begin + HEADER_BYTES + table_bytes
+        text = bytes(self._view[body_at : begin + total])
+        if header.status:
+            if header.data_len:
+                raise error(Code.PROTOCOL, "a failure carries payload")
+            outcome: Reply | FfsError = error(header.status, text.decode("utf-8", "replace"))
+            self._begin = begin + total
+        else:
+            pushed: Sequence[int] = ()
+            if header.n_into:
+                pushed = frame.parse_pushed(header, self._view[begin + HEADER_BYTES : body_at], pending.rooms)
+            self._begin = begin + total
+            self._land(header, pending, pushed)
+            outcome = Reply(text, pushed)
+        del self._outstanding[header.request_id]
+        self._payload -= pending.payload
+        if pending.staged and not header.status:
+            for index, source in pending.staged:
+                length = pushed[index] if index < len(pushed) else 0
+                view_of(pending.call.into[index])[:length] = source[:length]
+        pending.outcome = outcome
+        self._release(pending, answered=True)
+
+    def _land(self, header: Header, pending: Pending, pushed: Sequence[int]) -> None:
+        """Payload of an answer: what was read with its head is copied, the rest is received in place."""
+        sinks = deque(
+            sink[:length] for sink, length in zip(pending.into, pushed, strict=False) if sink is not None and length
+        )
+        if sum(map(len, sinks)) != header.data_len:
+            raise error(Code.PROTOCOL, f"{self.name} sent {header.data_len} bytes of payload, its table says otherwise")
+        view = self._view
+        while sinks and self._begin < self._end:
+            sink = sinks[0]
+            count = min(len(sink), self._end - self._begin)
+            sink[:count] = view[self._begin : self._begin + count]
+            self._begin += count
+            if count == len(sink):
+                sinks.popleft()
+            else:
+                sinks[0] = sink[count:]
+        while sinks:
+            self._arm()
+            try:
+                if len(sinks) == 1:
+                    count = self.sock.recv_into(sinks[0], 0, socket.MSG_WAITALL)
+                else:
+                    count = self.sock.recvmsg_into(list(itertools.islice(sinks, IOV_MAX)), 0, socket.MSG_WAITALL)[0]
+            except BlockingIOError:
+                continue  # the deadline is checked by _arm
+            if not count:
+                raise error(Code.UNAVAILABLE, f"{self.name} closed the connection inside an answer")
+            while count:
+                sink = sinks[0]
+                if count >= len(sink):
+                    count -= len(sink)
+                    sinks.popleft()
+                else:
+                    sinks[0] = sink[count:]
+                    count = 0
+
+    def _need(self, count: int) -> None:
+        """Have `count` bytes in the scratch buffer from `_begin`."""
+        if self._end - self._begin >= count:
+            return
+        if self._begin == self._end:
+            self._begin = self._end = 0
+        if self._begin + count > len(self._scratch):
+            left = bytes(self._view[self._begin : self._end])
+            if count > len(self._scratch):
+                self._scratch = bytearray(count)
+                self._view = memoryview(self._scratch)
+            self._view[: len(left)] = left
+            self._begin, self._end = 0, len(left)
+        # Payload after the head goes to its place, so read little beyond the head where much of it is to come.
+        room = len(self._scratch) if self._payload < INPUT_BYTES else self._begin + max(count, SMALL_READ_BYTES)
+        while self._end - self._begin < count:
+            self._arm()
+            try:
+                got = self.sock.recv_into(self._view[self._end : room])
+            except BlockingIOError:
+                continue
+            if not got:
+                raise error(Code.UNAVAILABLE, f"{self.name} closed the connection")
+            self._end += got
+
+    def _arm(self) -> None:
+        """Let the next receive end at the earliest deadline. Raises TIMEOUT when it has passed."""
+        now_s = time.monotonic()
+        left_s = self._earliest_s - now_s
+        if left_s <= 0:  # of a call that may have been answered meanwhile
+            self._earliest_s = min([pending.deadline_s for pending in self._outstanding.values()], default=now_s + 1.0)
+            left_s = self._earliest_s - now_s
+            if left_s <= 0:
+                raise error(Code.TIMEOUT, f"{self.name} did not answer in time")
+        if not left_s * (1 - DEADLINE_SLACK) <= self._timeout_s <= left_s * (1 + DEADLINE_SLACK):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(left_s))
+            self._timeout_s = left_s
+
+    # Endings
+
+    def _lost(self, exc: OSError) -> FfsError:
+        return error(Code.UNAVAILABLE, f"{self.name}: connection lost: {exc.strerror or os.strerror(exc.errno or 5)}")
+
+    def _break(self, exc: FfsError) -> None:
+        """The connection ends: so do all calls on it. The server may still write what they offered."""
+        if self.broken is None:
+            self.broken = exc
+        self.sock.close()
+        for pending in self._outstanding.values():
+            pending.outcome = exc
+            self._release(pending, answered=False)
+        self._outstanding.clear()
+        self._gather = []
+
+    def _release(self, pending: Pending, *, answered: bool) -> None:
+        if not answered:
+            for memory in pending.shared:
+                memory.tainted = True
+        staging = pending.staging
+        if staging is not None and self._staging is not None:
+            pending.staging = None
+            pending.staged = []
+            if not answered:
+                staging.tainted = True
+            self._staging.give(staging)

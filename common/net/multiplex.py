@@ -1,0 +1,294 @@
+"""`AsyncLink`: one connection to each server, many requests on it at once. Used between servers.
+
+Plain memory travels on the socket, straight from and to where it lies. Slices of a `SharedPool` go by descriptor
+where the server shares memory with us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.limits import DEADLINE_S_MAX, REGIONS_MAX
+from fireflyfs.common.net import frame
+from fireflyfs.common.net.api import Address, Call, MemoryPool, Piece, Reply, Slice
+from fireflyfs.common.net.dial import Dialed, dial
+from fireflyfs.common.net.frame import INLINE, Buffer, Header, Kind, Segment
+from fireflyfs.common.net.identity import Identity
+from fireflyfs.common.net.memory import PrivatePool, SharedMemory, SharedPool, WithdrawListener
+from fireflyfs.common.net.stream import Stream
+
+CONNECT_S_MAX: Final = 10.0
+WAITING_MAX: Final = 4096  # calls that wait for room on one connection
+
+
+class _Pending:
+    """A call on its way."""
+
+    __slots__ = ("body", "future", "into", "payload", "pushed", "rooms", "shared")
+
+    def __init__(self, future: asyncio.Future[Reply]) -> None:
+        self.future = future
+        self.into: list[memoryview | None] = []
+        self.rooms: list[int] = []
+        self.shared: list[SharedMemory] = []
+        self.payload = 0
+        self.pushed: Sequence[int] = ()
+        self.body = b""
+
+
+class _Connection(Stream):
+    """The client's end of a pipelined connection."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, dialed: Dialed) -> None:
+        super().__init__(loop, dialed.sock)
+        self.name = dialed.name
+        self.shares = dialed.shares
+        self.lost: FfsError | None = None
+        self._requests_max = dialed.welcome.requests_max
+        self._payload_max = dialed.welcome.data_bytes_max
+        self._outstanding: dict[int, _Pending] = {}
+        self._payload = 0
+        self._next_id = 1
+        self._landing: _Pending | None = None
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._regions: dict[int, SharedMemory] = {}
+
+    # Stream
+
+    def on_frame(self, header: Header, table: memoryview, body: memoryview) -> Sequence[memoryview] | None:
+        if header.kind == Kind.REFUSE:
+            frame.parse_answer(header, body)
+        if header.kind != Kind.REPLY:
+            raise error(Code.PROTOCOL, f"{self.name} sent a frame of kind {header.kind} where a reply belongs")
+        pending = self._outstanding.get(header.request_id)
+        if pending is None:
+            raise error(Code.PROTOCOL, f"{self.name} answered request {header.request_id}, which is not outstanding")
+        if header.status:
+            if header.data_len:
+                raise error(Code.PROTOCOL, "a failure carries payload")
+            self._finish(header.request_id, pending)
+            if not pending.future.done():
+                pending.future.set_exception(error(header.status, bytes(body).decode("utf-8", "replace")))
+            return ()
+        pending.pushed = frame.parse_pushed(header, table, pending.rooms) if header.n_into else ()
+        pending.body = bytes(body)
+        sinks = [s[:n] for s, n in zip(pending.into, pending.pushed, strict=False) if s is not None and n]
+        if sum(map(len, sinks)) != header.data_len:
+            raise error(Code.PROTOCOL, f"{self.name} sent {header.data_len} bytes of payload, its table says otherwise")
+        self._finish(header.request_id, pending)
+        if header.data_len:
+            self._landing = pending
+            if pending.future.done():  # nobody waits: the caller may use its memory for something else by now
+                return [memoryview(bytearray(header.data_len))]
+            return sinks
+        self._answered(pending)
+        return ()
+
+    def on_data(self) -> None:
+        pending = self._landing
+        self._landing = None
+        if pending is not None:
+            self._answered(pending)
+
+    def on_closed(self, exc: FfsError) -> None:
+        self.lost = exc
+        pendings = list(self._outstanding.values())
+        if self._landing is not None:
+            pendings.append(self._landing)
+        self._outstanding.clear()
+        for pending in pendings:
+            for memory in pending.shared:
+                memory.tainted = True
+            if not pending.future.done():
+                pending.future.set_exception(error(exc.code, exc.message))
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # Ours
+
+    @staticmethod
+    def _answered(pending: _Pending) -> None:
+        if not pending.future.done():
+            pending.future.set_result(Reply(pending.body, pending.pushed))
+
+    def _finish(self, request_id: int, pending: _Pending) -> None:
+        del self._outstanding[request_id]
+        self._payload -= pending.payload
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def _full(self, payload: int) -> bool:
+        return bool(self._outstanding) and (
+            len(self._outstanding) >= self._requests_max or self._payload + payload > self._payload_max
+        )
+
+    async def call(self, call: Call) -> Reply:
+        payload = sum(_length(piece) for piece in call.out) + sum(_length(piece) for piece in call.into)
+        while self._full(payload) and self.lost is None:
+            if len(self._waiting) >= WAITING_MAX:
+                raise error(Code.OVERLOADED, f"{WAITING_MAX} calls wait for {self.name}")
+            waiter: asyncio.Future[None] = self.loop.create_future()
+            self._waiting.append(waiter)
+            await waiter
+        if self.lost is not None:
+            raise error(self.lost.code, self.lost.message)
+        pending = _Pending(self.loop.create_future())
+        pending.payload = payload
+        out: list[Segment] = []
+        into: list[Segment] = []
+        inline: list[Buffer] = []
+        for piece in call.out:
+            segment = self._shared(piece, pending)
+            if segment is None:
+                view = piece.view if isinstance(piece, Slice) else piece
+                segment = (INLINE, len(view), 0)
+                inline.append(view)
+            out.append(segment)
+        for piece in call.into:
+            segment = self._shared(piece, pending)
+            if segment is None:
+                view = piece.view if isinstance(piece, Slice) else piece
+                segment = (INLINE, len(view), 0)
+                pending.into.append(view)
+            else:
+                pending.into.append(None)
+            into.append(segment)
+            pending.rooms.append(segment[1])
+        while self._next_id in self._outstanding:
+            self._next_id = self._next_id % 0xFFFFFFFE + 1
+        request_id = self._next_id
+        self._next_id = request_id % 0xFFFFFFFE + 1
+        head = frame.pack_request(
+            call.method, request_id, out, into, len(call.body), max(int(call.deadline_s * 1000), 1)
+        )
+        self._outstanding[request_id] = pending
+        self._payload += payload
+        self.send([head, bytes(call.body), *inline])
+        try:
+            return await pending.future
+        except asyncio.CancelledError:
+            # Nobody waits any more: queued views of the caller's memory may still be sent, and an answer may still
+            # be landing in it, so its owner must not have it back while this connection lives.
+            if (inline and self.queued_bytes) or self._landing is pending:
+                self.close(error(Code.CANCELLED, "a call was given up while its payload moved"))
+            for memory in pending.shared:
+                memory.tainted = True
+            raise
+
+    def _shared(self, piece: Piece, pending: _Pending) -> Segment | None:
+        if not self.shares or not isinstance(piece, Slice) or not isinstance(piece.memory, SharedMemory):
+            return None
+        memory = piece.memory
+        if memory.closed:
+            raise error(Code.INVALID, "a piece lies in memory that is closed")
+        if memory.region not in self._regions and not self._register(memory):
+            return None
+        pending.shared.append(memory)
+        return (memory.region, piece.length, piece.offset)
+
+    def _register(self, memory: SharedMemory) -> bool:
+        """Send the descriptor at once; False when something is queued before it or the table is full."""
+        if self.queued_bytes or self.closed:
+            return False
+        if len(self._regions) >= REGIONS_MAX:
+            if self._outstanding:
+                return False
+            self.withdraw(next(iter(self._regions.values())))
+            return False  # this one time it travels on the socket; the place is free for the next
+        register = frame.pack_register(memory.region, memory.length)
+        try:
+            sent = socket.send_fds(self.sock, [register], [memory.fd])
+        except OSError:
+            return False
+        self._regions[memory.region] = memory
+        if sent < len(register):
+            self.send([register[sent:]])
+        return True
+
+    def withdraw(self, memory: SharedMemory) -> None:
+        if self._regions.pop(memory.region, None) is not None:
+            self.send([frame.pack_withdraw(memory.region)])
+
+
+def _length(piece: Piece) -> int:
+    return piece.length if isinstance(piece, Slice) else len(piece)
+
+
+class MultiplexLink(WithdrawListener):
+    """An `AsyncLink`; made anywhere, used on the loop of its first call."""
+
+    pool: MemoryPool
+
+    def __init__(self, identity: Identity, *, pool: MemoryPool | None = None) -> None:
+        self.identity = identity
+        self.pool = pool if pool is not None else PrivatePool()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connections: dict[Address, _Connection] = {}
+        self._dialing: dict[Address, asyncio.Task[_Connection]] = {}
+        self._closed = False
+        if isinstance(self.pool, SharedPool):
+            self.pool.subscribe(self)
+
+    async def call(self, address: Address, call: Call) -> Reply:
+        try:
+            async with asyncio.timeout(min(call.deadline_s, DEADLINE_S_MAX)):
+                connection = self._connections.get(address)
+                if connection is None or connection.closed:
+                    connection = await self._connect(address)
+                return await connection.call(call)
+        except TimeoutError as exc:
+            raise error(Code.TIMEOUT, f"{address.tcp or address.unix} did not answer in time") from exc
+
+    async def _connect(self, address: Address) -> _Connection:
+        if self._closed:
+            raise error(Code.CANCELLED, "the link is closed")
+        self._loop = asyncio.get_running_loop()
+        task = self._dialing.get(address)
+        if task is None:
+            task = self._dialing[address] = self._loop.create_task(self._dial(address))
+        # One caller's deadline must not end the connection that others wait for.
+        return await asyncio.shield(task)
+
+    async def _dial(self, address: Address) -> _Connection:
+        try:
+            dialed = await asyncio.to_thread(dial, self.identity, address, CONNECT_S_MAX)
+        finally:
+            self._dialing.pop(address, None)
+        if self._closed:
+            dialed.sock.close()
+            raise error(Code.CANCELLED, "the link is closed")
+        connection = _Connection(asyncio.get_running_loop(), dialed)
+        self._connections[address] = connection
+        connection.start()
+        return connection
+
+    async def close(self) -> None:
+        self._closed = True
+        for task in list(self._dialing.values()):
+            task.cancel()
+        for connection in list(self._connections.values()):
+            connection.close(error(Code.CANCELLED, "the link is closed"))
+        self._connections.clear()
+
+    def memory_closed(self, memory: SharedMemory) -> None:
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        loop.call_soon_threadsafe(self._withdraw, memory)
+
+    def _withdraw(self, memory: SharedMemory) -> None:
+        for connection in self._connections.values():
+            if not connection.closed:
+                connection.withdraw(memory)
