@@ -8,7 +8,7 @@ import logging
 import os
 from pathlib import Path
 
-from fireflyfs.common.errors import FfsError
+from fireflyfs.common.errors import Code, FfsError, from_oserror
 from fireflyfs.storage.service.replica import LocalTarget
 
 log = logging.getLogger(__name__)
@@ -25,13 +25,14 @@ class DiskWatcher:
         self._local = local
 
     async def run(self) -> None:
-        """Until cancelled, or the disk has failed."""
+        """Until cancelled, or the disk has failed. One that hangs takes the target out of its chain."""
         while not self._local.state.failed:
+            look = asyncio.ensure_future(self.once())
+            done, _ = await asyncio.wait({look}, timeout=STALL_S)
+            if not done:
+                self._local.diverge(f"its disk does not answer within {STALL_S:g} s")
             try:
-                async with asyncio.timeout(STALL_S):
-                    await self.once()
-            except TimeoutError:
-                log.warning("target %d: its disk does not answer within %g s", self._local.target_id, STALL_S)
+                await look
             except FfsError as exc:
                 log.error("target %d: %s", self._local.target_id, exc.message)
             await asyncio.sleep(EVERY_S)
@@ -39,9 +40,18 @@ class DiskWatcher:
     async def once(self) -> None:
         """Raises FfsError when the disk has failed; the target is offline then."""
         local = self._local
-        local.space = await local.call(local.engine.space)
-        if local.path is not None:
-            await local.call(_probe, local.path)
+        # Not in the target's own threads: a long queue there is load, not a hanging disk.
+        try:
+            local.space = await asyncio.to_thread(local.engine.space)
+            if local.path is not None:
+                await asyncio.to_thread(_probe, local.path)
+        except FfsError as exc:
+            if exc.code is Code.DISK_FAILED:
+                local.fail(exc.message)
+            raise
+        except OSError as exc:
+            local.fail(str(exc))
+            raise from_oserror(exc) from exc
 
 
 def _probe(path: Path) -> None:

@@ -56,10 +56,13 @@ class LocalTarget:
         self.on_change: Callable[[], None] = lambda: None
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run blocking engine work in a thread of this target. A failed disk takes the target offline."""
-        loop = asyncio.get_running_loop()
+        """Run blocking engine work in a thread of this target. A failed disk takes the target offline.
+
+        A cancelled caller still waits for the thread: it works on memory and chunks that the caller gives back.
+        """
+        work = asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*args, **kwargs))
         try:
-            return await loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
+            return await _to_its_end(work)
         except FfsError as exc:
             if exc.code is Code.DISK_FAILED:
                 self.fail(exc.message)
@@ -69,11 +72,11 @@ class LocalTarget:
             raise error(Code.DISK_FAILED, str(exc)) from exc
 
     async def finish_anyway(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await `work`, which runs to its end even when the caller is cancelled: it holds locks over thread work."""
+        """Await `work`, to its end even when the caller is cancelled: it holds locks, and the caller's memory."""
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
+        return await _to_its_end(task)
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait for the updates that are under way now, not for later ones. False when some did not end in time."""
@@ -127,6 +130,15 @@ class LocalTarget:
         """Waits for the threads, then closes the engine."""
         self._pool.shutdown(wait=True)
         self.engine.close()
+
+
+async def _to_its_end(work: asyncio.Future[T]) -> T:
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        if not work.done():
+            await asyncio.wait({work})
+        raise
 
 
 class _Forward:

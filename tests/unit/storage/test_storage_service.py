@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import crc32c as crc32c_module
@@ -15,6 +17,7 @@ from fireflyfs.common.net.api import Address, Call
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.storage_wire import READ_IO, READ_RESULT, UpdateKind
+from fireflyfs.storage.background.disk import DiskWatcher
 from fireflyfs.storage.background.pending import PendingResolver
 from fireflyfs.storage.background.resync import Resync
 from fireflyfs.storage.core import forward
@@ -344,6 +347,89 @@ def test_many_writers_and_readers_see_one_history(make_cluster: MakeCluster, wri
         stop = True
         await asyncio.gather(*readers)
         assert newest == 199
+        cluster.close()
+
+    run(scenario)
+
+
+def test_a_cancelled_caller_waits_for_what_works_on_its_memory(make_cluster: MakeCluster, write_item: MakeItem) -> None:
+    async def scenario() -> None:
+        cluster = make_cluster(1)
+        engine = cluster.servers[10].engine
+        apply = engine.apply
+        stored = []
+
+        def slow(updates: Any) -> Any:
+            time.sleep(0.2)
+            stored.append(bytes(updates[0].extents[0].data))
+            return apply(updates)
+
+        engine.apply = slow
+        service = cluster.servers[10].service
+        request = storage_pb2.WriteChunkRequest(
+            chain_id=1,
+            chain_version=cluster.version,
+            chunk=storage_pb2.ChunkId(inode=7),
+            data=b"abc",
+            crc32c=crc32c_module.crc32c(b"abc"),
+            chunk_size=65536,
+        )
+        task = asyncio.ensure_future(service.write_chunk(request))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert stored == [b"abc"]
+        assert contents(cluster, 10) == {KEY: (1, b"abc")}
+        cluster.close()
+
+    run(scenario)
+
+
+def test_a_failed_disk_takes_its_target_out(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        cluster = make_cluster(1)
+        local = cluster.servers[10].target
+        local.path = tmp_path / "gone"
+        with pytest.raises(FfsError):
+            await DiskWatcher(local).once()
+        assert local.state.local is Local.OFFLINE
+        assert (await read(cluster, 10))[0] == Code.TARGET_OFFLINE
+        cluster.close()
+
+    run(scenario)
+
+
+def test_too_much_in_flight_is_refused(make_cluster: MakeCluster, write_item: MakeItem) -> None:
+    async def scenario() -> None:
+        cluster = make_cluster(2)
+        cluster.servers[10].replicas.client_gate.requests_max = 1
+        cluster.net.hung.add("20")
+        work = asyncio.ensure_future(cluster.update(10, [write_item(0, b"a")], writer(1), deadline_s=0.3))
+        await asyncio.sleep(0.05)
+        with pytest.raises(FfsError) as caught:
+            await cluster.update(10, [write_item(1, b"b")], writer(1, channel=2))
+        assert caught.value.code is Code.OVERLOADED
+        work.cancel()
+        await cluster.servers[10].target.drain(5)
+        assert len(cluster.servers[10].target.locks) == 0
+        assert cluster.servers[10].replicas.client_gate.bytes == 0
+        cluster.close()
+
+    run(scenario)
+
+
+def test_a_replica_that_cannot_store_what_its_successor_has_leaves_the_chain(
+    make_cluster: MakeCluster, write_item: MakeItem
+) -> None:
+    async def scenario() -> None:
+        cluster = make_cluster(2)
+        await cluster.update(10, [write_item(0, b"abc")], writer(1))
+        cluster.servers[10].engine.full = True
+        results = await cluster.update(10, [write_item(0, b"more")], writer(2))
+        assert results[0].code is Code.NO_SPACE
+        assert cluster.servers[10].target.state.local is Local.OFFLINE
+        assert contents(cluster, 20) == {KEY: (2, b"more")}
         cluster.close()
 
     run(scenario)

@@ -1,0 +1,97 @@
+"""The chain on real engines: what only real storage shows."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import crc32c as crc32c_module
+
+from fireflyfs.common.errors import Code
+from fireflyfs.proto.storage_wire import UpdateKind
+from fireflyfs.storage.background.resync import Resync
+from fireflyfs.storage.core import forward
+from fireflyfs.storage.core.target import Local, Public, TargetState
+from fireflyfs.storage.engine.interface import ChunkKey, Extent, Writer
+from fireflyfs.storage.engine.store import create_target, open_engine
+from fireflyfs.storage.service.wire import Item
+
+CHUNK = 65536
+
+
+def _all(engine: Any) -> dict[ChunkKey, tuple[int, bytes]]:
+    found = {}
+    for state in engine.scan(None, 10_000):
+        assert state.pending is None, state
+        data = memoryview(bytearray(state.committed.length))
+        assert engine.read(state.key, 0, data).length == len(data)
+        found[state.key] = (state.committed.version, bytes(data))
+    return found
+
+
+def test_random_updates_a_lost_replica_and_its_return(make_cluster: Callable[..., Any], tmp_path: Path) -> None:
+    def engine(number: int) -> Any:
+        path = tmp_path / str(number)
+        create_target(path, "test", number)
+        return open_engine(path, cluster_id="test", target_id=number)
+
+    async def scenario() -> None:
+        chance = random.Random(5)
+        cluster = make_cluster(3, engine)
+        model: dict[ChunkKey, bytearray] = {}
+        sequence = 0
+
+        async def change() -> None:
+            nonlocal sequence
+            sequence += 1
+            items = []
+            for index in chance.sample(range(12), chance.randint(1, 4)):
+                key = ChunkKey(7, index)
+                kind = chance.choice([UpdateKind.WRITE] * 6 + [UpdateKind.TRUNCATE, UpdateKind.REMOVE])
+                item = Item(key, kind, 0, CHUNK, 0)
+                if kind is UpdateKind.WRITE:
+                    content = model.setdefault(key, bytearray())
+                    for _ in range(chance.randint(1, 3)):
+                        offset = chance.randrange(CHUNK - 1)
+                        data = chance.randbytes(min(CHUNK - offset, chance.choice([1, 100, 5000, 40_000])))
+                        content.extend(bytes(max(0, offset + len(data) - len(content))))
+                        content[offset : offset + len(data)] = data
+                        item.extents.append(Extent(offset, memoryview(data), crc32c_module.crc32c(data)))
+                elif kind is UpdateKind.TRUNCATE:
+                    item.length = chance.randrange(CHUNK)
+                    if key in model:
+                        del model[key][item.length :]
+                else:
+                    model.pop(key, None)
+                items.append(item)
+            results = await cluster.update(10, items, Writer(b"c" * 16, 1, sequence))
+            assert [result.code for result in results] == [Code.OK] * len(items)
+
+        for _ in range(60):
+            await change()
+        cluster.publish((10, Public.SERVING), (20, Public.SERVING), (30, Public.OFFLINE))
+        for _ in range(60):
+            await change()
+        cluster.servers[30].target.set_state(TargetState(Local.ONLINE, returning=False))
+        cluster.publish((10, Public.SERVING), (20, Public.SERVING), (30, Public.SYNCING))
+        middle = cluster.servers[20]
+        hop = forward.next_hop(middle.target.chain, 20)
+        job = Resync(middle.replicas, middle.service.updater, middle.target)
+
+        async def changes() -> None:
+            for _ in range(60):
+                await change()
+
+        await asyncio.gather(changes(), job.once(middle.target.chain, hop))
+        assert cluster.servers[30].target.state.local is Local.UPTODATE
+        cluster.publish((10, Public.SERVING), (20, Public.SERVING), (30, Public.SERVING))
+        await changes()
+        copies = [_all(server.engine) for server in cluster.servers.values()]
+        assert {key: data for key, (_, data) in copies[0].items()} == {k: bytes(v) for k, v in model.items()}
+        assert copies[0] == copies[1] == copies[2]
+        cluster.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
