@@ -6,24 +6,35 @@ bit of what it reads, or give short replies.
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import random
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from crc32c import crc32c
+from google.protobuf.message import Message
 
+from fireflyfs.client.file import File
+from fireflyfs.client.handle import OpenInode, open_inode
+from fireflyfs.client.inode_state import InodeTable
+from fireflyfs.client.meta_client import MetaClient
 from fireflyfs.client.retry import RetryPolicy
 from fireflyfs.client.routing import SERVING, Chain, Routing
+from fireflyfs.client.scratch import Scratch
 from fireflyfs.client.storage_client import StorageClient
 from fireflyfs.client.storage_codec import view_of
 from fireflyfs.common.clock import ManualClock
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.ids import ClientId
 from fireflyfs.common.net.api import Address, Call, MemoryPool, Reply
+from fireflyfs.common.net.memory import PrivatePool
 from fireflyfs.common.net.methods import Method
-from fireflyfs.proto import storage_pb2
+from fireflyfs.proto import meta_pb2, mgmtd_pb2, storage_pb2
+from fireflyfs.proto.common_pb2 import NODE_TYPE_META, Empty, Endpoint, Layout
 from fireflyfs.proto.storage_wire import (
     EXTENT,
     READ_IO,
@@ -203,6 +214,156 @@ class FakeWorker:
     }
 
 
+class FakeMeta:
+    """A metadata server with one flat directory; both share the cluster's names. Enough for open files."""
+
+    def __init__(self, cluster: FakeCluster) -> None:
+        self.cluster = cluster
+        self.down = False
+        self.refuse: list[Code] = []
+        self.lose_answers = 0
+        self.requests: list[Message] = []
+
+    def serve(self, call: Call) -> Reply:
+        if self.down:
+            raise error(Code.UNAVAILABLE, "meta is down")
+        if self.refuse:
+            raise error(self.refuse.pop(0), "refused by the test")
+        handler, kind = self.HANDLERS[Method(call.method)]
+        request = kind.FromString(bytes(call.body))
+        self.requests.append(request)
+        mutation = getattr(request, "mutation", None)
+        assert len(request.caller.client_id) == 16
+        if mutation is not None:
+            assert len(mutation.request_id) == 16
+            if mutation.retry and mutation.request_id in self.cluster.outcomes:
+                return Reply(self.cluster.outcomes[mutation.request_id])
+        body = handler(self, request).SerializeToString()
+        if mutation is not None:
+            self.cluster.outcomes[mutation.request_id] = body
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise error(Code.TIMEOUT, "the answer was lost")
+        return Reply(body)
+
+    def find(self, at: meta_pb2.PathAt) -> meta_pb2.Inode:
+        if at.path:
+            if at.path not in self.cluster.names:
+                raise error(Code.NO_ENTRY)
+            return self.cluster.names[at.path]
+        return self.by_id(at.dir)
+
+    def by_id(self, inode_id: int) -> meta_pb2.Inode:
+        for inode in self.cluster.names.values():
+            if inode.id == inode_id:
+                return inode
+        raise error(Code.NO_ENTRY)
+
+    def open(self, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
+        created = False
+        if request.at.path not in self.cluster.names:
+            if not request.flags & os.O_CREAT:
+                raise error(Code.NO_ENTRY)
+            created = True
+            self.cluster.next_inode += 1
+            layout = request.layout if request.HasField("layout") else Layout(chunk_size=1 << 16, chains=[1, 2, 3])
+            self.cluster.file_chains[self.cluster.next_inode] = tuple(layout.chains)
+            self.cluster.names[request.at.path] = meta_pb2.Inode(
+                id=self.cluster.next_inode, mode=request.mode, nlink=1, layout=layout
+            )
+        elif request.flags & os.O_EXCL:
+            raise error(Code.EXISTS)
+        inode = self.find(request.at)
+        if request.flags & os.O_TRUNC:
+            self.set_length(inode, 0)
+        if request.session:
+            self.cluster.sessions[request.session] = inode.id
+        return meta_pb2.OpenReply(inode=inode, created=created)
+
+    def report(self, request: meta_pb2.CloseRequest | meta_pb2.SyncRequest) -> meta_pb2.InodeReply:
+        inode = self.by_id(request.inode)
+        if request.HasField("hint"):
+            if request.hint.truncate_version == inode.truncate_version:
+                inode.length = max(inode.length, request.hint.length)
+            else:
+                ends = [i * (1 << 16) + len(c) for (n, i), c in self.cluster.chunks.items() if n == inode.id]
+                inode.length = max([inode.length, *ends])
+        if request.HasField("mtime"):
+            inode.mtime_ns = request.mtime.ns
+        if isinstance(request, meta_pb2.CloseRequest):
+            self.cluster.sessions.pop(request.session, None)
+        return meta_pb2.InodeReply(inode=inode)
+
+    def set_length(self, inode: meta_pb2.Inode, length: int) -> None:
+        if length < inode.length:
+            inode.truncate_version += 1
+            size = inode.layout.chunk_size
+            for key in [key for key in self.cluster.chunks if key[0] == inode.id and key[1] * size >= length]:
+                del self.cluster.chunks[key]
+            last = self.cluster.chunks.get((inode.id, length // size))
+            if last is not None:
+                del last[length % size :]
+        inode.length = length
+
+    def set_attr(self, request: meta_pb2.SetAttrRequest) -> meta_pb2.InodeReply:
+        inode = self.find(request.at)
+        if request.HasField("length"):
+            self.set_length(inode, request.length)
+        return meta_pb2.InodeReply(inode=inode)
+
+    def stat(self, request: meta_pb2.StatRequest) -> meta_pb2.InodeReply:
+        return meta_pb2.InodeReply(inode=self.find(request.at))
+
+    def batch_stat(self, request: meta_pb2.BatchStatRequest) -> meta_pb2.BatchStatReply:
+        known = {inode.id: inode for inode in self.cluster.names.values()}
+        return meta_pb2.BatchStatReply(inodes=[known.get(i, meta_pb2.Inode()) for i in request.inodes])
+
+    def batch_stat_path(self, request: meta_pb2.BatchStatPathRequest) -> meta_pb2.BatchStatPathReply:
+        reply = meta_pb2.BatchStatPathReply()
+        for at in request.paths:
+            if at.path in self.cluster.names:
+                reply.results.add(inode=self.cluster.names[at.path])
+            else:
+                reply.results.add(status=Code.NO_ENTRY)
+        return reply
+
+    def remove(self, request: meta_pb2.RemoveRequest) -> Empty:
+        self.find(request.at)
+        del self.cluster.names[request.at.path]
+        return Empty()
+
+    HANDLERS: dict[Method, tuple[Callable[[FakeMeta, Any], Message], type[Any]]] = {  # noqa: RUF012
+        Method.META_OPEN: (open, meta_pb2.OpenRequest),
+        Method.META_CLOSE: (report, meta_pb2.CloseRequest),
+        Method.META_SYNC: (report, meta_pb2.SyncRequest),
+        Method.META_SET_ATTR: (set_attr, meta_pb2.SetAttrRequest),
+        Method.META_STAT: (stat, meta_pb2.StatRequest),
+        Method.META_BATCH_STAT: (batch_stat, meta_pb2.BatchStatRequest),
+        Method.META_BATCH_STAT_PATH: (batch_stat_path, meta_pb2.BatchStatPathRequest),
+        Method.META_REMOVE: (remove, meta_pb2.RemoveRequest),
+    }
+
+
+class FakeContext:
+    """One client of the cluster, with what open files need."""
+
+    def __init__(self, cluster: FakeCluster, number: int = 1) -> None:
+        self.clock = cluster.clock
+        self.storage = cluster.client()
+        client_id = ClientId(bytes([number]) * 16)
+        self.meta = MetaClient(
+            cluster, cluster, client_id, clock=cluster.clock, rng=random.Random(number), sleep=cluster.sleep
+        )
+        self.inodes = InodeTable()
+        self.scratch = Scratch(cluster.pool)
+
+    def open(self, path: bytes, flags: int = os.O_RDWR | os.O_CREAT, **options: Any) -> OpenInode:
+        return open_inode(self, meta_pb2.PathAt(dir=1, path=path, follow=True), flags, **options)
+
+    def file(self, path: bytes, flags: int = os.O_RDWR | os.O_CREAT) -> File:
+        return File(self.open(path, flags), path)
+
+
 class FakeCluster:
     """`targets` workers; chain i has `replicas` of them, the head rotating. Also a BlockingLink and a RoutingView."""
 
@@ -217,8 +378,23 @@ class FakeCluster:
         self.on_wait: Callable[[], None] = lambda: None
         self.waits: list[float] = []
         self.lock = threading.Lock()
+        self.pool = PrivatePool()
+        self.names: dict[bytes, meta_pb2.Inode] = {}
+        self.outcomes: dict[bytes, bytes] = {}
+        self.sessions: dict[bytes, int] = {}
+        self.meta_servers = {number: FakeMeta(self) for number in (1, 2)}
+        self.next_inode = 100
         self.routing = Routing(
             version=1,
+            nodes={
+                number: mgmtd_pb2.NodeInfo(
+                    node_id=number,
+                    type=NODE_TYPE_META,
+                    alive=True,
+                    workers=[mgmtd_pb2.WorkerInfo(alive=True, endpoint=Endpoint(tcp=f"meta:{number}"))],
+                )
+                for number in self.meta_servers
+            },
             chains={
                 chain: Chain(chain, 1, tuple((1 + (chain - 1 + k) % targets, int(SERVING)) for k in range(replicas)))
                 for chain in range(1, chains + 1)
@@ -243,6 +419,8 @@ class FakeCluster:
     def call(self, address: Address, call: Call) -> Reply:
         with self.lock:
             self.clock.advance(0.0001)
+            if address.tcp.startswith("meta:"):
+                return self.meta_servers[int(address.tcp.removeprefix("meta:"))].serve(call)
             return self.workers[int(address.tcp.removeprefix("fake:"))].serve(call)
 
     def call_many(self, calls: Sequence[tuple[Address, Call]]) -> list[Reply | FfsError]:
@@ -261,7 +439,7 @@ class FakeCluster:
         old = self.routing.chains[chain_id]
         chains = dict(self.routing.chains)
         chains[chain_id] = Chain(chain_id, old.version + 1, tuple((target, int(SERVING)) for target in targets))
-        self.routing = Routing(self.routing.version + 1, chains=chains, addresses=self.routing.addresses)
+        self.routing = dataclasses.replace(self.routing, version=self.routing.version + 1, chains=chains)
 
     def client(self, policy: RetryPolicy | None = None) -> StorageClient:
         return StorageClient(
@@ -281,3 +459,14 @@ class FakeCluster:
 @pytest.fixture
 def cluster() -> FakeCluster:
     return FakeCluster()
+
+
+@pytest.fixture
+def client(cluster: FakeCluster) -> FakeContext:
+    return FakeContext(cluster)
+
+
+@pytest.fixture
+def other(cluster: FakeCluster) -> FakeContext:
+    """A second client of the same cluster."""
+    return FakeContext(cluster, 2)

@@ -1,0 +1,225 @@
+"""Open inodes and files: lengths, hints, truncation, what other clients see, batches."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pytest
+
+from fireflyfs.client import batch
+from fireflyfs.client.file import BufferedRandom, buffered, flags_of
+from fireflyfs.common.errors import Code, FfsError
+from fireflyfs.common.net.api import Slice
+from fireflyfs.common.net.methods import Method
+
+if TYPE_CHECKING:
+    from conftest import FakeCluster, FakeContext
+
+SIZE = 1 << 16
+
+
+def view(data: bytes | bytearray) -> memoryview:
+    return memoryview(data)
+
+
+def test_own_writes_are_read_back_and_others_see_them_after_close(
+    cluster: FakeCluster, client: FakeContext, other: FakeContext
+) -> None:
+    handle = client.open(b"/a")
+    assert handle.pwrite(SIZE - 2, view(b"hello")) == 5
+    assert handle.length == SIZE + 3
+    assert handle.pread(SIZE - 4, 100) == b"\0\0hello"
+    assert other.open(b"/a").length == 0
+    handle.close()
+    assert other.open(b"/a").pread(SIZE - 2, 5) == b"hello"
+    assert cluster.names[b"/a"].mtime_ns > 0
+
+
+def test_handles_of_one_inode_share_its_length(client: FakeContext) -> None:
+    writer = client.open(b"/a")
+    reader = client.open(b"/a", os.O_RDONLY)
+    writer.pwrite(0, view(b"hello"))
+    assert reader.pread(0, 10) == b"hello"
+
+
+def test_flush_makes_the_length_visible_and_says_it_once(cluster: FakeCluster, client: FakeContext) -> None:
+    handle = client.open(b"/a")
+    handle.pwrite(0, view(b"hello"))
+    handle.flush()
+    assert cluster.names[b"/a"].length == 5
+    before = len(cluster.meta_servers[1].requests) + len(cluster.meta_servers[2].requests)
+    handle.flush()
+    assert len(cluster.meta_servers[1].requests) + len(cluster.meta_servers[2].requests) == before
+
+
+def test_fsync_syncs_storage_then_meta(cluster: FakeCluster, client: FakeContext) -> None:
+    handle = client.open(b"/a")
+    handle.pwrite(0, view(b"hello"))
+    handle.fsync()
+    assert sorted(cluster.synced) == [1, 2, 3]
+    assert cluster.names[b"/a"].length == 5
+
+
+def test_truncate_of_unreported_writes_really_cuts(cluster: FakeCluster, client: FakeContext) -> None:
+    handle = client.open(b"/a")
+    handle.pwrite(0, view(b"x" * (3 * SIZE)))
+    handle.truncate(SIZE + 10)
+    assert handle.length == SIZE + 10
+    handle.truncate(2 * SIZE)
+    assert handle.pread(SIZE, SIZE) == b"x" * 10 + bytes(SIZE - 10)
+    handle.close()
+    assert cluster.names[b"/a"].length == 2 * SIZE
+
+
+def test_a_truncation_elsewhere_voids_our_length(cluster: FakeCluster, client: FakeContext, other: FakeContext) -> None:
+    handle = client.open(b"/a")
+    handle.pwrite(0, view(b"x" * 1000))
+    handle.flush()
+    other.open(b"/a").truncate(10)
+    handle.refresh()
+    assert handle.length == 10
+    handle.pwrite(10, view(b"yy"))
+    handle.close()
+    assert cluster.names[b"/a"].length == 12
+
+
+def test_a_hint_from_before_a_truncation_does_not_lengthen(
+    cluster: FakeCluster, client: FakeContext, other: FakeContext
+) -> None:
+    handle = client.open(b"/a")
+    handle.pwrite(0, view(b"x" * 1000))
+    handle.flush()
+    handle.pwrite(0, view(b"y" * 1000))  # unreported
+    other.open(b"/a").truncate(10)
+    handle.close()
+    assert cluster.names[b"/a"].length == 10
+
+
+def test_sessions_are_given_back(cluster: FakeCluster, client: FakeContext) -> None:
+    handles = [client.open(b"/a"), client.open(b"/a", os.O_RDONLY), client.open(b"/a", os.O_RDONLY, hold=False)]
+    assert len(cluster.sessions) == 2
+    for handle in handles:
+        handle.close()
+        handle.close()
+    assert cluster.sessions == {}
+    with pytest.raises(FfsError) as caught:
+        handles[0].pread(0, 1)
+    assert caught.value.code is Code.BAD_HANDLE
+
+
+def test_access_modes_are_kept(client: FakeContext) -> None:
+    client.open(b"/a").close()
+    with pytest.raises(FfsError):
+        client.open(b"/a", os.O_RDONLY).pwrite(0, view(b"x"))
+    with pytest.raises(FfsError):
+        client.open(b"/a", os.O_WRONLY).pread(0, 1)
+    with pytest.raises(FfsError) as caught:
+        client.open(b"/a").pwrite((1 << 63) - 2, view(b"xxx"))
+    assert caught.value.code is Code.TOO_BIG
+
+
+def test_scattered_writes_in_one_go(cluster: FakeCluster, client: FakeContext) -> None:
+    handle = client.open(b"/a")
+    handle.pwrite_many([(offset * 100, view(b"%02d" % offset)) for offset in range(50)])
+    assert cluster.requests(Method.STORAGE_WRITE) == 1
+    assert handle.pread(700, 2) == b"07"
+    assert handle.length == 4902
+
+
+def test_raw_file_position_append_and_errors(client: FakeContext) -> None:
+    with client.file(b"/a") as file:
+        assert file.write(b"hello world") == 11
+        assert file.seek(-5, os.SEEK_END) == 6
+        assert file.read() == b"world"
+        assert file.read(10) == b""
+        assert file.truncate(4) == 4
+        assert file.pread(100, 0) == b"hell"
+        buffer = np.zeros(2, np.uint16)
+        assert file.readinto_at(buffer, 0) == 4
+        assert buffer.tobytes() == b"hell"
+    with pytest.raises(ValueError, match="closed"):
+        file.read(1)
+    with client.file(b"/a", os.O_WRONLY | os.O_APPEND) as file:
+        file.seek(0)
+        file.write(b"!")
+        with pytest.raises(OSError, match="/a") as caught:
+            file.readinto_at(bytearray(1), 0)
+        assert caught.value.errno == 9
+        with pytest.raises(io.UnsupportedOperation):
+            file.fileno()
+    assert client.file(b"/a").readall() == b"hell!"
+
+
+def test_buffered_file_keeps_the_raw_methods_in_step(client: FakeContext) -> None:
+    file = buffered(client.file(b"/a"))
+    assert isinstance(file, BufferedRandom)
+    for line in range(1000):
+        file.write(b"line %d\n" % line)
+    assert file.pread(6, 0) == b"line 0"
+    file.seek(0)
+    assert [*file] == [b"line %d\n" % line for line in range(1000)]
+    length = file.length
+    file.close()
+    assert client.file(b"/a").length == length
+
+
+def test_modes() -> None:
+    assert flags_of("r") == os.O_RDONLY
+    assert flags_of("w+b") == os.O_RDWR | os.O_CREAT | os.O_TRUNC
+    assert flags_of("ab") == os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    for wrong in ("", "rw", "q", "rr", "rbt", "+"):
+        with pytest.raises(ValueError, match="invalid mode"):
+            flags_of(wrong)
+
+
+def context_of(client: FakeContext) -> Any:
+    return cast("Any", client)
+
+
+def test_batches_over_files(cluster: FakeCluster, client: FakeContext) -> None:
+    files = [client.file(b"/%d" % number) for number in range(10)]
+    counts = batch.write_batch(context_of(client), [(f, n, b"x%d" % n) for n, f in enumerate(files)])
+    assert counts == [2] * 10
+    assert cluster.requests(Method.STORAGE_WRITE) == 1  # all first chunks are on one chain
+    memory = cluster.pool.allocate(100)
+    counts = batch.read_batch(context_of(client), [(f, n, memory.slice(n * 10, 10)) for n, f in enumerate(files)])
+    assert counts == [2] * 10
+    assert bytes(memory.view[70:72]) == b"x7"
+    with pytest.raises(OSError, match="/3"):
+        files[3].close()
+        batch.read_batch(context_of(client), [(f, 0, bytearray(1)) for f in files[3:]])
+
+
+def test_blocks_of_one_file(cluster: FakeCluster, client: FakeContext) -> None:
+    data = random.Random(1).randbytes(10 * SIZE + 100)
+    file = client.file(b"/a")
+    file.write(data)
+    offsets = [0, 4096, 9 * SIZE, 3 * SIZE + 512]
+    into = bytearray(4 * 512)
+    assert batch.read_blocks(context_of(client), file, offsets, 512, into).tolist() == [512] * 4
+    assert into == b"".join(data[o : o + 512] for o in offsets)
+    offsets = [SIZE - 10, 10 * SIZE, len(data) - 7, len(data) + 9]  # across a border, and over the end
+    into = bytearray(b"-" * 4 * 512)
+    assert batch.read_blocks(context_of(client), file, offsets, 512, into).tolist() == [512, 100, 7, 0]
+    assert into[:512] == data[SIZE - 10 : SIZE + 502]
+    assert into[512:612] == data[10 * SIZE :]
+    assert into[1024 : 1024 + 8] == data[-7:] + b"-"
+    memory = cluster.pool.allocate(1024)
+    batch.read_blocks(context_of(client), file, np.array([512, 0]), 512, Slice(memory, 0, 1024))
+    assert bytes(memory.view) == data[512:1024] + data[:512]
+
+
+def test_whole_small_files(cluster: FakeCluster, client: FakeContext) -> None:
+    for number in range(20):
+        with client.file(b"/%d" % number) as file:
+            file.write(b"%d" % number * number)
+    paths = [b"/%d" % number for number in range(20)] + [b"/missing"]
+    got = batch.read_files(context_of(client), paths)
+    assert got[:20] == [b"%d" % number * number for number in range(20)]
+    assert isinstance(got[20], FileNotFoundError)
+    assert got[20].filename == b"/missing"
+    assert cluster.requests(Method.STORAGE_READ) <= 3
