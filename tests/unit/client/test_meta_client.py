@@ -61,7 +61,7 @@ def test_waits_for_servers_that_come_back(cluster: FakeCluster, client: FakeCont
 
     cluster.on_wait = revive
     client.open(b"/x").close()
-    assert len(cluster.waits) == 5
+    assert 5 <= len(cluster.waits) <= 7
 
 
 def test_gives_up_at_the_deadline(cluster: FakeCluster) -> None:

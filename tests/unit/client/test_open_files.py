@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -176,22 +176,18 @@ def test_modes() -> None:
             flags_of(wrong)
 
 
-def context_of(client: FakeContext) -> Any:
-    return cast("Any", client)
-
-
 def test_batches_over_files(cluster: FakeCluster, client: FakeContext) -> None:
     files = [client.file(b"/%d" % number) for number in range(10)]
-    counts = batch.write_batch(context_of(client), [(f, n, b"x%d" % n) for n, f in enumerate(files)])
+    counts = batch.write_batch(client, [(f, n, b"x%d" % n) for n, f in enumerate(files)])
     assert counts == [2] * 10
     assert cluster.requests(Method.STORAGE_WRITE) == 1  # all first chunks are on one chain
     memory = cluster.pool.allocate(100)
-    counts = batch.read_batch(context_of(client), [(f, n, memory.slice(n * 10, 10)) for n, f in enumerate(files)])
+    counts = batch.read_batch(client, [(f, n, memory.slice(n * 10, 10)) for n, f in enumerate(files)])
     assert counts == [2] * 10
     assert bytes(memory.view[70:72]) == b"x7"
+    files[3].close()
     with pytest.raises(OSError, match="/3"):
-        files[3].close()
-        batch.read_batch(context_of(client), [(f, 0, bytearray(1)) for f in files[3:]])
+        batch.read_batch(client, [(f, 0, bytearray(1)) for f in files[3:]])
 
 
 def test_blocks_of_one_file(cluster: FakeCluster, client: FakeContext) -> None:
@@ -200,16 +196,16 @@ def test_blocks_of_one_file(cluster: FakeCluster, client: FakeContext) -> None:
     file.write(data)
     offsets = [0, 4096, 9 * SIZE, 3 * SIZE + 512]
     into = bytearray(4 * 512)
-    assert batch.read_blocks(context_of(client), file, offsets, 512, into).tolist() == [512] * 4
+    assert batch.read_blocks(client, file, offsets, 512, into).tolist() == [512] * 4
     assert into == b"".join(data[o : o + 512] for o in offsets)
     offsets = [SIZE - 10, 10 * SIZE, len(data) - 7, len(data) + 9]  # across a border, and over the end
     into = bytearray(b"-" * 4 * 512)
-    assert batch.read_blocks(context_of(client), file, offsets, 512, into).tolist() == [512, 100, 7, 0]
+    assert batch.read_blocks(client, file, offsets, 512, into).tolist() == [512, 100, 7, 0]
     assert into[:512] == data[SIZE - 10 : SIZE + 502]
     assert into[512:612] == data[10 * SIZE :]
     assert into[1024 : 1024 + 8] == data[-7:] + b"-"
     memory = cluster.pool.allocate(1024)
-    batch.read_blocks(context_of(client), file, np.array([512, 0]), 512, Slice(memory, 0, 1024))
+    batch.read_blocks(client, file, np.array([512, 0]), 512, Slice(memory, 0, 1024))
     assert bytes(memory.view) == data[512:1024] + data[:512]
 
 
@@ -218,7 +214,7 @@ def test_whole_small_files(cluster: FakeCluster, client: FakeContext) -> None:
         with client.file(b"/%d" % number) as file:
             file.write(b"%d" % number * number)
     paths = [b"/%d" % number for number in range(20)] + [b"/missing"]
-    got = batch.read_files(context_of(client), paths)
+    got = batch.read_files(client, paths)
     assert got[:20] == [b"%d" % number * number for number in range(20)]
     assert isinstance(got[20], FileNotFoundError)
     assert got[20].filename == b"/missing"
