@@ -15,6 +15,35 @@ from fireflyfs.client.cli.settings import Settings, default_root
 
 # Name on the command line: (module under client/cli, attribute, one line of help). Grouped as `ffs --help` shows them.
 COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "The local cluster": {
+        "up": ("cluster", "up", "Start the local cluster (create it the first time)."),
+        "down": ("cluster", "down", "Stop the local cluster; its data stays."),
+        "status": ("cluster", "status", "Show processes, nodes and replicas at a glance."),
+    },
+    "The mount": {
+        "mount": ("mounting", "mount", "Mount the file system on a directory."),
+        "umount": ("mounting", "umount", "Unmount a directory."),
+    },
+    "Files": {
+        "ls": ("files", "ls", "List directories."),
+        "stat": ("files", "stat", "Show all that is known of files."),
+        "cat": ("files", "cat", "Write files to the standard output."),
+        "put": ("copying", "put", "Copy local files and trees into the file system."),
+        "get": ("copying", "get", "Copy files and trees out of the file system."),
+        "rm": ("files", "rm", "Remove files and trees."),
+        "mkdir": ("files", "mkdir", "Make directories."),
+        "mv": ("files", "mv", "Rename or move files."),
+    },
+    "Administration": {
+        "nodes": ("nodes", "nodes", "Servers: list, enable, disable, unregister."),
+        "targets": ("targets", "targets", "Storage targets: list, create."),
+        "chains": ("chains", "chains", "Replication chains: list, create, update."),
+        "chain-tables": ("chain_tables", "chain_tables", "Chain tables: list, create, upload, generate."),
+        "config": ("configuration", "config", "Configuration per node type: get, set, list."),
+        "sessions": ("sessions", "sessions", "Client leases: list."),
+        "space": ("space", "space", "Show capacity and use."),
+        "bench": ("benching", "bench", "Measure reads, writes and metadata calls."),
+    },
     "Servers": {
         "run": ("run", "run", "Run one server process: mgmtd, meta or storage."),
     },

@@ -1,0 +1,180 @@
+"""`ffs up`, `ffs down`, `ffs status`: the local cluster, and the state of any cluster."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fireflyfs.client.cli import connect, exits, output, views
+from fireflyfs.client.cli.settings import Settings, pass_settings
+from fireflyfs.client.routing import Routing
+from fireflyfs.common.errors import Code, FfsError, error
+
+HEALTHY_WAIT_S = 60.0
+HEALTHY_POLL_S = 0.2
+
+
+def _local(settings: Settings) -> Any:
+    return importlib.import_module("fireflyfs.deploy.local").LocalCluster(settings.root)
+
+
+@click.command()
+@click.option("--nodes", type=click.IntRange(1, 32), default=3, show_default=True, help="Storage nodes (first start).")
+@click.option(
+    "--replicas", type=click.IntRange(1, 16), default=3, show_default=True, help="Of each chunk (first start)."
+)
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until every replica serves.")
+@click.option("--mount", "mountpoint", type=click.Path(path_type=Path), help="Also mount there, in the background.")
+@pass_settings
+def up(settings: Settings, nodes: int, replicas: int, wait: bool, mountpoint: Path | None) -> None:
+    """Start the local cluster, and make it the first time. A cluster that runs already is left as it is.
+
+    Data, configuration and logs live in one folder, --root.
+    """
+    if replicas > nodes:
+        raise click.UsageError(f"{replicas} replicas need as many storage nodes, --nodes is {nodes}")
+    local = _local(settings)
+    if not local.exists():
+        module = importlib.import_module("fireflyfs.deploy.local")
+        local.create(module.ClusterSpec(storage_nodes=nodes, replicas=replicas))
+        _note(settings, f"made a cluster in {settings.root}: {nodes} storage nodes, {replicas} replicas")
+    local.up()
+    if wait:
+        wait_healthy(settings)
+    if mountpoint is not None:
+        from fireflyfs.client.cli.mounting import mount_in_background
+
+        mount_in_background(settings, mountpoint, [])
+    _show_status(settings)
+
+
+@click.command()
+@pass_settings
+def down(settings: Settings) -> None:
+    """Stop the local cluster in good order, its mounts first. The data stays."""
+    local = _local(settings)
+    if not local.exists():
+        raise error(Code.NO_ENTRY, f"no cluster in {settings.root}")
+    from fireflyfs.client.cli.mount_table import unmount_all
+
+    unmounted = unmount_all(settings)
+    local.down()
+    output.done(settings, f"stopped; the data stays in {settings.root}", unmounted=[str(path) for path in unmounted])
+
+
+@click.command()
+@click.option("--wait", type=click.FloatRange(0), metavar="SECONDS", help="Wait this long for every replica to serve.")
+@pass_settings
+def status(settings: Settings, wait: float | None) -> None:
+    """Show processes, nodes and replicas. The exit code is 0 only when everything serves (1: degraded, 4: no mgmtd)."""
+    if wait is not None:
+        try:
+            wait_healthy(settings, timeout_s=wait)
+        except FfsError:
+            pass  # what is missing is about to be shown
+    if not _show_status(settings):
+        sys.exit(exits.FAILED)
+
+
+def wait_healthy(settings: Settings, timeout_s: float = HEALTHY_WAIT_S) -> None:
+    """Return when every server lives and every replica serves. Raises TIMEOUT naming what is missing."""
+    deadline = time.monotonic() + timeout_s
+    last = "mgmtd does not answer"
+    with connect.mgmtd(settings) as client:
+        while True:
+            try:
+                routing = connect.routing_of(client)
+                facts = views.health(routing)
+                if facts["healthy"] and routing.meta_servers():
+                    return
+                last = f"{facts['replicas_serving']} of {facts['replicas']} replicas serve, nodes down: " + (
+                    ", ".join(map(str, facts["nodes_down"])) or "none"
+                )
+            except FfsError as exc:
+                last = exc.message
+            if time.monotonic() >= deadline:
+                raise error(Code.TIMEOUT, f"not healthy after {timeout_s:.0f} s: {last}")
+            time.sleep(HEALTHY_POLL_S)
+
+
+def _show_status(settings: Settings) -> bool:
+    """Print everything; True when the cluster is healthy. Raises UNAVAILABLE when mgmtd does not answer."""
+    processes = _processes(settings)
+    try:
+        with connect.mgmtd(settings) as client:
+            routing = connect.routing_of(client)
+            cluster_id = client.cluster_id
+    except FfsError:
+        if processes and not settings.json:
+            output.show_rows(settings, processes, _PROCESS_COLUMNS, title="processes")
+        raise
+    facts = views.health(routing)
+    rows = views.node_rows(routing, time.time_ns())
+    if settings.json:
+        output.show_json(
+            {
+                "cluster": cluster_id,
+                **facts,
+                "processes": processes,
+                "node_list": rows,
+                "chain_list": views.chain_rows(routing),
+                "space": views.space_rows(routing),
+                "mounts": [str(path) for path in _mounts(settings)],
+            }
+        )
+        return bool(facts["healthy"])
+    if processes:
+        output.show_rows(settings, processes, _PROCESS_COLUMNS, title="processes")
+    output.show_rows(settings, rows, views.NODE_COLUMNS, title="nodes", empty="no nodes yet")
+    unhealthy = [row for row in views.chain_rows(routing) if row["state"] != "serving"]
+    if unhealthy:
+        output.show_rows(settings, unhealthy, views.CHAIN_COLUMNS, title="chains that miss a replica")
+    click.echo(_summary(cluster_id, facts, routing))
+    for path in _mounts(settings):
+        click.echo(f"mounted at {path}")
+    return bool(facts["healthy"])
+
+
+_PROCESS_COLUMNS = [("name", "process"), ("state", "state"), ("pid", "pid"), ("log", "log")]
+
+
+def _processes(settings: Settings) -> list[dict[str, Any]]:
+    """The local cluster's processes; none when another cluster was named."""
+    if settings.mgmtd:
+        return []
+    local = _local(settings)
+    if not local.exists():
+        return []
+    return [
+        {
+            "name": process.name,
+            "state": "up" if process.running else "down",
+            "pid": process.pid or None,
+            "log": str(process.log),
+        }
+        for process in local.status()
+    ]
+
+
+def _mounts(settings: Settings) -> list[Path]:
+    from fireflyfs.client.cli.mount_table import mounts_of
+
+    return mounts_of(settings)
+
+
+def _summary(cluster_id: str, facts: dict[str, Any], routing: Routing) -> str:
+    free = sum(row["free_bytes"] for row in views.space_rows(routing))
+    word = "healthy" if facts["healthy"] else "DEGRADED"
+    return (
+        f"cluster {cluster_id}: {word}, {facts['replicas_serving']}/{facts['replicas']} replicas serve in "
+        f"{facts['chains']} chains, {output.bytes_text(free)} free, routing version {facts['routing_version']}"
+    )
+
+
+def _note(settings: Settings, text: str) -> None:
+    click.echo(text, err=settings.json)

@@ -1,0 +1,156 @@
+"""`ffs mount` and `ffs umount`.
+
+A mount in the background is this program again, in a session of its own, with a pipe: it says `ready` on the pipe when
+the kernel has answered, or its error, so that `ffs mount` ends only when the mount can be used, with its exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from fireflyfs.client.cli import connect, output
+from fireflyfs.client.cli.mount_table import our_mounts, unmount
+from fireflyfs.client.cli.settings import Settings, pass_settings
+from fireflyfs.common.errors import Code, error
+
+READY_WAIT_S = 30.0
+ERROR_BYTES_MAX = 64 << 10
+
+
+@click.command()
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("--foreground", "-f", is_flag=True, help="Stay; Ctrl-C unmounts.")
+@click.option(
+    "--attr-timeout", type=click.FloatRange(0), default=1.0, show_default=True, help="Seconds attributes are cached."
+)
+@click.option(
+    "--entry-timeout", type=click.FloatRange(0), default=1.0, show_default=True, help="Seconds names are cached."
+)
+@click.option(
+    "--threads", type=click.IntRange(1, 64), default=4, show_default=True, help="Threads that answer the kernel."
+)
+@click.option("--allow-other/--only-me", default=None, help="Who may use it.  [default: everyone when root mounts]")
+@click.option("--read-only", is_flag=True, help="Refuse every change.")
+@click.option("--ready-fd", type=int, hidden=True)
+@click.option("--log-file", type=click.Path(path_type=Path), help="Where a background mount logs.")
+@pass_settings
+def mount(
+    settings: Settings,
+    mountpoint: Path,
+    foreground: bool,
+    attr_timeout: float,
+    entry_timeout: float,
+    threads: int,
+    allow_other: bool | None,
+    read_only: bool,
+    ready_fd: int | None,
+    log_file: Path | None,
+) -> None:
+    """Mount the file system on MOUNTPOINT, in the background unless told otherwise.
+
+    Returns when the mount can be used. `ffs umount MOUNTPOINT` ends it. Without root, fusermount3 makes the mount.
+    """
+    if allow_other is None:
+        allow_other = os.geteuid() == 0
+    if not foreground and ready_fd is None:
+        options = [f"--attr-timeout={attr_timeout}", f"--entry-timeout={entry_timeout}", f"--threads={threads}"]
+        options += ["--allow-other" if allow_other else "--only-me"]
+        options += ["--read-only"] if read_only else []
+        options += [f"--log-file={log_file}"] if log_file else []
+        mount_in_background(settings, mountpoint, options)
+        output.done(settings, f"mounted at {mountpoint.resolve()}", mountpoint=str(mountpoint.resolve()))
+        return
+    _check_mountpoint(mountpoint)
+    if ready_fd is not None:
+        from fireflyfs.client.cli.logs import set_up
+
+        set_up(log_file or _log_path(settings, mountpoint), "info")
+    from fireflyfs.client.cli.serving_mount import serve
+
+    serve(
+        connect.mgmtd_addresses(settings),
+        mountpoint,
+        ready_fd=ready_fd,
+        read_only=read_only,
+        options={
+            "attr_timeout_s": attr_timeout,
+            "entry_timeout_s": entry_timeout,
+            "threads": threads,
+            "allow_other": allow_other,
+        },
+    )
+
+
+def mount_in_background(settings: Settings, mountpoint: Path, options: list[str]) -> None:
+    """Start a mount and return when it can be used. One that is there already is left alone.
+
+    Raises what the mount said when it cannot be made.
+    """
+    if any(path == mountpoint.resolve() for path, _ in our_mounts()):
+        return
+    mountpoint.mkdir(parents=True, exist_ok=True)
+    _check_mountpoint(mountpoint)
+    addresses = connect.mgmtd_addresses(settings)
+    read_end, write_end = os.pipe()
+    command = [sys.executable, "-m", "fireflyfs.client.cli.main", "--root", str(settings.root)]
+    command += ["--mgmtd", ",".join(addresses), "mount", str(mountpoint.resolve()), f"--ready-fd={write_end}", *options]
+    with open(os.devnull, "r+b") as null:
+        process = subprocess.Popen(
+            command, stdin=null, stdout=null, stderr=write_end, pass_fds=[write_end], start_new_session=True, cwd="/"
+        )
+    os.close(write_end)
+    said = _read_until(read_end, b"ready\n", READY_WAIT_S)
+    os.close(read_end)
+    if said.endswith(b"ready\n"):
+        return
+    text = said.decode(errors="replace").strip().removeprefix("ffs: ")
+    if not text and process.poll() is None:
+        process.terminate()
+        raise error(Code.TIMEOUT, f"{mountpoint} is not mounted after {READY_WAIT_S:.0f} s")
+    code = process.wait(timeout=10)
+    kind = {4: Code.UNAVAILABLE, 5: Code.NOT_PERMITTED, 3: Code.NO_ENTRY}.get(code, Code.IO_ERROR)
+    raise error(kind, f"{mountpoint} cannot be mounted: {text.splitlines()[-1] if text else f'exit code {code}'}")
+
+
+@click.command()
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("--lazy", is_flag=True, help="Detach at once, even while files are open.")
+@pass_settings
+def umount(settings: Settings, mountpoint: Path, lazy: bool) -> None:
+    """Unmount MOUNTPOINT: what is written reaches the servers first."""
+    unmount(mountpoint, lazy=lazy)
+    output.done(settings, f"unmounted {mountpoint}", mountpoint=str(mountpoint))
+
+
+def _check_mountpoint(path: Path) -> None:
+    if not path.is_dir():
+        raise error(Code.NO_ENTRY, f"{path} is no directory: make it first")
+    if not Path("/dev/fuse").exists():
+        raise error(Code.NOT_SUPPORTED, "there is no /dev/fuse: load the kernel's fuse module (modprobe fuse)")
+    if any(True for _ in path.iterdir()):
+        raise error(Code.NOT_EMPTY, f"{path} is not empty: a mount would hide what is in it")
+
+
+def _log_path(settings: Settings, mountpoint: Path) -> Path:
+    name = str(mountpoint.resolve()).strip("/").replace("/", "-") or "root"
+    return settings.root / "logs" / f"mount-{name}.log"
+
+
+def _read_until(fd: int, end: bytes, timeout_s: float) -> bytes:
+    said = b""
+    deadline = time.monotonic() + timeout_s
+    while not said.endswith(end) and len(said) < ERROR_BYTES_MAX:
+        if not select.select([fd], [], [], max(deadline - time.monotonic(), 0))[0]:
+            break
+        piece = os.read(fd, 4096)
+        if not piece:
+            break
+        said += piece
+    return said

@@ -1,0 +1,51 @@
+"""The process behind a mount: connects, mounts, says that it is ready, serves until it is unmounted."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from fireflyfs.client.cli.mount_table import FS_SOURCE, unmount
+from fireflyfs.common.errors import Code, error
+from fireflyfs.proto.common_pb2 import NODE_TYPE_FUSE
+
+
+def serve(
+    addresses: list[str], mountpoint: Path, *, ready_fd: int | None, read_only: bool, options: dict[str, Any]
+) -> None:
+    """Serve `mountpoint` until it is unmounted by anyone, or SIGTERM or SIGINT asks for it.
+
+    `options` are fields of fuse's MountOptions. `ready_fd` gets `ready` once the mount can be used, and is closed.
+    """
+    if read_only and os.geteuid() != 0:
+        raise error(Code.NOT_PERMITTED, "--read-only needs root")
+    context = importlib.import_module("fireflyfs.client.session").ClientContext.connect(addresses, NODE_TYPE_FUSE)
+    try:
+        mount_options = importlib.import_module("fireflyfs.fuse.options").MountOptions(
+            source=f"{FS_SOURCE}#{addresses[0]}", **options
+        )
+        backend = importlib.import_module("fireflyfs.fuse.context").backend_of(context)
+        mount = importlib.import_module("fireflyfs.fuse.mount").Mount(backend, mountpoint, mount_options)
+        mount.start()
+        if read_only:
+            _make_read_only(mountpoint)
+        if ready_fd is not None:
+            os.write(ready_fd, b"ready\n")
+            os.close(ready_fd)
+            # stderr is the same pipe: from here on only the log file is written.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 2)
+            os.close(null)
+        mount.run()
+    finally:
+        context.close()
+
+
+def _make_read_only(mountpoint: Path) -> None:
+    done = subprocess.run(["mount", "-o", "remount,ro", str(mountpoint)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        unmount(mountpoint, lazy=True)
+        raise error(Code.IO_ERROR, f"cannot make {mountpoint} read-only: {done.stderr.strip()}")

@@ -1,0 +1,49 @@
+"""`ffs targets`: the folders that hold chunks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fireflyfs.client.cli import connect, output, views
+from fireflyfs.client.cli.settings import Settings, pass_settings
+from fireflyfs.proto import mgmtd_pb2
+
+
+@click.group()
+def targets() -> None:
+    """Storage targets: list, create."""
+
+
+@targets.command("list")
+@click.option("--node", type=click.IntRange(1), help="Only targets of this node.")
+@pass_settings
+def list_targets(settings: Settings, node: int | None) -> None:
+    """List targets with their chain, state and space."""
+    with connect.mgmtd(settings) as client:
+        rows = views.target_rows(connect.routing_of(client))
+    rows = [row for row in rows if node is None or row["node"] == node]
+    output.show_rows(settings, rows, views.TARGET_COLUMNS, empty="no targets")
+
+
+@targets.command("create")
+@click.argument("target_id", type=click.IntRange(1, (1 << 63) - 1))
+@click.option("--node", "node_id", type=click.IntRange(1), required=True, help="The node that will serve it.")
+@click.option("--worker", type=click.IntRange(0), default=0, show_default=True, help="The worker of that node.")
+@click.option("--path", type=click.Path(path_type=Path), required=True, help="Its folder on that node.")
+@click.option("--format", "format_here", is_flag=True, help="Also make the folder, on this machine.")
+@pass_settings
+def create(settings: Settings, target_id: int, node_id: int, worker: int, path: Path, format_here: bool) -> None:
+    """Register a target with mgmtd. The node serves it once its configuration names it."""
+    with connect.mgmtd(settings) as client:
+        if format_here:
+            from fireflyfs.client.cli.formatting import format_target
+
+            format_target(path, client.cluster_id, target_id)
+        client.register_target(
+            mgmtd_pb2.RegisterTargetRequest(
+                cluster_id=client.cluster_id, target_id=target_id, node_id=node_id, worker=worker, path=str(path)
+            )
+        )
+    output.done(settings, f"target {target_id} is registered on node {node_id}", target=target_id, node=node_id)

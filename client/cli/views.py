@@ -1,0 +1,202 @@
+"""Routing as rows: what the list commands and `status` print. Pure functions of what mgmtd said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fireflyfs.client.cli.output import age_text, bytes_text
+from fireflyfs.client.routing import SERVING, Chain, Routing
+from fireflyfs.proto import common_pb2, mgmtd_pb2
+
+NODE_TYPES: dict[str, common_pb2.NodeType] = {
+    "mgmtd": common_pb2.NODE_TYPE_MGMTD,
+    "meta": common_pb2.NODE_TYPE_META,
+    "storage": common_pb2.NODE_TYPE_STORAGE,
+    "client": common_pb2.NODE_TYPE_CLIENT,
+    "fuse": common_pb2.NODE_TYPE_FUSE,
+}
+_TYPE_NAMES = {int(number): name for name, number in NODE_TYPES.items()}
+
+NODE_COLUMNS = [
+    ("node", "node"),
+    ("type", "type"),
+    ("state", "state"),
+    ("workers", "workers"),
+    ("host", "host"),
+    ("heartbeat", "heartbeat"),
+    ("grpc", "gRPC"),
+    ("link", "data link"),
+]
+TARGET_COLUMNS = [
+    ("target", "target"),
+    ("node", "node"),
+    ("worker", "worker"),
+    ("chain", "chain"),
+    ("state", "state"),
+    ("says", "says"),
+    ("used", "used"),
+    ("free", "free"),
+    ("path", "path"),
+]
+CHAIN_COLUMNS = [
+    ("chain", "chain"),
+    ("version", "version"),
+    ("state", "state"),
+    ("members", "members, head first"),
+]
+TABLE_COLUMNS = [
+    ("table", "table"),
+    ("version", "version"),
+    ("replicas", "replicas"),
+    ("chain_count", "chains"),
+    ("description", "description"),
+]
+
+
+def type_name(number: int) -> str:
+    return _TYPE_NAMES.get(number, "unknown")
+
+
+def public_state(number: int) -> str:
+    """`serving`, `lastsrv`, `syncing`, `waiting`, `offline`, or `unknown` for a number of a later release."""
+    try:
+        return mgmtd_pb2.PublicState.Name(mgmtd_pb2.PublicState.ValueType(number)).removeprefix("PUBLIC_").lower()
+    except ValueError:
+        return "unknown"
+
+
+def local_state(number: int) -> str:
+    try:
+        return mgmtd_pb2.LocalState.Name(mgmtd_pb2.LocalState.ValueType(number)).removeprefix("LOCAL_").lower()
+    except ValueError:
+        return "unknown"
+
+
+def node_rows(routing: Routing, now_unix_ns: int) -> list[dict[str, Any]]:
+    rows = []
+    for node_id, node in sorted(routing.nodes.items()):
+        age_s = (now_unix_ns - node.last_heartbeat_unix_ns) / 1e9 if node.last_heartbeat_unix_ns else None
+        alive = sum(1 for worker in node.workers if worker.alive)
+        rows.append(
+            {
+                "node": node_id,
+                "type": type_name(node.type),
+                "state": "disabled" if node.disabled else "up" if node.alive else "down",
+                "alive": node.alive,
+                "workers": f"{alive}/{len(node.workers)}",
+                "host": node.hostname,
+                "release": node.release,
+                "heartbeat": age_text(age_s) + " ago" if age_s is not None else "never",
+                "heartbeat_age_s": age_s,
+                "grpc": [worker.endpoint.grpc for worker in node.workers],
+                "link": [worker.endpoint.tcp for worker in node.workers],
+                "unix": [worker.endpoint.unix for worker in node.workers],
+            }
+        )
+    return rows
+
+
+def target_rows(routing: Routing) -> list[dict[str, Any]]:
+    return [
+        {
+            "target": target_id,
+            "node": target.node_id,
+            "worker": target.worker,
+            "chain": target.chain_id or None,
+            "state": public_state(_state_in_chain(routing, target)),
+            "says": local_state(target.local_state),
+            "capacity_bytes": target.capacity_bytes,
+            "used_bytes": target.used_bytes,
+            "free_bytes": target.free_bytes,
+            "used": bytes_text(target.used_bytes),
+            "free": bytes_text(target.free_bytes),
+            "path": target.path,
+        }
+        for target_id, target in sorted(routing.targets.items())
+    ]
+
+
+def _state_in_chain(routing: Routing, target: mgmtd_pb2.TargetInfo) -> int:
+    # The chain is what readers and writers go by; the target's own copy may come a delta later.
+    chain = routing.chains.get(target.chain_id)
+    members = dict(chain.targets) if chain else {}
+    return members.get(target.target_id, int(target.public_state))
+
+
+def chain_state(chain: Chain) -> str:
+    """`serving` with all replicas, `degraded` with some, `offline` with none."""
+    serving = len(chain.serving)
+    return "serving" if serving == len(chain.targets) else "degraded" if serving else "offline"
+
+
+def chain_rows(routing: Routing) -> list[dict[str, Any]]:
+    return [
+        {
+            "chain": chain_id,
+            "version": chain.version,
+            "state": chain_state(chain),
+            "serving": len(chain.serving),
+            "targets": [{"target": target, "state": public_state(state)} for target, state in chain.targets],
+            "members": " → ".join(f"{target} {public_state(state)}" for target, state in chain.targets),
+        }
+        for chain_id, chain in sorted(routing.chains.items())
+    ]
+
+
+def table_rows(routing: Routing) -> list[dict[str, Any]]:
+    return [
+        {
+            "table": table_id,
+            "version": table.version,
+            "replicas": table.replicas,
+            "chain_count": len(table.chains),
+            "chains": list(table.chains),
+            "description": table.description,
+        }
+        for table_id, table in sorted(routing.chain_tables.items())
+    ]
+
+
+def health(routing: Routing) -> dict[str, Any]:
+    """The cluster in a few figures. `healthy`: every server lives and every replica serves."""
+    replicas = [state for chain in routing.chains.values() for _, state in chain.targets]
+    down = [node_id for node_id, node in routing.nodes.items() if not node.alive and not node.disabled]
+    serving = sum(1 for state in replicas if state == SERVING)
+    offline = [chain_id for chain_id, chain in routing.chains.items() if not chain.serving]
+    return {
+        "healthy": bool(replicas) and not down and serving == len(replicas),
+        "routing_version": routing.version,
+        "nodes": len(routing.nodes),
+        "nodes_down": sorted(down),
+        "chains": len(routing.chains),
+        "chains_offline": sorted(offline),
+        "replicas": len(replicas),
+        "replicas_serving": serving,
+    }
+
+
+def space_rows(routing: Routing) -> list[dict[str, Any]]:
+    """One row for each chain table: what its chains can still take, counted once for all replicas of a chunk."""
+    rows = []
+    for table_id, table in sorted(routing.chain_tables.items()):
+        chains = [routing.chains[chain_id] for chain_id in table.chains if chain_id in routing.chains]
+        free = capacity = 0
+        for chain in chains:
+            members = [routing.targets[target] for target, _ in chain.targets if target in routing.targets]
+            free += min((member.free_bytes for member in members), default=0)
+            capacity += min((member.capacity_bytes for member in members), default=0)
+        rows.append(
+            {
+                "table": table_id,
+                "replicas": table.replicas,
+                "chains": len(chains),
+                "capacity_bytes": capacity,
+                "free_bytes": free,
+                "used_bytes": capacity - free,
+                "capacity": bytes_text(capacity),
+                "used": bytes_text(capacity - free),
+                "free": bytes_text(free),
+                "use": f"{100 * (capacity - free) / capacity:.0f} %" if capacity else "-",
+            }
+        )
+    return rows

@@ -1,0 +1,51 @@
+#!/bin/bash
+# Installs the Debian packages that are missing: `run` (default) what a cluster and a mount need, `test` what the tests
+# need beside that, `bench` what the comparison with another file system needs beside that.
+# As root it installs; as another user it prints the one command to run and fails. Nothing missing: it does nothing.
+set -euo pipefail
+
+declare -A PROGRAM=( # program to look for -> Debian package
+  [fusermount3]=fuse3
+)
+need_test() {
+  PROGRAM+=([fio]=fio [sqlite3]=sqlite3 [iperf3]=iperf3 [git]=git [mkfs.ext4]=e2fsprogs
+            [ip]=iproute2 [nsenter]=util-linux [fuser]=psmisc)
+}
+need_bench() {
+  PROGRAM+=([mfsmaster]=moosefs-master [mfschunkserver]=moosefs-chunkserver [mfsmount]=moosefs-client)
+}
+
+case "${1:-run}" in
+  run) ;;
+  test) need_test ;;
+  bench) need_test; need_bench ;;
+  *) echo "usage: $0 [run|test|bench]" >&2; exit 2 ;;
+esac
+
+PATH=$PATH:/usr/sbin:/sbin
+missing=()
+for program in "${!PROGRAM[@]}"; do
+  command -v "$program" >/dev/null || missing+=("${PROGRAM[$program]}")
+done
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+[ ${#missing[@]} -eq 0 ] && exit 0
+mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+
+if ! command -v apt-get >/dev/null; then
+  echo "missing: ${missing[*]}. These are Debian's names: install your system's packages of the same programs" >&2
+  exit 1
+fi
+if [ "$(id -u)" != 0 ]; then
+  echo "missing: ${missing[*]}. Run: sudo apt-get install --no-install-recommends ${missing[*]}" >&2
+  exit 1
+fi
+echo "installing Debian packages: ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+# Servers that a package brings must not start by themselves: the benchmark starts its own.
+if [ ! -e /usr/sbin/policy-rc.d ]; then
+  printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
+  chmod +x /usr/sbin/policy-rc.d
+  trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+fi
+apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null 2>&1 ||
+  { apt-get update -qq && apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null; }

@@ -1,0 +1,101 @@
+"""Routing as rows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fireflyfs.client.cli import output, views
+from fireflyfs.client.cli.settings import Settings
+from fireflyfs.client.routing import Routing, apply_delta
+from fireflyfs.proto import common_pb2, mgmtd_pb2
+
+
+def routing(states: list[int]) -> Routing:
+    targets = [1001, 2001, 3001]
+    return apply_delta(
+        Routing(),
+        mgmtd_pb2.RoutingDelta(
+            version=7,
+            full=True,
+            nodes=[
+                mgmtd_pb2.NodeInfo(
+                    node_id=target // 1000,
+                    type=common_pb2.NODE_TYPE_STORAGE,
+                    alive=True,
+                    last_heartbeat_unix_ns=10**9,
+                    workers=[mgmtd_pb2.WorkerInfo(worker=0, alive=True)],
+                )
+                for target in targets
+            ],
+            targets=[
+                mgmtd_pb2.TargetInfo(
+                    target_id=target, node_id=target // 1000, chain_id=1, capacity_bytes=100, free_bytes=target // 100
+                )
+                for target in targets
+            ],
+            chains=[
+                mgmtd_pb2.ChainInfo(
+                    chain_id=1,
+                    chain_version=4,
+                    targets=[
+                        mgmtd_pb2.ChainTarget(target_id=target, state=mgmtd_pb2.PublicState.Name(state))
+                        for target, state in zip(targets, states, strict=True)
+                    ],
+                )
+            ],
+            chain_tables=[mgmtd_pb2.ChainTableInfo(table_id=1, version=1, chains=[1], replicas=3)],
+        ),
+    )
+
+
+SERVING, SYNCING, OFFLINE = mgmtd_pb2.PUBLIC_SERVING, mgmtd_pb2.PUBLIC_SYNCING, mgmtd_pb2.PUBLIC_OFFLINE
+
+
+def test_health_needs_every_replica() -> None:
+    assert views.health(routing([SERVING] * 3))["healthy"]
+    assert not views.health(routing([SERVING, SERVING, SYNCING]))["healthy"]
+    assert not views.health(Routing())["healthy"]
+
+
+def test_chain_states() -> None:
+    for states, text in (
+        ([SERVING] * 3, "serving"),
+        ([SERVING, OFFLINE, SYNCING], "degraded"),
+        ([OFFLINE] * 3, "offline"),
+    ):
+        assert views.chain_rows(routing(states))[0]["state"] == text
+
+
+def test_space_is_that_of_the_smallest_replica() -> None:
+    row = views.space_rows(routing([SERVING] * 3))[0]
+    assert (row["capacity_bytes"], row["free_bytes"]) == (100, 10)
+
+
+def test_target_state_is_the_chains() -> None:
+    rows = views.target_rows(routing([SERVING, SYNCING, OFFLINE]))
+    assert [row["state"] for row in rows] == ["serving", "syncing", "offline"]
+
+
+def test_a_state_of_a_later_release_is_unknown() -> None:
+    assert views.public_state(99) == "unknown"
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_rows_print_whole(as_json: bool, capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
+    from pathlib import Path
+
+    rows = views.node_rows(routing([SERVING] * 3), 3 * 10**9)
+    output.show_rows(Settings(Path("/x"), json=as_json), rows, views.NODE_COLUMNS)
+    text = capsys.readouterr().out
+    if as_json:
+        assert [row["node"] for row in json.loads(text)] == [1, 2, 3]
+    else:
+        assert "heartbeat" in text
+        assert "2 s ago" in text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (1 << 40, "1.0 TiB")])
+def test_bytes_text(count: int, text: str) -> None:
+    assert output.bytes_text(count) == text
