@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import numpy as np
 
-REFILL_BLOCKS = 1024  # free blocks looked up at a time
+REFILL_BLOCKS_MAX = 1024  # free blocks looked up at a time
 _GROW_BYTES = 128  # bitmaps grow by at least so many bytes
 
 
 class ClassAllocator:
     """Blocks 0, 1, 2 ... of one size. Numbers are handed out once until they are freed."""
 
-    __slots__ = ("_backed", "_cursor", "_ready", "_used", "used_blocks")
+    __slots__ = ("_backed", "_cursors", "_ready", "_refill_blocks", "_used", "used_blocks")
 
-    def __init__(self) -> None:
+    def __init__(self, refill_blocks: int = REFILL_BLOCKS_MAX) -> None:
         self._used = bytearray()
         self._backed = bytearray()
+        self._refill_blocks = max(8, min(refill_blocks, REFILL_BLOCKS_MAX))
         self._ready: list[int] = []  # free blocks, the next to hand out last; their bits are still 0
-        self._cursor = 0  # byte of the bitmap where the next refill starts looking
+        self._cursors = [0, 0]  # bytes of the bitmap where the next search for any, for backed blocks starts
         self.used_blocks = 0
 
     def _grow(self, blocks: int) -> None:
@@ -33,26 +34,27 @@ class ClassAllocator:
             self._backed += bytes(extra)
 
     def _refill(self) -> None:
-        """Find free blocks from the cursor on, then from the start; grow when there are none."""
-        for start, stop in ((self._cursor, len(self._used)), (0, self._cursor)):
-            found = self._free_in(start, stop)
-            if found:
-                self._ready = found
+        """Find free blocks: such that have space already, then others, then new ones."""
+        for backed in (True, False):
+            cursor = self._cursors[backed]
+            self._ready = self._search(cursor, len(self._used), backed) or self._search(0, cursor, backed)
+            if self._ready:
                 return
         start = len(self._used)
-        self._grow(8 * start + REFILL_BLOCKS)
-        self._ready = self._free_in(start, len(self._used))
+        self._grow(8 * start + self._refill_blocks)
+        self._ready = self._search(start, len(self._used), False)
 
-    def _free_in(self, start: int, stop: int) -> list[int]:
-        window = np.frombuffer(memoryview(self._used)[start:stop], dtype=np.uint8)
-        with_room = np.flatnonzero(window != 0xFF)[: REFILL_BLOCKS // 8]
+    def _search(self, start: int, stop: int, backed: bool) -> list[int]:
+        """Free blocks in bytes [start, stop) of the bitmap, the lowest last."""
+        free = ~np.frombuffer(bytes(memoryview(self._used)[start:stop]), dtype=np.uint8)
+        if backed:
+            free &= np.frombuffer(bytes(memoryview(self._backed)[start:stop]), dtype=np.uint8)
+        with_room = np.flatnonzero(free)[: self._refill_blocks // 8]
         if not len(with_room):
             return []
-        bits = np.unpackbits(window[with_room], bitorder="little").reshape(-1, 8)
-        rows, columns = np.nonzero(bits == 0)
-        blocks = (with_room[rows] + start) * 8 + columns
-        self._cursor = int(with_room[-1]) + start + 1
-        ready: list[int] = blocks[::-1].tolist()
+        rows, columns = np.nonzero(np.unpackbits(free[with_room], bitorder="little").reshape(-1, 8))
+        self._cursors[backed] = int(with_room[-1]) + start + 1
+        ready: list[int] = ((with_room[rows] + start) * 8 + columns)[::-1].tolist()
         return ready
 
     def allocate(self) -> int:

@@ -25,6 +25,7 @@ from fireflyfs.storage.engine.record import BLOCK_SHIFT_MAX, BLOCK_SHIFT_MIN
 
 STRIPES = 4  # part of the stored format
 GROUP_BYTES = MiB  # space is taken from the file system in pieces of this size, or of one larger block
+REFILL_BYTES = 64 * MiB  # blocks that an allocator looks up ahead: so soon are freed ones used again
 KEPT_BYTES_DEFAULT = 256 * MiB
 RESERVE_BYTES_MAX = 64 * MiB  # left free for RocksDB: its log must never meet a full disk
 _STATVFS_EVERY_BYTES = MiB  # of allocations or metadata between two looks at the free space
@@ -50,7 +51,8 @@ class BlockStore:
         self._capacity_bytes = capacity_bytes
         self._kept_bytes = kept_bytes
         self._lock = threading.Lock()
-        self._classes = {shift: ClassAllocator() for shift in range(BLOCK_SHIFT_MIN, BLOCK_SHIFT_MAX + 1)}
+        shifts = range(BLOCK_SHIFT_MIN, BLOCK_SHIFT_MAX + 1)
+        self._classes = {shift: ClassAllocator(REFILL_BYTES >> shift) for shift in shifts}
         self._fds: dict[tuple[int, int], int] = {}
         self._dirty: set[tuple[int, int]] = set()
         self._sizes: dict[tuple[int, int], int] = {}
