@@ -118,8 +118,10 @@ class StorageClient:
         index, inside = divmod(offset, file.chunk_size)
         if 0 < length <= file.chunk_size - inside and offset >= 0:  # one chunk: the mount's usual request
             self._guard.check()
-            io = single_io(file.inode, index, file.chains[index % len(file.chains)], inside, length)
-            failed = self._reader.read(io, [into])
+            chain_id = file.chains[index % len(file.chains)]
+            if self._reader.read_one(file.inode, index, chain_id, inside, into, length):
+                return
+            failed = self._reader.read(single_io(file.inode, index, chain_id, inside, length), [into])
         else:
             failed = self.read([ReadSpan(file, offset, into)])
         if failed:

@@ -8,6 +8,7 @@ says why. Chunks of one chain are spread over its SERVING replicas in lots, so t
 from __future__ import annotations
 
 import random
+import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ REQUEST_ITEMS_MAX = 1024
 REQUEST_BYTES_MAX = 8 * MiB  # of one request, except for a single larger piece
 WAVE_BYTES_MAX = 128 * MiB  # asked for at once by one caller
 
+_IO = struct.Struct("<QQIIII")  # READ_IO
+_RESULT = struct.Struct("<IIQII")  # READ_RESULT
 _MISSING = int(Code.CHUNK_NOT_FOUND)
 
 Ios = npt.NDArray[np.void]
@@ -69,6 +72,43 @@ class StorageReader:
         self._clock = clock
         self._random = rng
         self._sleep = sleep
+
+    def read_one(self, inode: int, index: int, chain_id: int, offset: int, into: Piece, length: int) -> bool:
+        """One piece by the shortest way. False: something was unusual, `read` must be asked and will sort it out."""
+        chain = self._routing.current().chains.get(chain_id)
+        if chain is None:
+            return False
+        serving = chain.serving
+        if not serving:
+            return False
+        target = self._choice.choose(serving)
+        address = self._routing.current().addresses.get(target)
+        if address is None:
+            return False
+        body = _IO.pack(inode, index, chain_id, chain.version, offset, length)
+        began_s = self._clock.monotonic_s()
+        self._choice.begin(target, length)
+        try:
+            reply = self._link.call(address, Call(Method.STORAGE_READ, body, (), (into,), self._policy.call_deadline_s))
+        except FfsError:
+            self._choice.failed(target, length)
+            return False
+        self._choice.end(target, length, self._clock.monotonic_s() - began_s)
+        if len(reply.body) != _RESULT.size:
+            return False
+        status, got, _, expected, _ = _RESULT.unpack(reply.body)
+        view = view_of(into)
+        if status == _MISSING:
+            fill_zeros(view)
+            return True
+        if status or got > length:
+            return False
+        if got == length:
+            return bool(crc32c(view) == expected)
+        if got and crc32c(view[:got]) != expected:
+            return False
+        fill_zeros(view[got:])
+        return True
 
     def read(self, ios: Ios, pieces: Sequence[Piece]) -> dict[int, FfsError]:
         """Fill every piece; the rows that failed, with what they failed with. `ios` is scratch afterwards."""
