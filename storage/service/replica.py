@@ -182,7 +182,9 @@ class Replicas:
         self.counters[name] = self.counters.get(name, 0) + amount
 
     def install(self, routing: Routing) -> None:
-        """mgmtd's newest word: moves the targets' states, ends forwards whose successor has changed."""
+        """mgmtd's newest word: moves the targets' states, ends forwards whose successor has changed. Older: ignored."""
+        if routing.version < self.routing.version:
+            return
         self.routing = routing
         by_chain: dict[int, LocalTarget] = {}
         for local in self.targets.values():
