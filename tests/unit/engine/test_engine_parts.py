@@ -1,0 +1,169 @@
+"""The engine's small parts: checksums, records, allocation, identity."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from crc32c import crc32c
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fireflyfs.common.errors import Code, FfsError
+from fireflyfs.storage.engine import crc
+from fireflyfs.storage.engine.allocator import ClassAllocator
+from fireflyfs.storage.engine.identity import create_target, read_identity, require_identity
+from fireflyfs.storage.engine.interface import ChunkKey
+from fireflyfs.storage.engine.record import (
+    DeltaRef,
+    Record,
+    block_of,
+    block_shift_of,
+    chunk_key,
+    delta_key,
+    key_of,
+    pack,
+    stamp,
+    undo_key,
+    unit_shift_of,
+    unpack,
+)
+
+KiB = 1024
+
+
+@given(st.binary(max_size=3000), st.binary(max_size=3000))
+def test_checksums_combine(first: bytes, second: bytes) -> None:
+    assert crc.combine(crc32c(first), crc32c(second), len(second)) == crc32c(first + second)
+
+
+@given(st.integers(0, 1 << 20))
+def test_checksum_of_zeros(count: int) -> None:
+    assert crc.zeros_crc(count) == crc32c(bytes(count))
+
+
+@given(st.integers(0, 70_000), st.sampled_from([4096, 8192, 16384]))
+def test_checksum_of_units(length: int, unit: int) -> None:
+    data = random.Random(length).randbytes(length)
+    assert crc.combine_units(crc.unit_crcs(memoryview(data), unit), unit, length) == crc32c(data)
+
+
+@given(st.binary(min_size=1, max_size=200), st.binary(min_size=1, max_size=200), st.binary(max_size=200))
+def test_checksum_after_a_part_changed(before: bytes, part: bytes, behind: bytes) -> None:
+    other = bytes(255 - byte for byte in part)
+    patched = crc.patch(crc32c(before + part + behind), crc32c(part), crc32c(other), len(behind))
+    assert patched == crc32c(before + other + behind)
+
+
+RECORD = Record(
+    0, 20, 14, 1 << 20, 40_000, 0xDEADBEEF, 50_000, 77, 9, 4, 1 << 60, 6, 3, b"i" * 16,
+    (1, 2, 0xFFFFFFFF), (DeltaRef(5, 6, (7 << 32) | 1), DeltaRef(9, 10, 11)),
+)  # fmt: skip
+
+
+def test_a_record_survives_packing() -> None:
+    raw = pack(RECORD)
+    assert unpack(raw) == RECORD
+    assert block_of(raw) == (20, 77)
+    assert unpack(stamp(raw, epoch=99, chain_version=7)) == RECORD._replace(epoch=99, chain_version=7)
+    # The stored bytes are a promise to every later release.
+    assert raw.hex() == (
+        "0100140e00001000409c0000efbeadde50c300004d00000003000200090000000000000004000000000000000000000000000010"
+        "0600000003000000" + "69" * 16 + "0100000002000000ffffffff"
+        "05000000060000000100000007000000090000000a0000000b00000000000000" + raw[-4:].hex()
+    )
+
+
+def test_a_damaged_record_is_refused() -> None:
+    raw = pack(RECORD)
+    for at in range(len(raw)):
+        damaged = bytearray(raw)
+        damaged[at] ^= 1
+        with pytest.raises(FfsError) as caught:
+            unpack(bytes(damaged))
+        assert caught.value.code == (Code.VERSION_MISMATCH if at == 0 else Code.CHECKSUM)
+    with pytest.raises(FfsError):
+        unpack(raw[:20])
+
+
+def test_keys_sort_as_chunks() -> None:
+    keys = [ChunkKey(inode, index) for inode in (0, 1, 256, (1 << 64) - 1) for index in (0, 255, 256, (1 << 64) - 1)]
+    assert sorted(keys) == [key_of(raw) for raw in sorted(chunk_key(b"c", key) for key in reversed(keys))]
+    assert delta_key(keys[5], 3).startswith(chunk_key(b"d", keys[5]))
+    assert key_of(undo_key(7, keys[5]), 9) == keys[5]
+
+
+def test_sizes() -> None:
+    assert [block_shift_of(n) for n in (0, 1, 4096, 4097, 1 << 20, (1 << 20) + 1)] == [0, 12, 12, 13, 20, 21]
+    assert [unit_shift_of(n * KiB) for n in (64, 128, 256, 512, 1024, 65536)] == [12, 12, 13, 13, 14, 14]
+
+
+@given(st.lists(st.integers(0, 2), max_size=200), st.integers(0, 1 << 30))
+def test_blocks_have_one_owner(choices: list[int], seed: int) -> None:
+    roll = random.Random(seed)
+    allocator = ClassAllocator(8)
+    owned: set[int] = set()
+    for choice in choices:
+        if choice or not owned:
+            block = allocator.allocate()
+            assert block not in owned
+            owned.add(block)
+            allocator.set_backed(block, 1, True)
+        else:
+            block = roll.choice(sorted(owned))
+            owned.discard(block)
+            allocator.free(block)
+    assert allocator.used_blocks == len(owned)
+    assert all(allocator.is_used(block) for block in owned)
+    free = {block for first, count in allocator.free_runs(1 << 20) for block in range(first, first + count)}
+    assert not free & owned
+    assert max(owned | free, default=0) < len(choices) + 8
+
+
+def test_marked_blocks_are_not_handed_out() -> None:
+    allocator = ClassAllocator()
+    assert allocator.mark_used(5000)
+    assert not allocator.mark_used(5000)
+    taken = {allocator.allocate() for _ in range(6000)}
+    assert 5000 not in taken
+    assert len(taken) == 6000
+    allocator.free(5000)
+    with pytest.raises(ValueError, match="not in use"):
+        allocator.free(5000)
+
+
+def test_a_target_belongs_to_one_cluster(tmp_path: Path) -> None:
+    path = tmp_path / "disk" / "t"
+    create_target(path, 'odd "name"', 1001)
+    create_target(path, 'odd "name"', 1001)
+    identity = read_identity(path)
+    assert identity == ('odd "name"', 1001)
+    require_identity(path, 'odd "name"', 1001)
+    for cluster_id, target_id, code in (("other", 1001, Code.WRONG_CLUSTER), ('odd "name"', 7, Code.CONFIG)):
+        with pytest.raises(FfsError) as caught:
+            create_target(path, cluster_id, target_id)
+        assert caught.value.code == code
+
+
+def test_foreign_directories_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(FfsError) as caught:
+        create_target(tmp_path, "c", 1)
+    assert caught.value.code == Code.CONFIG
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+    with pytest.raises(FfsError, match="holds no target"):
+        require_identity(tmp_path, "c", 1)
+
+
+def test_a_newer_target_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "target.toml").write_text('format = 9\ncluster_id = "c"\ntarget_id = 1\n')
+    with pytest.raises(FfsError) as caught:
+        read_identity(tmp_path)
+    assert caught.value.code == Code.VERSION_MISMATCH
+    assert "9" in str(caught.value)
+    (tmp_path / "target.toml").write_text("format = 1\n")
+    with pytest.raises(FfsError) as caught:
+        read_identity(tmp_path)
+    assert caught.value.code == Code.CONFIG

@@ -1,0 +1,278 @@
+"""What the stored engine does beyond the contract that every engine keeps: damage, space, threads, space given back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crc32c import crc32c
+
+from fireflyfs.common.errors import Code, FfsError
+from fireflyfs.proto.storage_wire import UpdateKind
+from fireflyfs.storage.engine import blocks
+from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, WouldBlock, Writer
+from fireflyfs.storage.engine.record import META
+from fireflyfs.storage.engine.store import Engine, open_engine
+
+MiB = 1 << 20
+A = ChunkKey(1, 0)
+
+
+def put(engine: Engine, key: ChunkKey, version: int, offset: int, data: bytes, *, commit: bool = True) -> None:
+    extents = [Extent(offset, memoryview(data), crc32c(data))]
+    engine.apply([Update(key, UpdateKind.WRITE, version, 1, MiB, 0, extents, Writer(b"c" * 16, 0, version))])
+    if commit:
+        engine.commit([(key, version)], 1)
+
+
+def get(engine: Engine, key: ChunkKey, offset: int = 0, count: int = MiB, *, nowait: bool = False) -> bytes:
+    into = memoryview(bytearray(count))
+    result = engine.read(key, offset, into, nowait=nowait)
+    assert crc32c(into[: result.length]) == result.crc32c
+    return bytes(into[: result.length])
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = open_engine(tmp_path, checkpoint_interval_s=0)
+    yield engine
+    engine.close()
+
+
+def flip(path: Path, engine: Engine, key: ChunkKey, at: int) -> None:
+    """Rot: one bit of a chunk's block."""
+    record = engine._record(b"c", key)
+    assert record is not None
+    with (path / "blocks" / f"{record.block_shift}-{record.block % blocks.STRIPES}").open("r+b") as file:
+        file.seek(((record.block // blocks.STRIPES) << record.block_shift) + at)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 4]))
+
+
+def test_rot_is_never_delivered(engine: Engine, tmp_path: Path) -> None:
+    data = random.Random(1).randbytes(300_000)
+    put(engine, A, 1, 0, data)
+    flip(tmp_path, engine, A, 100_000)
+    for offset, count in ((0, MiB), (99_000, 2_000), (98_304, 16_384), (110_000, 10)):
+        into = memoryview(bytearray(b"!" * count))
+        with pytest.raises(FfsError) as caught:
+            engine.read(A, offset, into)
+        assert caught.value.code == Code.CHECKSUM
+        assert bytes(into) == bytes(count)
+    assert get(engine, A, 0, 98_304) == data[:98_304]
+    assert get(engine, A, 200_000, 5) == data[200_000:200_005]
+    # What would have to build on the damaged unit refuses, and changes nothing.
+    with pytest.raises(FfsError) as caught:
+        put(engine, A, 2, 100_500, b"small")
+    assert caught.value.code == Code.CHECKSUM
+    assert engine.pending(1) == []
+    put(engine, A, 2, 300_000, b"appended")
+    assert get(engine, A, 299_999) == data[-1:] + b"appended"
+    engine.quarantine(A, "rot")
+    assert engine.stat(A) is None
+    assert [(key, reason) for key, reason, _, _ in engine.quarantined()] == [(A, "rot")]
+
+
+def test_every_byte_of_a_chunk_is_covered(engine: Engine, tmp_path: Path) -> None:
+    put(engine, A, 1, 0, bytes(20_000))
+    for at in (0, 4095, 4096, 16_383, 16_384, 19_999):
+        flip(tmp_path, engine, A, at)
+        with pytest.raises(FfsError):
+            get(engine, A)
+        flip(tmp_path, engine, A, at)
+    assert get(engine, A) == bytes(20_000)
+
+
+def test_small_overwrites_do_not_rewrite_the_chunk(engine: Engine) -> None:
+    content = bytearray(random.Random(2).randbytes(MiB))
+    put(engine, A, 1, 0, bytes(content))
+    before = engine.stats()["staged_block_bytes"]
+    roll = random.Random(3)
+    for version in range(2, 42):
+        at = roll.randrange(0, MiB - 4096)
+        content[at : at + 4096] = data = roll.randbytes(4096)
+        put(engine, A, version, at, data)
+        assert get(engine, A, at - at % 4096, 8192) == content[at - at % 4096 :][:8192]
+        if version % 10 == 0:
+            engine.checkpoint()
+    assert engine.stats()["staged_block_bytes"] == before
+    assert engine.stats()["delta_bytes_folded"] == 39 * 4096
+    assert get(engine, A) == content
+
+
+def test_nowait_reads_what_is_cached(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(engine, A, 1, 0, b"cached" * 1000)
+    assert get(engine, A, nowait=True) == b"cached" * 1000
+
+    def cold(fd: int, parts: list[memoryview], at: int, flags: int = 0) -> int:
+        assert flags == os.RWF_NOWAIT
+        raise BlockingIOError(errno.EAGAIN, "not cached")
+
+    monkeypatch.setattr(os, "preadv", cold)
+    with pytest.raises(WouldBlock):
+        get(engine, A, nowait=True)
+    monkeypatch.setattr(os, "preadv", lambda fd, parts, at, flags=0: 10)
+    with pytest.raises(WouldBlock):
+        get(engine, A, nowait=True)
+
+
+def test_capacity_bounds_the_target_and_leaves_old_data_alone(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path, capacity_bytes=4 * MiB, checkpoint_interval_s=0)
+    data = random.Random(4).randbytes(MiB)
+    for index in range(4):
+        put(engine, ChunkKey(1, index), 1, 0, data)
+    for key, version in ((ChunkKey(1, 4), 1), (ChunkKey(1, 0), 2)):
+        with pytest.raises(FfsError) as caught:
+            put(engine, key, version, 0, data[::-1])
+        assert caught.value.code == Code.NO_SPACE
+    assert engine.pending(10) == []
+    assert engine.space()[:4] == (4 * MiB, 0, 4 * MiB, 4)
+    for index in range(4):
+        assert get(engine, ChunkKey(1, index)) == data
+    remove = Update(ChunkKey(1, 3), UpdateKind.REMOVE, 2, 1, MiB, 0, [], Writer(b"c" * 16, 0, 9))
+    engine.apply([remove])
+    engine.commit([(remove.key, 2)], 1)
+    # The removed chunk's block is still held for a power cut; the engine makes it free when it is needed.
+    put(engine, ChunkKey(1, 0), 2, 0, data[::-1])
+    assert get(engine, ChunkKey(1, 0)) == data[::-1]
+    engine.close()
+
+
+def test_freed_space_goes_back_to_the_file_system(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path, kept_bytes=0, checkpoint_interval_s=0)
+    for index in range(8):
+        put(engine, ChunkKey(1, index), 1, 0, b"x" * MiB)
+        put(engine, ChunkKey(2, index), 1, 0, b"y" * 4000)
+    engine.sync()
+
+    def on_disk() -> int:
+        return sum(file.stat().st_blocks * 512 for file in (tmp_path / "blocks").iterdir())
+
+    assert on_disk() >= 8 * MiB
+    for inode in (1, 2):
+        for index in range(8):
+            update = Update(ChunkKey(inode, index), UpdateKind.REMOVE, 2, 1, MiB, 0, [], Writer(b"c" * 16, 0, 9))
+            engine.apply([update])
+            engine.commit([(update.key, 2)], 1)
+    engine.checkpoint()
+    assert engine.space().used_bytes == 0
+    assert on_disk() == 0
+    engine.close()
+
+
+def test_an_io_error_takes_the_target_out_of_service(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(engine, A, 1, 0, b"good")
+    with monkeypatch.context() as broken:
+
+        def fail(*_: object) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+        broken.setattr(os, "fdatasync", fail)
+        with pytest.raises(FfsError) as caught:
+            engine.sync()
+        assert caught.value.code == Code.DISK_FAILED
+    # The kernel may have dropped the dirty pages: a sync that works now would promise what is not there.
+    for attempt in (engine.sync, lambda: put(engine, A, 2, 0, b"more")):
+        with pytest.raises(FfsError) as caught:
+            attempt()
+        assert caught.value.code == Code.DISK_FAILED
+    assert get(engine, A) == b"good"
+
+
+def test_one_process_at_a_time(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(FfsError) as caught:
+        open_engine(tmp_path)
+    assert caught.value.code == Code.BUSY
+
+
+def test_a_newer_store_is_refused(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path, checkpoint_interval_s=0)
+    engine._meta.put(META + b"format", b"\x07\0\0\0")
+    engine.close()
+    with pytest.raises(FfsError) as caught:
+        open_engine(tmp_path)
+    assert caught.value.code == Code.VERSION_MISMATCH
+
+
+def test_syncs_share_rounds(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, go = threading.Event(), threading.Event()
+    real = engine._blocks.sync
+
+    def slow() -> int:
+        entered.set()
+        go.wait(10)
+        return real()
+
+    monkeypatch.setattr(engine._blocks, "sync", slow)
+    put(engine, A, 1, 0, b"x")
+    first = threading.Thread(target=engine.sync)
+    first.start()
+    entered.wait(10)
+    put(engine, A, 2, 0, b"y")
+    others = [threading.Thread(target=engine.sync) for _ in range(8)]
+    for thread in others:
+        thread.start()
+    go.set()
+    for thread in [first, *others]:
+        thread.join(10)
+    assert engine.stats()["sync_rounds"] <= 3
+    assert engine._epochs.durable >= engine._epochs.current - 1
+
+
+def test_threads_read_while_others_write(tmp_path: Path, workload: Callable[..., Any]) -> None:
+    """Each version has one fill byte: a reader that gets two of them saw a torn version."""
+    engine = open_engine(tmp_path, checkpoint_interval_s=0.001, kept_bytes=0)
+    keys = [ChunkKey(1, index) for index in range(3)]
+    stop = threading.Event()
+    failures: list[object] = []
+
+    def writer(key: ChunkKey) -> None:
+        roll = random.Random(key.chunk_index)
+        try:
+            for version in range(1, 150):
+                length = 40_000
+                if version > 1 and roll.random() < 0.6:  # every unit gets its mark: deltas
+                    marks = [(at, bytes([version]) * 8) for at in range(0, length, 4096)]
+                else:
+                    marks = [(0, bytes([version]) * length)]
+                extents = [Extent(at, memoryview(data), crc32c(data)) for at, data in marks]
+                engine.apply([Update(key, UpdateKind.WRITE, version, 1, MiB, 0, extents, Writer(b"c" * 16, 0, 1))])
+                engine.commit([(key, version)], 1)
+        except BaseException as exc:
+            failures.append(exc)
+
+    def reader() -> None:
+        into = memoryview(bytearray(40_000))
+        roll = random.Random(9)
+        try:
+            while not stop.is_set():
+                key = roll.choice(keys)
+                try:
+                    result = engine.read(key, 0, into)
+                except FfsError as exc:
+                    if exc.code != Code.CHUNK_NOT_FOUND:
+                        raise
+                    continue
+                marks = {into[at] for at in range(0, 40_000, 4096)}
+                assert marks == {result.version}, (marks, result)
+        except BaseException as exc:
+            failures.append(exc)
+
+    writers = [threading.Thread(target=writer, args=(key,)) for key in keys]
+    readers = [threading.Thread(target=reader) for _ in range(3)]
+    for thread in writers + readers:
+        thread.start()
+    for thread in writers:
+        thread.join(60)
+    stop.set()
+    for thread in readers:
+        thread.join(60)
+    assert failures == []
+    engine.close()
