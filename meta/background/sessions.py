@@ -1,0 +1,79 @@
+"""Sessions of clients that are gone: ended, after what they wrote was given its length."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from fireflyfs.common.errors import FfsError
+from fireflyfs.common.kv.interface import Transaction, read
+from fireflyfs.common.net.methods import Method
+from fireflyfs.meta.core import keys
+from fireflyfs.meta.core.records import Session
+from fireflyfs.meta.ops.context import Op
+from fireflyfs.meta.ops.files import end_session
+from fireflyfs.meta.service.runner import Runner
+from fireflyfs.proto import common_pb2, meta_pb2, mgmtd_pb2
+
+PAGE = 500
+GRACE_NS = 60 * 1_000_000_000  # a session this young is kept: its client's lease may not have been seen yet
+log = logging.getLogger(__name__)
+
+ListSessions = Callable[[], Awaitable[mgmtd_pb2.ListSessionsReply]]
+
+
+class SessionReaper:
+    """Compares recorded sessions with the clients that mgmtd knows, every `interval_s`."""
+
+    def __init__(self, runner: Runner, list_sessions: ListSessions, *, interval_s: float = 15.0) -> None:
+        self._runner = runner
+        self._list_sessions = list_sessions
+        self._interval_s = interval_s
+
+    async def run(self) -> None:
+        """Reaps until it is cancelled."""
+        while True:
+            try:
+                await self.reap()
+            except FfsError as exc:
+                log.warning("sessions of dead clients wait: %s", exc)
+            await asyncio.sleep(self._interval_s)
+
+    async def reap(self) -> int:
+        """One pass; how many sessions were ended. None while mgmtd's list is not complete."""
+        listed = await self._list_sessions()
+        if not listed.complete:
+            return 0
+        alive = {session.client_id for session in listed.sessions}
+        oldest = self._runner.clock.unix_ns() - GRACE_NS
+        begin, end = keys.table(b"S")
+        ended = 0
+        while True:
+
+            def page(txn: Transaction, start: bytes = begin) -> list[tuple[bytes, bytes]]:
+                return list(txn.scan(start, end, limit=PAGE))
+
+            found = read(self._runner.engine, page)
+            for key, value in found:
+                session = Session.unpack(value)
+                if session.client_id not in alive and session.opened_ns < oldest:
+                    await self._end(keys.id_of(key), keys.session_of(key), session)
+                    ended += 1
+            if len(found) < PAGE:
+                return ended
+            begin = found[-1][0] + b"\0"
+            await asyncio.sleep(0)
+
+    async def _end(self, inode_id: int, session_id: bytes, session: Session) -> None:
+        request = meta_pb2.CloseRequest(
+            caller=common_pb2.Caller(client_id=session.client_id), inode=inode_id, session=session_id
+        )
+
+        def body(op: Op, asked: meta_pb2.CloseRequest) -> meta_pb2.InodeReply:
+            return end_session(op, asked, settle=session.write)
+
+        answer = self._runner.mutate(Method.META_CLOSE, request, body)
+        if not isinstance(answer, meta_pb2.InodeReply):
+            await answer
+        log.info("ended a session of inode %d: its client %s is gone", inode_id, session.client_id.hex())

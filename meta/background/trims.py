@@ -1,0 +1,98 @@
+"""Finishing truncations: chunks beyond the new end go, then the trim record."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from fireflyfs.common.errors import FfsError
+from fireflyfs.common.kv.interface import Transaction, read, run
+from fireflyfs.meta.core import keys
+from fireflyfs.meta.core.length import trim_work
+from fireflyfs.meta.core.records import Flags, Inode, Trim
+from fireflyfs.meta.ops.reply import layout_of
+from fireflyfs.meta.service.runner import Runner
+from fireflyfs.meta.store.tree import Tree
+
+PAGE = 256
+REMOVE_STEP = 1024  # chunks of each chain that one request removes
+AGAIN_AFTER_S = 5.0
+log = logging.getLogger(__name__)
+
+
+class Trimmer:
+    """One trim of an inode runs at a time; whoever needs it finished waits for it."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._running: dict[int, asyncio.Task[None]] = {}
+
+    async def finish(self, inode_id: int) -> None:
+        """Returns when no trim of `inode_id` that was recorded before the call is left. Raises storage's error."""
+        while True:
+            task = self._running.get(inode_id)
+            joined = task is not None
+            if task is None:
+                task = asyncio.create_task(self._trim(inode_id))
+                self._running[inode_id] = task
+                task.add_done_callback(lambda done: self._forget(inode_id, done))
+            # A caller who goes away must not take the others' work along.
+            await asyncio.shield(task)
+            if not joined:
+                return
+            # The task that was joined may have looked before the newest trim was recorded: look again.
+
+    def _forget(self, inode_id: int, task: asyncio.Task[None]) -> None:
+        if self._running.get(inode_id) is task:
+            del self._running[inode_id]
+        if not task.cancelled():
+            task.exception()
+
+    async def _trim(self, inode_id: int) -> None:
+        def look(txn: Transaction) -> tuple[Inode | None, Trim | None]:
+            tree = Tree(txn)
+            return tree.find(inode_id), tree.trim(inode_id)
+
+        inode, trim = read(self._runner.engine, look)
+        if trim is None:
+            return
+        if inode is not None:
+            work = trim_work(trim.length, inode.chunk_size)
+            layout = layout_of(inode)
+            storage = self._runner.storage
+            while (await storage.remove_chunks(inode_id, layout, work.remove_from, REMOVE_STEP)).more:
+                pass
+            if work.shorten_index is not None:
+                await storage.truncate_chunk(inode_id, layout, work.shorten_index, work.shorten_length)
+        run(self._runner.engine, lambda txn: _done(Tree(txn), inode_id, trim))
+        self._runner.commits += 1
+
+    def recorded(self) -> list[int]:
+        """Inodes with a trim record."""
+
+        def page(txn: Transaction) -> list[int]:
+            return [keys.id_of(key) for key, _ in txn.scan(*keys.table(b"T"), limit=PAGE)]
+
+        return read(self._runner.engine, page)
+
+    async def finish_recorded(self) -> None:
+        """Finish what an earlier life of the service left; tries again until all of it is done."""
+        while found := self.recorded():
+            results = await asyncio.gather(*map(self.finish, found), return_exceptions=True)
+            failed = [result for result in results if isinstance(result, FfsError)]
+            for result in results:
+                if isinstance(result, BaseException) and not isinstance(result, FfsError):
+                    raise result
+            if failed:
+                log.warning("%d trims wait for storage: %s", len(failed), failed[0])
+                await asyncio.sleep(AGAIN_AFTER_S)
+
+
+def _done(tree: Tree, inode_id: int, trim: Trim) -> None:
+    if tree.trim(inode_id) != trim:
+        return
+    tree.delete_trim(inode_id)
+    inode = tree.find(inode_id)
+    if inode is not None:
+        inode.flags &= ~Flags.TRIMMING
+        tree.put(inode)

@@ -1,0 +1,81 @@
+"""Every key of the metadata store, in one table.
+
+| first byte | rest | value | what |
+|---|---|---|---|
+| `I` | inode id, 8 bytes big-endian | inode record | one file, directory, link or node |
+| `D` | directory's inode id, name | dentry record | a name in a directory; a scan gives them ordered by name |
+| `S` | inode id, session id (16) | session record | someone has the file open |
+| `T` | inode id | trim record | a truncation whose chunks are not all removed yet |
+| `G` | inode id | garbage record | removed from the tree, not yet given back |
+| `O` | time bucket, 4 bytes big-endian; request id (16) | outcome record | a mutation that was done |
+| `M` | text | depends | counters of the store itself |
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+_U64 = Struct(">cQ")
+_OUTCOME = Struct(">cI16s")
+_U32 = Struct(">cI")
+
+NEXT_INODE = b"Mnext-inode"  # 8 bytes big-endian: the first id that no server has taken
+FORMAT = b"Mformat"  # 4 bytes big-endian: version of everything in this table
+ID_BYTES = 16
+
+
+def inode(inode_id: int) -> bytes:
+    return _U64.pack(b"I", inode_id)
+
+
+def dentry(parent: int, name: bytes) -> bytes:
+    return _U64.pack(b"D", parent) + name
+
+
+def dentries(parent: int) -> tuple[bytes, bytes]:
+    """The range of one directory's entries. Names hold no NUL, so the bare prefix is before all of them."""
+    begin = _U64.pack(b"D", parent)
+    return begin, begin + b"\xff" * 256
+
+
+def dentry_name(key: bytes) -> bytes:
+    return key[9:]
+
+
+def session(inode_id: int, session_id: bytes) -> bytes:
+    return _U64.pack(b"S", inode_id) + session_id
+
+
+def sessions(inode_id: int) -> tuple[bytes, bytes]:
+    begin = _U64.pack(b"S", inode_id)
+    return begin, begin + b"\xff" * (ID_BYTES + 1)
+
+
+def trim(inode_id: int) -> bytes:
+    return _U64.pack(b"T", inode_id)
+
+
+def garbage(inode_id: int) -> bytes:
+    return _U64.pack(b"G", inode_id)
+
+
+def id_of(key: bytes) -> int:
+    """The inode id in a key of the tables I, S, T or G."""
+    return int.from_bytes(key[1:9], "big")
+
+
+def session_of(key: bytes) -> bytes:
+    return key[9:]
+
+
+def outcome(bucket: int, request_id: bytes) -> bytes:
+    return _OUTCOME.pack(b"O", bucket, request_id)
+
+
+def outcomes_before(bucket: int) -> tuple[bytes, bytes]:
+    return b"O", _U32.pack(b"O", bucket)
+
+
+def table(letter: bytes) -> tuple[bytes, bytes]:
+    """The range of a whole table."""
+    return letter, bytes((letter[0] + 1,))

@@ -1,0 +1,94 @@
+"""Changing attributes: mode, owner, times, length, layout. All of one request or nothing."""
+
+from __future__ import annotations
+
+import stat
+
+from fireflyfs.common.errors import Code, error
+from fireflyfs.meta.core.layout import LayoutRule, merged
+from fireflyfs.meta.core.permission import WRITE, may, require, require_owner, without_privilege_bits
+from fireflyfs.meta.core.records import Flags, Inode
+from fireflyfs.meta.ops.context import Op
+from fireflyfs.meta.ops.create import rule_of
+from fireflyfs.meta.ops.reply import inode_reply
+from fireflyfs.meta.ops.resolve import target
+from fireflyfs.meta.ops.truncate import truncate_to
+from fireflyfs.proto import meta_pb2
+
+UNCHANGED = 0xFFFFFFFF  # (uid_t) -1
+
+
+def set_attributes(op: Op, request: meta_pb2.SetAttrRequest) -> meta_pb2.InodeReply:
+    inode = target(op.tree, op.who, request.at)
+    if request.HasField("length"):
+        _set_length(op, inode, request)
+    if request.HasField("uid") or request.HasField("gid"):
+        _set_owner(op, inode, request)
+    if request.HasField("mode"):
+        _set_mode(op, inode, request.mode)
+    _set_times(op, inode, request)
+    if request.HasField("layout"):
+        _set_layout(op, inode, rule_of(request.layout))
+    inode.ctime_ns = op.now_ns
+    op.tree.put(inode)
+    return inode_reply(inode)
+
+
+def _set_length(op: Op, inode: Inode, request: meta_pb2.SetAttrRequest) -> None:
+    if inode.is_dir:
+        raise error(Code.IS_DIRECTORY)
+    if not inode.is_file:
+        raise error(Code.INVALID, "only a regular file has a length to set")
+    session = op.tree.session(inode.id, request.session) if request.session else None
+    if session is None or not session.write or session.client_id != op.who.client_id:
+        require(inode, op.who, WRITE)
+    truncate_to(op, inode, request.length)
+
+
+def _set_owner(op: Op, inode: Inode, request: meta_pb2.SetAttrRequest) -> None:
+    who = op.who
+    uid = request.uid if request.HasField("uid") and request.uid != UNCHANGED else inode.uid
+    gid = request.gid if request.HasField("gid") and request.gid != UNCHANGED else inode.gid
+    changes = uid != inode.uid or gid != inode.gid
+    if who.uid != 0 and changes and (uid != inode.uid or who.uid != inode.uid or not who.in_group(gid)):
+        raise error(Code.NOT_PERMITTED)
+    inode.uid, inode.gid = uid, gid
+    if not inode.is_dir:
+        inode.mode = without_privilege_bits(inode.mode)
+
+
+def _set_mode(op: Op, inode: Inode, mode: int) -> None:
+    require_owner(inode, op.who)
+    mode = stat.S_IMODE(mode)
+    if op.who.uid != 0 and not inode.is_dir and not op.who.in_group(inode.gid):
+        mode &= ~stat.S_ISGID
+    inode.mode = stat.S_IFMT(inode.mode) | mode
+
+
+def _set_times(op: Op, inode: Inode, request: meta_pb2.SetAttrRequest) -> None:
+    explicit = request.HasField("atime_ns") or request.HasField("mtime_ns")
+    if explicit:
+        require_owner(inode, op.who)
+    elif (request.atime_now or request.mtime_now) and op.who.uid != inode.uid and not may(inode, op.who, WRITE):
+        raise error(Code.ACCESS_DENIED)
+    if request.HasField("atime_ns"):
+        inode.atime_ns = request.atime_ns
+    elif request.atime_now:
+        inode.atime_ns = op.now_ns
+    if request.HasField("mtime_ns"):
+        inode.mtime_ns = request.mtime_ns
+    elif request.mtime_now:
+        inode.mtime_ns = op.now_ns
+
+
+def _set_layout(op: Op, inode: Inode, asked: LayoutRule) -> None:
+    """A directory's is for what is made in it from now on; a file's can change until it is opened for writing."""
+    require_owner(inode, op.who)
+    rule = merged(asked, LayoutRule(inode.chunk_size, inode.stripe_size, inode.chain_table))
+    if inode.is_file:
+        if inode.flags & Flags.WRITTEN or inode.length:
+            raise error(Code.BUSY, "the file was opened for writing: its chunks may already lie in the old layout")
+        inode.chains = op.choose_chains(rule.chain_table, rule.stripe_size, inode.id)
+    elif not inode.is_dir:
+        raise error(Code.INVALID, "only files and directories have a layout")
+    inode.chunk_size, inode.stripe_size, inode.chain_table = rule.chunk_size, rule.stripe_size, rule.chain_table

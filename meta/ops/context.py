@@ -1,0 +1,31 @@
+"""What every operation is given, and what it may leave to be done after its transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fireflyfs.meta.core.permission import Who
+from fireflyfs.meta.store.tree import Tree
+
+ChooseChains = Callable[[int, int, int], tuple[int, ...]]  # (chain table, stripe size, inode id) -> chain ids
+
+
+@dataclass(slots=True)
+class Op:
+    """One attempt at one operation: made anew for each run of its transaction.
+
+    `learned` holds what storage said: inode id to (truncate version when asked, end of the last chunk).
+    `trims` and `garbage` collect inode ids whose chunks must be seen to once the transaction is committed;
+    `files_delta` is how many inodes it adds.
+    """
+
+    tree: Tree
+    who: Who
+    now_ns: int
+    new_id: Callable[[], int]
+    choose_chains: ChooseChains
+    learned: dict[int, tuple[int, int]] = field(default_factory=dict)
+    trims: list[int] = field(default_factory=list)
+    garbage: list[int] = field(default_factory=list)
+    files_delta: int = 0

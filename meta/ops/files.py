@@ -1,0 +1,159 @@
+"""Open, close and sync: sessions, and what a client says of the bytes it wrote."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from fireflyfs.common.errors import Code, error
+from fireflyfs.common.limits import FILE_BYTES_MAX
+from fireflyfs.meta.core.keys import ID_BYTES
+from fireflyfs.meta.core.length import Hint, lengthened, settles
+from fireflyfs.meta.core.permission import READ, WRITE, may, require, without_privilege_bits
+from fireflyfs.meta.core.records import Flags, Inode, Session
+from fireflyfs.meta.ops.context import Op
+from fireflyfs.meta.ops.create import attach, new_inode, rule_of, vacant
+from fireflyfs.meta.ops.needs import AskStorage, TrimFirst
+from fireflyfs.meta.ops.reply import inode_reply, to_message
+from fireflyfs.meta.ops.resolve import resolve
+from fireflyfs.meta.ops.truncate import truncate_to
+from fireflyfs.proto import meta_pb2
+
+_MASKS = {os.O_RDONLY: READ, os.O_WRONLY: WRITE, os.O_RDWR: READ | WRITE}
+
+
+def open_file(op: Op, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
+    flags = request.flags
+    mask = _MASKS.get(flags & os.O_ACCMODE)
+    if mask is None:
+        raise error(Code.INVALID, f"open flags {flags:o}")
+    exclusive = flags & os.O_CREAT and flags & os.O_EXCL
+    place = resolve(op.tree, op.who, request.at, follow=False if exclusive else None)
+    inode = place.inode
+    if inode is None:
+        if not flags & os.O_CREAT:
+            raise error(Code.NO_ENTRY)
+        if place.must_be_dir:
+            raise error(Code.IS_DIRECTORY)
+        parent = vacant(op, place)
+        layout = rule_of(request.layout) if request.HasField("layout") else None
+        inode = new_inode(op, parent, stat.S_IFREG | request.mode & 0o7777, layout=layout)
+        _start_session(op, request, inode, mask)
+        attach(op, parent, place.name, inode)
+        op.files_delta += 1
+        return meta_pb2.OpenReply(inode=to_message(inode), created=True)
+    if exclusive:
+        raise error(Code.EXISTS)
+    _check_existing(op, inode, flags, mask)
+    if inode.is_file:
+        changed = False
+        if flags & os.O_TRUNC:
+            truncate_to(op, inode, 0)
+            changed = True
+        if _start_session(op, request, inode, mask) or changed:
+            op.tree.put(inode)
+    return meta_pb2.OpenReply(inode=to_message(inode))
+
+
+def _check_existing(op: Op, inode: Inode, flags: int, mask: int) -> None:
+    if inode.is_link:
+        raise error(Code.LINK_LOOP)
+    if inode.is_dir:
+        if mask & WRITE or flags & (os.O_CREAT | os.O_TRUNC):
+            raise error(Code.IS_DIRECTORY)
+    elif flags & os.O_DIRECTORY:
+        raise error(Code.NOT_DIRECTORY)
+    require(inode, op.who, mask | (WRITE if flags & os.O_TRUNC else 0))
+    if inode.is_file and (inode.flags & Flags.COLLECTING or (inode.nlink == 0 and not op.tree.has_sessions(inode.id))):
+        raise error(Code.STALE_HANDLE)
+
+
+def _start_session(op: Op, request: meta_pb2.OpenRequest, inode: Inode, mask: int) -> bool:
+    """Record the session; whether the inode changed (the first open for writing marks it)."""
+    if request.session:
+        if len(request.session) != ID_BYTES or len(op.who.client_id) != ID_BYTES:
+            raise error(Code.INVALID, f"session and client id have {ID_BYTES} bytes")
+        op.tree.put_session(inode.id, request.session, Session(op.who.client_id, bool(mask & WRITE), op.now_ns))
+    if mask & WRITE and not inode.flags & Flags.WRITTEN:
+        inode.flags |= Flags.WRITTEN
+        return True
+    return False
+
+
+def close_file(op: Op, request: meta_pb2.CloseRequest) -> meta_pb2.InodeReply:
+    tree = op.tree
+    inode = tree.inode(request.inode)
+    session = tree.session(inode.id, request.session) if request.session else None
+    mine = session is not None and session.client_id == op.who.client_id
+    if request.HasField("hint") or request.HasField("mtime") or request.HasField("atime"):
+        if not (mine or may(inode, op.who, WRITE)):
+            raise error(Code.BAD_HANDLE)
+        if _written(op, inode, request):
+            tree.put(inode)
+    if mine:
+        tree.delete_session(inode.id, request.session)
+        if inode.nlink == 0:
+            op.garbage.append(inode.id)
+    return inode_reply(inode)
+
+
+def end_session(op: Op, request: meta_pb2.CloseRequest, *, settle: bool) -> meta_pb2.InodeReply:
+    """Close for a client that is gone; `settle`: it may have written, so storage says how long the file is."""
+    inode = op.tree.find(request.inode)
+    op.tree.delete_session(request.inode, request.session)
+    if inode is None:
+        return meta_pb2.InodeReply()
+    if inode.nlink == 0:
+        op.garbage.append(inode.id)
+    elif settle:
+        length = lengthened(inode, _stored_end(op, inode))
+        if length != inode.length:
+            inode.length = length
+            inode.mtime_ns = inode.ctime_ns = op.now_ns
+            op.tree.put(inode)
+    return inode_reply(inode)
+
+
+def sync_file(op: Op, request: meta_pb2.SyncRequest) -> meta_pb2.InodeReply:
+    tree = op.tree
+    inode = tree.inode(request.inode)
+    if request.HasField("hint") or request.HasField("mtime") or request.HasField("atime"):
+        if not may(inode, op.who, WRITE) and not any(
+            session.client_id == op.who.client_id for _, session in tree.sessions(inode.id)
+        ):
+            raise error(Code.BAD_HANDLE)
+        if _written(op, inode, request):
+            tree.put(inode)
+    return inode_reply(inode)
+
+
+def _written(op: Op, inode: Inode, request: meta_pb2.CloseRequest | meta_pb2.SyncRequest) -> bool:
+    """Take what a client says of its writes into `inode`; whether that changed it."""
+    before = (inode.length, inode.mtime_ns, inode.atime_ns, inode.mode)
+    if request.HasField("hint") and inode.is_file:
+        hint = Hint(request.hint.length, request.hint.truncate_version)
+        if hint.length > FILE_BYTES_MAX:
+            raise error(Code.TOO_BIG)
+        if settles(inode, hint):
+            inode.length = lengthened(inode, hint.length)
+        else:
+            inode.length = lengthened(inode, _stored_end(op, inode))
+    if request.HasField("atime"):
+        inode.atime_ns = request.atime.ns
+    if request.HasField("mtime"):
+        inode.mtime_ns = request.mtime.ns
+    if op.who.uid != 0 and (request.HasField("hint") or request.HasField("mtime")):
+        inode.mode = without_privilege_bits(inode.mode)
+    after = (inode.length, inode.mtime_ns, inode.atime_ns, inode.mode)
+    if before[0::3] != after[0::3] or before[1] != after[1]:
+        inode.ctime_ns = op.now_ns
+    return before != after
+
+
+def _stored_end(op: Op, inode: Inode) -> int:
+    if inode.flags & Flags.TRIMMING:
+        raise TrimFirst(inode.id)
+    asked = op.learned.get(inode.id)
+    if asked is None or asked[0] != inode.truncate_version:
+        raise AskStorage(inode)
+    return asked[1]

@@ -1,0 +1,24 @@
+"""What an operation must know or have done before its transaction can go on: raised, seen to, and run again.
+
+Neither is an error that a client ever sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fireflyfs.meta.core.records import Inode
+
+
+@dataclass(slots=True)
+class TrimFirst(Exception):
+    """A trim of this inode is not finished, and the operation touches its length."""
+
+    inode_id: int
+
+
+@dataclass(slots=True)
+class AskStorage(Exception):
+    """The length must be asked of storage; `inode` is as the transaction saw it."""
+
+    inode: Inode

@@ -1,0 +1,115 @@
+"""Rename: replace, NOREPLACE and EXCHANGE, in one transaction."""
+
+from __future__ import annotations
+
+from fireflyfs.common.errors import Code, error
+from fireflyfs.common.ids import ROOT_INODE
+from fireflyfs.meta.core.paths import check_new_name
+from fireflyfs.meta.core.permission import EXECUTE, WRITE, require, require_unlink
+from fireflyfs.meta.core.records import Inode
+from fireflyfs.meta.ops.context import Op
+from fireflyfs.meta.ops.remove import drop_directory, drop_name, touch
+from fireflyfs.meta.ops.resolve import resolve
+from fireflyfs.meta.store.tree import Tree
+from fireflyfs.proto import common_pb2, meta_pb2
+
+NOREPLACE = 1  # the values of renameat2(2)
+EXCHANGE = 2
+ANCESTORS_MAX = 4096  # deeper than any path reaches: a longer way up is a loop
+
+
+def rename(op: Op, request: meta_pb2.RenameRequest) -> common_pb2.Empty:
+    flags = request.flags
+    if flags & ~(NOREPLACE | EXCHANGE) or flags == NOREPLACE | EXCHANGE:
+        raise error(Code.INVALID, f"rename flags {flags}")
+    tree, who = op.tree, op.who
+    old = resolve(tree, who, request.old, follow=False)
+    new = resolve(tree, who, request.new, follow=False)
+    if old.parent is None or new.parent is None or {old.name, new.name} & {b".", b".."}:
+        raise error(Code.BUSY)
+    inode, other = old.inode, new.inode
+    if inode is None:
+        raise error(Code.NO_ENTRY)
+    if flags & NOREPLACE and other is not None:
+        raise error(Code.EXISTS)
+    if flags & EXCHANGE and other is None:
+        raise error(Code.NO_ENTRY)
+    source = old.parent
+    goal = source if new.parent.id == source.id else new.parent
+    if other is None:
+        check_new_name(new.name)
+    if new.must_be_dir and not inode.is_dir:
+        raise error(Code.NOT_DIRECTORY)
+    _check_cycles(tree, source, inode, goal, other, exchange=bool(flags & EXCHANGE))
+    require_unlink(source, inode, who)
+    if other is None:
+        if goal.nlink == 0:
+            raise error(Code.NO_ENTRY, "the directory was removed")
+        require(goal, who, WRITE | EXECUTE)
+    else:
+        require_unlink(goal, other, who)
+    if source is not goal:
+        for moved in (inode, other if flags & EXCHANGE else None):
+            if moved is not None and moved.is_dir:
+                require(moved, who, WRITE)  # its `..` changes
+    if other is not None and other.id == inode.id:
+        return common_pb2.Empty()  # two names of one file: POSIX says to do nothing
+    if flags & EXCHANGE:
+        assert other is not None
+        _place(op, source, goal, new.name, inode)
+        _place(op, goal, source, old.name, other)
+    else:
+        if other is not None:
+            _replace(op, inode, goal, new.name, other)
+        tree.unlink(source.id, old.name)
+        _place(op, source, goal, new.name, inode)
+    for directory in (source, goal):
+        touch(op, directory)
+        tree.put(directory)
+    return common_pb2.Empty()
+
+
+def _place(op: Op, source: Inode, goal: Inode, name: bytes, inode: Inode) -> None:
+    inode.ctime_ns = op.now_ns
+    if inode.is_dir and source is not goal:
+        source.nlink -= 1
+        goal.nlink += 1
+        inode.parent = goal.id
+    op.tree.put(inode)
+    op.tree.link(goal.id, name, inode)
+
+
+def _replace(op: Op, inode: Inode, goal: Inode, name: bytes, other: Inode) -> None:
+    if inode.is_dir:
+        if not other.is_dir:
+            raise error(Code.NOT_DIRECTORY)
+        if not op.tree.is_empty(other.id):
+            raise error(Code.NOT_EMPTY)
+        drop_directory(op, goal, name, other)
+    else:
+        if other.is_dir:
+            raise error(Code.IS_DIRECTORY)
+        drop_name(op, goal, name, other)
+
+
+def _check_cycles(tree: Tree, source: Inode, inode: Inode, goal: Inode, other: Inode | None, *, exchange: bool) -> None:
+    """No directory may move below itself. Every directory on the way up is in the transaction's conflict set."""
+    if source.id == goal.id:
+        return
+    if inode.is_dir and _is_above(tree, inode.id, goal):
+        raise error(Code.INVALID, "a directory cannot move below itself")
+    if other is not None and other.is_dir and _is_above(tree, other.id, source):
+        raise error(Code.INVALID if exchange else Code.NOT_EMPTY)
+
+
+def _is_above(tree: Tree, inode_id: int, directory: Inode) -> bool:
+    for _ in range(ANCESTORS_MAX):
+        if directory.id == inode_id:
+            return True
+        if directory.id == ROOT_INODE or directory.parent == directory.id:
+            return False
+        parent = tree.find(directory.parent)
+        if parent is None:
+            raise error(Code.NO_ENTRY, "the directory was removed")
+        directory = parent
+    raise error(Code.LINK_LOOP)

@@ -1,0 +1,46 @@
+"""Inodes as messages."""
+
+from __future__ import annotations
+
+from fireflyfs.meta.core.records import Inode
+from fireflyfs.proto import common_pb2, meta_pb2
+
+
+def layout_of(inode: Inode) -> common_pb2.Layout:
+    return common_pb2.Layout(
+        chunk_size=inode.chunk_size,
+        stripe_size=inode.stripe_size,
+        chain_table=inode.chain_table,
+        chains=inode.chains,
+    )
+
+
+def to_message(inode: Inode) -> meta_pb2.Inode:
+    message = meta_pb2.Inode(
+        id=inode.id,
+        mode=inode.mode,
+        nlink=inode.nlink,
+        uid=inode.uid,
+        gid=inode.gid,
+        length=inode.length,
+        atime_ns=inode.atime_ns,
+        mtime_ns=inode.mtime_ns,
+        ctime_ns=inode.ctime_ns,
+        btime_ns=inode.btime_ns,
+        rdev=inode.rdev,
+        truncate_version=inode.truncate_version,
+        parent=inode.parent,
+        symlink_target=inode.target,
+    )
+    if inode.chunk_size:
+        layout = message.layout
+        layout.chunk_size = inode.chunk_size
+        layout.stripe_size = inode.stripe_size
+        layout.chain_table = inode.chain_table
+        if inode.chains:
+            layout.chains.extend(inode.chains)
+    return message
+
+
+def inode_reply(inode: Inode) -> meta_pb2.InodeReply:
+    return meta_pb2.InodeReply(inode=to_message(inode))

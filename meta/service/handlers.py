@@ -1,0 +1,87 @@
+"""The metadata service's methods, named like the rpcs of proto/meta.proto; both lanes call them.
+
+A method returns its reply, or an awaitable of it when storage or the disk must be waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from fireflyfs.common.net.methods import Method
+from fireflyfs.meta.ops import attributes, create, files, query, remove, rename
+from fireflyfs.meta.service.runner import GroupSync, Runner
+from fireflyfs.meta.service.space import Space
+from fireflyfs.proto import common_pb2, meta_pb2
+
+InodeAnswer = meta_pb2.InodeReply | Awaitable[meta_pb2.InodeReply]
+
+
+class MetaHandlers:
+    """One object for both lanes."""
+
+    def __init__(self, runner: Runner, sync: GroupSync, space: Space) -> None:
+        self._runner = runner
+        self._query = runner.query
+        self._mutate = runner.mutate
+        self._group_sync = sync
+        self._space = space
+
+    def stat(self, request: meta_pb2.StatRequest) -> meta_pb2.InodeReply:
+        return self._query(request, query.stat)
+
+    def batch_stat(self, request: meta_pb2.BatchStatRequest) -> meta_pb2.BatchStatReply:
+        return self._query(request, query.batch_stat)
+
+    def batch_stat_path(self, request: meta_pb2.BatchStatPathRequest) -> meta_pb2.BatchStatPathReply:
+        return self._query(request, query.batch_stat_path)
+
+    def lookup(self, request: meta_pb2.LookupRequest) -> meta_pb2.InodeReply:
+        return self._query(request, query.lookup)
+
+    def readlink(self, request: meta_pb2.ReadlinkRequest) -> meta_pb2.ReadlinkReply:
+        return self._query(request, query.readlink)
+
+    def access(self, request: meta_pb2.AccessRequest) -> meta_pb2.InodeReply:
+        return self._query(request, query.access)
+
+    def list(self, request: meta_pb2.ListRequest) -> meta_pb2.ListReply:
+        return self._query(request, query.list_directory)
+
+    def real_path(self, request: meta_pb2.RealPathRequest) -> meta_pb2.RealPathReply:
+        return self._query(request, query.real_path)
+
+    def open(self, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply | Awaitable[meta_pb2.OpenReply]:
+        return self._mutate(Method.META_OPEN, request, files.open_file)
+
+    def close(self, request: meta_pb2.CloseRequest) -> InodeAnswer:
+        return self._mutate(Method.META_CLOSE, request, files.close_file)
+
+    def sync(self, request: meta_pb2.SyncRequest) -> InodeAnswer:
+        answer = self._mutate(Method.META_SYNC, request, files.sync_file)
+        return self._durably(answer) if request.durable else answer
+
+    async def _durably(self, answer: InodeAnswer) -> meta_pb2.InodeReply:
+        reply = answer if isinstance(answer, meta_pb2.InodeReply) else await answer
+        await self._group_sync()
+        return reply
+
+    def make_node(self, request: meta_pb2.MakeNodeRequest) -> InodeAnswer:
+        return self._mutate(Method.META_MAKE_NODE, request, create.make_node)
+
+    def symlink(self, request: meta_pb2.SymlinkRequest) -> InodeAnswer:
+        return self._mutate(Method.META_SYMLINK, request, create.symlink)
+
+    def link(self, request: meta_pb2.LinkRequest) -> InodeAnswer:
+        return self._mutate(Method.META_LINK, request, create.link)
+
+    def remove(self, request: meta_pb2.RemoveRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        return self._mutate(Method.META_REMOVE, request, remove.remove)
+
+    def rename(self, request: meta_pb2.RenameRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        return self._mutate(Method.META_RENAME, request, rename.rename)
+
+    def set_attr(self, request: meta_pb2.SetAttrRequest) -> InodeAnswer:
+        return self._mutate(Method.META_SET_ATTR, request, attributes.set_attributes)
+
+    async def stat_fs(self, request: meta_pb2.StatFsRequest) -> meta_pb2.StatFsReply:
+        return await self._space.reply()

@@ -1,0 +1,50 @@
+"""What the metadata service asks of routing and of storage: `fireflyfs.client.async_storage.AsyncStorageClient` has this shape."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Protocol
+
+from fireflyfs.client.routing import Routing
+from fireflyfs.proto.common_pb2 import Layout
+from fireflyfs.proto.storage_pb2 import TargetSpace
+
+
+class RoutingNow(Protocol):
+    """The newest routing that this process has."""
+
+    def current(self) -> Routing: ...
+
+
+class LastChunk(Protocol):
+    """The highest chunk of a file."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def length(self) -> int: ...
+
+
+class Removed(Protocol):
+    """One step of removing chunks; `more`: call again."""
+
+    @property
+    def removed(self) -> int: ...
+
+    @property
+    def more(self) -> bool: ...
+
+
+class ChunkStore(Protocol):
+    """Files' chunks. Every method retries by itself and raises FfsError when it gives up."""
+
+    def query_last_chunk(self, inode: int, layout: Layout) -> Awaitable[LastChunk | None]: ...
+
+    def remove_chunks(self, inode: int, layout: Layout, begin: int = 0, limit: int = 1024) -> Awaitable[Removed]: ...
+
+    def truncate_chunk(self, inode: int, layout: Layout, index: int, length: int) -> Awaitable[None]: ...
+
+    def sync_chains(self, chains: Iterable[int] | Layout) -> Awaitable[None]: ...
+
+    def space(self) -> Awaitable[Sequence[TargetSpace]]: ...

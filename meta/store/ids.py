@@ -1,0 +1,37 @@
+"""Inode ids: 64 bits, given out once and for all."""
+
+from __future__ import annotations
+
+import threading
+
+from fireflyfs.common.kv.interface import KvEngine, Transaction, run
+from fireflyfs.meta.core import keys
+
+BATCH = 4096  # ids taken from the store at a time; those left over at a stop are skipped for ever
+FIRST = 2  # 1 is the root directory
+
+
+class InodeIds:
+    """Gives out ids; the store is asked once for each batch."""
+
+    def __init__(self, engine: KvEngine, *, batch: int = BATCH) -> None:
+        self._engine = engine
+        self._batch = batch
+        self._next = self._end = 0
+        self._lock = threading.Lock()
+
+    def take(self) -> int:
+        """A new id. Runs a transaction of its own when the batch is used up."""
+        with self._lock:
+            if self._next == self._end:
+                self._next = run(self._engine, self._take_batch)
+                self._end = self._next + self._batch
+            taken = self._next
+            self._next += 1
+            return taken
+
+    def _take_batch(self, txn: Transaction) -> int:
+        stored = txn.get(keys.NEXT_INODE)
+        begin = int.from_bytes(stored, "big") if stored is not None else FIRST
+        txn.put(keys.NEXT_INODE, (begin + self._batch).to_bytes(8, "big"))
+        return begin

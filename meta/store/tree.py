@@ -1,0 +1,106 @@
+"""Typed access to the records inside one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fireflyfs.common.errors import Code, error
+from fireflyfs.common.kv.interface import Transaction
+from fireflyfs.meta.core import keys
+from fireflyfs.meta.core.records import Garbage, Inode, Session, Trim, pack_dentry, unpack_dentry
+
+
+class Tree:
+    """The namespace as one transaction sees it. Everything read is in the transaction's conflict set."""
+
+    __slots__ = ("txn",)
+
+    def __init__(self, txn: Transaction) -> None:
+        self.txn = txn
+
+    def find(self, inode_id: int) -> Inode | None:
+        data = self.txn.get(keys.inode(inode_id))
+        return None if data is None else Inode.unpack(inode_id, data)
+
+    def inode(self, inode_id: int) -> Inode:
+        """Raises STALE_HANDLE: whoever knows an inode by its id knew it when it existed."""
+        data = self.txn.get(keys.inode(inode_id))
+        if data is None:
+            raise error(Code.STALE_HANDLE)
+        return Inode.unpack(inode_id, data)
+
+    def put(self, inode: Inode) -> None:
+        self.txn.put(keys.inode(inode.id), inode.pack())
+
+    def delete(self, inode_id: int) -> None:
+        self.txn.delete(keys.inode(inode_id))
+
+    def child(self, parent: int, name: bytes) -> Inode | None:
+        data = self.txn.get(keys.dentry(parent, name))
+        if data is None:
+            return None
+        inode_id, _ = unpack_dentry(data)
+        inode = self.find(inode_id)
+        if inode is None:
+            raise error(Code.IO_ERROR, f"directory {parent} has an entry for inode {inode_id}, which does not exist")
+        return inode
+
+    def link(self, parent: int, name: bytes, inode: Inode) -> None:
+        self.txn.put(keys.dentry(parent, name), pack_dentry(inode.id, inode.mode))
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        self.txn.delete(keys.dentry(parent, name))
+
+    def children(self, parent: int, *, after: bytes = b"", limit: int = 0) -> Iterator[tuple[bytes, int, int]]:
+        """(name, inode id, S_IFMT bits) in name order, after the name `after`."""
+        begin, end = keys.dentries(parent)
+        if after:
+            begin = keys.dentry(parent, after) + b"\0"
+        for key, value in self.txn.scan(begin, end, limit=limit):
+            inode_id, kind = unpack_dentry(value)
+            yield keys.dentry_name(key), inode_id, kind
+
+    def is_empty(self, directory: int) -> bool:
+        return not any(True for _ in self.children(directory, limit=1))
+
+    def sessions(self, inode_id: int) -> Iterator[tuple[bytes, Session]]:
+        begin, end = keys.sessions(inode_id)
+        for key, value in self.txn.scan(begin, end):
+            yield keys.session_of(key), Session.unpack(value)
+
+    def has_sessions(self, inode_id: int) -> bool:
+        begin, end = keys.sessions(inode_id)
+        return any(True for _ in self.txn.scan(begin, end, limit=1))
+
+    def has_writers(self, inode_id: int) -> bool:
+        return any(session.write for _, session in self.sessions(inode_id))
+
+    def session(self, inode_id: int, session_id: bytes) -> Session | None:
+        data = self.txn.get(keys.session(inode_id, session_id))
+        return None if data is None else Session.unpack(data)
+
+    def put_session(self, inode_id: int, session_id: bytes, session: Session) -> None:
+        self.txn.put(keys.session(inode_id, session_id), session.pack())
+
+    def delete_session(self, inode_id: int, session_id: bytes) -> None:
+        self.txn.delete(keys.session(inode_id, session_id))
+
+    def trim(self, inode_id: int) -> Trim | None:
+        data = self.txn.get(keys.trim(inode_id))
+        return None if data is None else Trim.unpack(data)
+
+    def put_trim(self, inode_id: int, trim: Trim) -> None:
+        self.txn.put(keys.trim(inode_id), trim.pack())
+
+    def delete_trim(self, inode_id: int) -> None:
+        self.txn.delete(keys.trim(inode_id))
+
+    def garbage(self, inode_id: int) -> Garbage | None:
+        data = self.txn.get(keys.garbage(inode_id))
+        return None if data is None else Garbage.unpack(data)
+
+    def put_garbage(self, inode_id: int, garbage: Garbage) -> None:
+        self.txn.put(keys.garbage(inode_id), garbage.pack())
+
+    def delete_garbage(self, inode_id: int) -> None:
+        self.txn.delete(keys.garbage(inode_id))
