@@ -249,10 +249,12 @@ class BlockStore:
 
     def read(self, shift: int, block: int, offset: int, parts: list[memoryview], *, nowait: bool = False) -> bool:
         """Fill parts from `offset` of the block. False: the file ends before. Raises WouldBlock and DISK_FAILED."""
-        want = sum(map(len, parts))
+        want = 0
+        for part in parts:
+            want += len(part)
         try:
             fd, start = self._place(shift, block)
-            done = os.preadv(fd, parts, start + offset, _NOWAIT if nowait else 0)
+            done = os.preadv(fd, parts, start + offset, _NOWAIT) if nowait else os.preadv(fd, parts, start + offset)
             if done == want:
                 return True
             if nowait:

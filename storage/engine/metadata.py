@@ -62,6 +62,7 @@ class MetaStore:
         except Exception as exc:
             raise _translate(exc, f"opening {path}") from exc
         self._get = self._db.get
+        self.written_bytes = 0  # given to the log
 
     def get(self, key: bytes) -> bytes | None:
         try:
@@ -72,6 +73,7 @@ class MetaStore:
 
     def write(self, batch: WriteBatch) -> None:
         """All of the batch or nothing, in the log when this returns (the page cache: see flush)."""
+        self.written_bytes += batch.size_in_bytes()
         try:
             self._db.write(batch)
         except Exception as exc:
@@ -107,7 +109,8 @@ class MetaStore:
 
     def stats(self) -> dict[str, float]:
         names = ("rocksdb.estimate-num-keys", "rocksdb.cur-size-all-mem-tables", "rocksdb.total-sst-files-size")
-        return {name: float(self._db.property_int_value(name) or 0) for name in names}
+        own = {"metadata_bytes": float(self.written_bytes)}
+        return own | {name: float(self._db.property_int_value(name) or 0) for name in names}
 
     def close(self) -> None:
         self._db.close()

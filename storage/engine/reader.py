@@ -33,15 +33,18 @@ class VerifiedReader:
         low, high = first << shift, min((last + 1) << shift, record.length)
         if record.deltas and any(ref.offset < high and ref.offset + ref.length > low for ref in record.deltas):
             return self.place_private(key, record, offset, into, nowait=nowait)
-        head = memoryview(bytearray(offset - low))
-        tail = memoryview(bytearray(high - end))
-        parts = [part for part in (head, into, tail) if len(part)]
+        parts = [into]
+        if offset > low:
+            parts.insert(0, memoryview(bytearray(offset - low)))
+        if end < high:
+            parts.append(memoryview(bytearray(high - end)))
         if not self._blocks.read(record.block_shift, record.block, low, parts, nowait=nowait):
             raise Mismatch
-        placed = crc32c(into)
-        whole = combine(crc32c(head), placed, count) if len(head) else placed
-        if len(tail):
-            whole = crc32c(tail, whole)
+        placed = whole = crc32c(into)
+        if offset > low:
+            whole = combine(crc32c(parts[0]), placed, count)
+        if end < high:
+            whole = crc32c(parts[-1], whole)
         if whole != self._expected(record, first, last, low, high):
             raise Mismatch
         return placed
@@ -81,4 +84,6 @@ class VerifiedReader:
     def _expected(record: Record, first: int, last: int, low: int, high: int) -> int:
         if low == 0 and high == record.length:
             return record.crc
+        if first == last:
+            return record.crcs[first]
         return combine_units(record.crcs[first : last + 1], 1 << record.unit_shift, high - low)

@@ -16,6 +16,9 @@ Integers in keys are big-endian, 64 bits, so that keys sort as (inode, index).
 from __future__ import annotations
 
 import struct
+import sys
+from array import array
+from functools import lru_cache
 from typing import NamedTuple
 
 from crc32c import crc32c
@@ -28,6 +31,7 @@ RECORD_FORMAT = 1
 BLOCK_SHIFT_MIN = 12  # 4 KiB
 BLOCK_SHIFT_MAX = 26  # 64 MiB
 FLAG_REMOVED = 1
+PARSED_RECORDS_MAX = 2048  # kept parsed: under 2 KiB each with chunks of 1 MiB, 32 KiB with chunks of 64 MiB
 
 _HEADER = struct.Struct("<BBBBIIIIIHHQQQII16s")
 _DELTA = struct.Struct("<IIQ")
@@ -65,7 +69,7 @@ class Record(NamedTuple):
     chain_version: int
     channel: int
     client_id: bytes
-    crcs: tuple[int, ...]  # of each unit, deltas applied; the last unit may be short
+    crcs: array[int]  # of each unit, deltas applied; the last unit may be short. Shared: never changed in place
     deltas: tuple[DeltaRef, ...]  # oldest first; later ones lie over earlier ones
 
     @property
@@ -101,7 +105,7 @@ def pack(record: Record) -> bytes:
         len(record.crcs), len(record.deltas),
         record.version, record.epoch, record.sequence, record.chain_version, record.channel, record.client_id,
     )  # fmt: skip
-    parts = [head, struct.pack(f"<{len(record.crcs)}I", *record.crcs)]
+    parts = [head, _little_endian(record.crcs).tobytes()]
     parts += [_DELTA.pack(*ref) for ref in record.deltas]
     body = b"".join(parts)
     return body + _CRC.pack(crc32c(body))
@@ -117,6 +121,15 @@ def check(raw: bytes) -> None:
         raise error(Code.CHECKSUM, "a chunk record does not match its checksum")
 
 
+def _little_endian(crcs: array[int]) -> array[int]:
+    """crcs with their bytes in stored order, which is this host's nearly everywhere."""
+    if sys.byteorder == "big":
+        crcs = crcs[:]
+        crcs.byteswap()
+    return crcs
+
+
+@lru_cache(maxsize=PARSED_RECORDS_MAX)
 def unpack(raw: bytes) -> Record:
     """The record in raw. Raises as `check`."""
     check(raw)
@@ -126,11 +139,11 @@ def unpack(raw: bytes) -> Record:
     ) = _HEADER.unpack_from(raw)  # fmt: skip
     if len(raw) != HEADER_BYTES + 4 * crc_count + _DELTA.size * delta_count + 4:
         raise error(Code.CHECKSUM, "a chunk record has the wrong length")
-    crcs = struct.unpack_from(f"<{crc_count}I", raw, HEADER_BYTES)
+    end = HEADER_BYTES + 4 * crc_count
+    crcs = _little_endian(array("I", raw[HEADER_BYTES:end]))
     deltas: tuple[DeltaRef, ...] = ()
     if delta_count:
-        start = HEADER_BYTES + 4 * crc_count
-        deltas = tuple(DeltaRef(*_DELTA.unpack_from(raw, start + _DELTA.size * i)) for i in range(delta_count))
+        deltas = tuple(map(DeltaRef._make, _DELTA.iter_unpack(raw[end:-4])))
     return Record(
         flags, block_shift, unit_shift, chunk_size, length, crc, written, block,
         version, epoch, sequence, chain_version, channel, client_id, crcs, deltas,

@@ -6,6 +6,7 @@ Which of them is chosen follows from what a crash may find: bytes under a commit
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -91,7 +92,7 @@ class Stager:
         in_place = self._in_place(update, committed, pending, length, deltas_allowed)
         return in_place or self._copy(update, committed, length)
 
-    def _record(self, update: Update, base: Record | None, length: int, crcs: list[int], crc: int) -> Record:
+    def _record(self, update: Update, base: Record | None, length: int, crcs: Sequence[int], crc: int) -> Record:
         """A pending record over base's block."""
         return Record(
             0,
@@ -108,7 +109,7 @@ class Stager:
             update.chain_version,
             update.writer.channel,
             update.writer.client_id,
-            tuple(crcs),
+            array("I", crcs),
             base.deltas if base else (),
         )
 
@@ -133,7 +134,7 @@ class Stager:
         return Staged(self._record(update, base, length, crcs, self._whole(base, crcs, length)), [], None)
 
     @staticmethod
-    def _whole(base: Record, crcs: list[int], length: int) -> int:
+    def _whole(base: Record, crcs: Sequence[int], length: int) -> int:
         return combine_units(crcs, 1 << base.unit_shift, length)
 
     def _in_place(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from array import array
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_checksum_after_a_part_changed(before: bytes, part: bytes, behind: bytes
 
 RECORD = Record(
     0, 20, 14, 1 << 20, 40_000, 0xDEADBEEF, 50_000, 77, 9, 4, 1 << 60, 6, 3, b"i" * 16,
-    (1, 2, 0xFFFFFFFF), (DeltaRef(5, 6, (7 << 32) | 1), DeltaRef(9, 10, 11)),
+    array("I", (1, 2, 0xFFFFFFFF)), (DeltaRef(5, 6, (7 << 32) | 1), DeltaRef(9, 10, 11)),
 )  # fmt: skip
 
 
