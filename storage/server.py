@@ -1,0 +1,225 @@
+"""The storage processes: `serve_worker` serves one group of targets, `serve_node` keeps one such process for each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from fireflyfs.client.membership import Membership
+from fireflyfs.client.mgmtd_client import AsyncMgmtdClient
+from fireflyfs.common import config as configuration
+from fireflyfs.common.clock import SystemClock
+from fireflyfs.common.errors import Code, error
+from fireflyfs.common.net.control import ControlServer
+from fireflyfs.common.net.dual import link_handlers
+from fireflyfs.common.net.identity import Identity
+from fireflyfs.common.net.multiplex import MultiplexLink
+from fireflyfs.common.net.server import LinkServer
+from fireflyfs.proto import storage_pb2
+from fireflyfs.proto.common_pb2 import NODE_TYPE_STORAGE, Endpoint
+from fireflyfs.storage.core.fence import FENCE_S
+from fireflyfs.storage.engine.store import create_target, open_engine
+from fireflyfs.storage.service.replica import LocalTarget
+from fireflyfs.storage.worker import StorageWorker
+
+log = logging.getLogger(__name__)
+
+SUPERVISOR_ENV = "FFS_STORAGE_SUPERVISOR"
+RESTART_FIRST_S = 0.5
+RESTART_MAX_S = 10.0
+HEALTHY_AFTER_S = 20.0  # a worker that ran this long starts again without delay
+STOP_GRACE_S = 20.0
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class TargetConfig:
+    """One target: a directory, best on a disk of its own."""
+
+    target_id: int
+    path: str
+    capacity_bytes: int = 0  # 0: what its file system has
+
+
+@dataclass
+class WorkerConfig:
+    """One worker process: its targets and its doors. Port 0: any free one; empty unix_path: no shared memory."""
+
+    targets: list[TargetConfig]
+    grpc_port: int = 0
+    tcp_port: int = 0
+    unix_path: str = ""
+
+
+@dataclass
+class StorageConfig:
+    """A storage node."""
+
+    cluster_id: str
+    node_id: int
+    mgmtd: list[str]
+    workers: list[WorkerConfig]
+    listen_host: str = "127.0.0.1"
+    threads: int = 4  # of each target, for what would block
+    resync_bytes_s: int = 0  # of each target; 0: as fast as it goes
+    fence_s: float = FENCE_S  # shorter than mgmtd's failed_after_s
+    create_targets: bool = True  # make targets of empty directories
+
+    def __post_init__(self) -> None:
+        ids = [target.target_id for worker in self.workers for target in worker.targets]
+        if len(set(ids)) != len(ids):
+            raise ValueError("a target_id stands twice in the configuration")
+        if not ids:
+            raise ValueError("no targets are configured")
+        if not 1 <= self.threads <= 64:
+            raise ValueError(f"threads must be 1 to 64, not {self.threads}")
+        if self.fence_s <= 0:
+            raise ValueError("fence_s must be above 0")
+
+
+def _open(config: StorageConfig, worker: WorkerConfig) -> list[LocalTarget]:
+    """Raises FfsError when one cannot be opened; none stays open then."""
+    opened: list[LocalTarget] = []
+    try:
+        for target in worker.targets:
+            path = Path(target.path)
+            if config.create_targets:
+                create_target(path, config.cluster_id, target.target_id)
+            engine = open_engine(
+                path,
+                capacity_bytes=target.capacity_bytes,
+                cluster_id=config.cluster_id,
+                target_id=target.target_id,
+            )
+            opened.append(LocalTarget(target.target_id, engine, path=path, threads=config.threads))
+    except BaseException:
+        for local in opened:
+            local.close()
+        raise
+    return opened
+
+
+async def serve_worker(config: StorageConfig, worker: int, stop: asyncio.Event) -> None:
+    """Serve worker number `worker` until `stop`; then tell mgmtd, finish what is under way, and close."""
+    if not 0 <= worker < len(config.workers):
+        raise error(Code.CONFIG, f"there is no worker {worker}: the configuration has {len(config.workers)}")
+    _die_with_supervisor()
+    mine = config.workers[worker]
+    clock = SystemClock()
+    identity = Identity(config.cluster_id)
+    targets = await asyncio.to_thread(_open, config, mine)
+    membership: Membership | None = None
+    storage = StorageWorker(
+        targets,
+        MultiplexLink(identity),
+        clock,
+        last_heartbeat_s=lambda: membership.last_heartbeat_ok if membership is not None else None,
+        fence_s=config.fence_s,
+        resync_bytes_s=config.resync_bytes_s,
+        on_target_change=lambda: membership.poke() if membership is not None else None,
+    )
+    descriptor = storage_pb2.DESCRIPTOR.services_by_name["Storage"]
+    handlers = link_handlers(descriptor, "STORAGE", storage.service) | storage.service.bulk_handlers()
+    link = LinkServer(identity, handlers, host=config.listen_host, port=mine.tcp_port, unix_path=mine.unix_path)
+    control = ControlServer([(descriptor, storage.service)], host=config.listen_host, port=mine.grpc_port)
+    mgmtd = AsyncMgmtdClient(config.mgmtd, config.cluster_id)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(storage.replicas.link.close)
+        stack.push_async_callback(storage.stop)
+        stack.push_async_callback(mgmtd.close)
+        await storage.start()
+        stack.push_async_callback(link.stop)
+        await link.start()
+        stack.push_async_callback(control.stop)
+        await control.start()
+        endpoint = Endpoint(grpc=control.address, tcp=link.tcp, unix=link.unix, host_id=identity.host_id)
+        membership = Membership(
+            mgmtd,
+            config.node_id,
+            NODE_TYPE_STORAGE,
+            worker,
+            endpoint,
+            storage.reports,
+            storage.replicas.install,
+            clock,
+        )
+        await membership.start()
+        # mgmtd hears first that this worker goes: its chains move on while it finishes what is under way.
+        stack.push_async_callback(membership.stop, planned=True)
+        log.info(
+            "storage worker %d.%d serves targets %s: grpc %s, tcp %s, unix %s",
+            config.node_id,
+            worker,
+            [local.target_id for local in targets],
+            endpoint.grpc,
+            endpoint.tcp,
+            endpoint.unix or "none",
+        )
+        await stop.wait()
+        log.info("storage worker %d.%d stops", config.node_id, worker)
+
+
+def _die_with_supervisor() -> None:
+    """A worker must not outlive its supervisor: it would keep the targets from the next one."""
+    supervisor = os.environ.get(SUPERVISOR_ENV)
+    if supervisor is None:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(supervisor):
+        raise error(Code.UNAVAILABLE, "the supervisor has gone")
+
+
+async def serve_node(config: StorageConfig, stop: asyncio.Event) -> None:
+    """Keep one worker process for each group of targets until `stop`; then stop them in good order."""
+    with tempfile.TemporaryDirectory(prefix="ffs-storage-") as folder:
+        path = Path(folder) / "storage.toml"
+        path.write_text(configuration.dump(config), encoding="utf-8")
+        keepers = [
+            asyncio.create_task(_keep(config, path, worker, stop), name=f"worker {worker}")
+            for worker in range(len(config.workers))
+        ]
+        await asyncio.gather(*keepers)
+
+
+async def _keep(config: StorageConfig, path: Path, worker: int, stop: asyncio.Event) -> None:
+    clock = SystemClock()
+    pause_s = RESTART_FIRST_S
+    command = ("-m", "fireflyfs.client.cli.main", "run", "storage", "--config", str(path), "--worker", str(worker))
+    while not stop.is_set():
+        started_s = clock.monotonic_s()
+        environment = {**os.environ, SUPERVISOR_ENV: str(os.getpid())}
+        process = await asyncio.create_subprocess_exec(sys.executable, *command, env=environment)
+        log.info("worker %d.%d runs as process %d", config.node_id, worker, process.pid)
+        stopping = asyncio.create_task(stop.wait())
+        ended = asyncio.create_task(process.wait())
+        try:
+            await asyncio.wait({stopping, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                process.terminate()
+                try:
+                    await asyncio.wait_for(asyncio.shield(ended), STOP_GRACE_S)
+                except TimeoutError:
+                    log.warning("worker %d.%d does not stop: it is killed", config.node_id, worker)
+                    process.kill()
+                    await ended
+                return
+        finally:
+            stopping.cancel()
+            if process.returncode is None and not ended.done():
+                process.kill()
+        if clock.monotonic_s() - started_s > HEALTHY_AFTER_S:
+            pause_s = RESTART_FIRST_S
+        log.error(
+            "worker %d.%d ended with %s: it starts again in %g s", config.node_id, worker, process.returncode, pause_s
+        )
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), pause_s)
+        pause_s = min(RESTART_MAX_S, pause_s * 2)
