@@ -1,12 +1,15 @@
-# What a newcomer needs: `make up`, `make test`. Everything runs in .venv with the packages that pyproject.toml names.
+# What a newcomer needs: `make up`, `make down`, `make test`. Everything runs in .venv with the packages that pyproject.toml names.
 SHELL := /bin/bash
 export PYTHONSAFEPATH := 1
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FFS_ROOT ?= $(CURDIR)/.ffs
+MOUNT ?= mnt
+TEST_WORKERS ?= 2
 PROTOS := common mgmtd meta storage
 
-.PHONY: venv dev proto proto-fresh check lint test clean
+.PHONY: venv dev proto proto-fresh check lint test test-packages up down bench clean
 
 $(BIN)/ffs: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,8 +44,26 @@ lint: dev
 check: lint proto-fresh
 	$(BIN)/pytest -q -m "not e2e and not slow"
 
-test: lint proto-fresh
-	$(BIN)/pytest
+# Everything, real clusters and mounts included. A skipped test fails the run: FFS_ALLOW_SKIPS=1 accepts skips.
+test: test-packages lint proto-fresh
+	$(if $(FFS_ALLOW_SKIPS),,FFS_NO_SKIPS=1) $(BIN)/pytest -n $(TEST_WORKERS) --dist loadgroup
+
+test-packages:
+	@deploy/debian-packages.sh test
+
+# One command from a fresh machine to a mounted cluster; a second one finds it running. MOUNT= (empty): no mount.
+up:
+	@PYTHON=$(PYTHON) deploy/debian-packages.sh run
+	@$(MAKE) --no-print-directory venv
+	@FFS_ROOT="$(FFS_ROOT)" deploy/up.sh "$(MOUNT)"
+
+down: venv
+	@$(BIN)/ffs --root "$(FFS_ROOT)" down
+
+# Every benchmark, the comparison with MooseFS included; see bench/README.md. ONLY="link mount" runs some.
+bench: dev
+	@deploy/debian-packages.sh bench
+	@bench/run.sh $(ONLY)
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

@@ -27,7 +27,7 @@ missing=()
 for program in "${!PROGRAM[@]}"; do
   command -v "$program" >/dev/null || missing+=("${PROGRAM[$program]}")
 done
-python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+"${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 [ ${#missing[@]} -eq 0 ] && exit 0
 mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
 
