@@ -112,13 +112,20 @@ def _too_large(what: str, value: int, limit: int) -> FfsError:
 _KINDS: Final = frozenset(int(kind) for kind in Kind)
 
 
+def check_magic(buffer: Buffer, offset: int) -> None:
+    """Whether the two bytes at `offset` begin a frame. Raises PROTOCOL."""
+    magic = int.from_bytes(buffer[offset : offset + 2], "little")
+    if magic != MAGIC:
+        raise _protocol(f"frame starts with {magic:#06x}, not {MAGIC:#06x}: not a FireflyFS data link")
+
+
 def parse_header(buffer: Buffer, offset: int = 0) -> Header:
     """The 32 bytes at `offset`. Raises PROTOCOL, VERSION_MISMATCH or TOO_LARGE."""
     magic, version, kind, method, flags, request_id, body_len, n_out, n_into, data_len, status, deadline_ms = (
         HEADER.unpack_from(buffer, offset)
     )
     if magic != MAGIC:
-        raise _protocol(f"frame starts with {magic:#06x}, not {MAGIC:#06x}: not a FireflyFS data link")
+        check_magic(buffer, offset)
     if kind not in _KINDS:
         raise _protocol(f"unknown frame kind {kind}")
     # A HELLO states its range in its body, so that an old server can refuse a new client in words.

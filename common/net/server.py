@@ -107,7 +107,7 @@ class Connection(Stream):
         self.server.stats.refused += 1
         log.warning("%s: refused: %s", self.peer.name, exc.message)
         self.send([frame.pack_refuse(int(exc.code), exc.message)])
-        self.close_after_send(exc)
+        self.close_after_send()
 
     def on_closed(self, exc: FfsError) -> None:
         landing = self._landing

@@ -18,11 +18,13 @@ from typing import Final
 
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import KiB, MiB
-from fireflyfs.common.net.frame import HEADER_BYTES, Buffer, Header, parse_header
+from fireflyfs.common.net.frame import HEADER_BYTES, Buffer, Header, check_magic, parse_header
 
 INPUT_BYTES: Final = 64 * KiB
 SMALL_READ_BYTES: Final = 4 * KiB  # when payload follows the frames: what is not read here needs no second copy
 IOV_MAX: Final = 512
+LINGER_S: Final = 1.0
+CORKED_BYTES_MAX: Final = 128 * KiB  # answers held back so that they leave together
 LANDING_BYTES_PER_EVENT_MAX: Final = 16 * MiB  # then the loop's other connections get their turn
 FDS_PER_READ_MAX: Final = 8
 FDS_WAITING_MAX: Final = 16
@@ -104,13 +106,33 @@ class Stream:
             done()
         self.on_closed(exc)
 
-    def close_after_send(self, exc: FfsError) -> None:
+    def close_after_send(self) -> None:
         """Send what is queued, read nothing more, then close."""
         self._closing = True
         self._paused = True
         self.loop.remove_reader(self._fd)
         if not self._corked and not self.queued_bytes:
-            self.close(exc)
+            self._linger()
+
+    def _linger(self) -> None:
+        """Let the peer read our last words: a close with its bytes unread would reset the connection under them."""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError as exc:
+            self.close(error(Code.UNAVAILABLE, f"connection lost: {exc.strerror}"))
+            return
+        self.loop.add_reader(self._fd, self._discard)
+        self.loop.call_later(LINGER_S, self.close, error(Code.UNAVAILABLE, "connection closed"))
+
+    def _discard(self) -> None:
+        try:
+            if self.closed or self.sock.recv_into(self._view):
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            pass
+        self.close(error(Code.UNAVAILABLE, "connection closed"))
 
     def resume(self) -> None:
         """Offer again the frame that `on_frame` did not take, and read on."""
@@ -212,6 +234,8 @@ class Stream:
                     if self._sinks:
                         return
                 self.on_data()
+        if 2 <= end - position < HEADER_BYTES and not self.closed:
+            check_magic(view, position)  # another protocol's greeting may be shorter than a header
         if position:
             left = end - position
             if left > 0 and not self.closed:
@@ -292,7 +316,8 @@ class Stream:
         self._queued_total += size
         if after is not None:
             self._after.append((self._queued_total, after))
-        if not self._corked and not self._writing:
+        # Much payload leaves at once, while it is still in the processor's cache and its buffer can be used again.
+        if not self._writing and (not self._corked or self.queued_bytes >= CORKED_BYTES_MAX):
             self._flush()
 
     def _flush(self) -> None:
@@ -327,7 +352,7 @@ class Stream:
             self.loop.remove_writer(self._fd)
         self._release_sent()
         if self._closing and not self.closed:
-            self.close(error(Code.UNAVAILABLE, "connection closed"))
+            self._linger()
 
     def _writable(self) -> None:
         if not self.closed:
