@@ -1,0 +1,63 @@
+"""What the mount needs from the client library, and nothing more: names go to `meta`, bytes to `data`.
+
+`ClientContext` is wrapped into it by `fuse.context`; tests put a file system in memory behind the same doors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from fireflyfs.client.striping import FileLayout
+from fireflyfs.common.net.api import MemoryPool, Piece
+from fireflyfs.proto import meta_pb2 as m
+from fireflyfs.proto.common_pb2 import Empty
+
+
+class MetaCalls(Protocol):
+    """One method for each rpc of `proto/meta.proto`. Raise FfsError; a mutation's request id is kept if it is set."""
+
+    def stat(self, request: m.StatRequest, /) -> m.InodeReply: ...
+    def lookup(self, request: m.LookupRequest, /) -> m.InodeReply: ...
+    def open(self, request: m.OpenRequest, /) -> m.OpenReply: ...
+    def close(self, request: m.CloseRequest, /) -> m.InodeReply: ...
+    def sync(self, request: m.SyncRequest, /) -> m.InodeReply: ...
+    def make_node(self, request: m.MakeNodeRequest, /) -> m.InodeReply: ...
+    def symlink(self, request: m.SymlinkRequest, /) -> m.InodeReply: ...
+    def link(self, request: m.LinkRequest, /) -> m.InodeReply: ...
+    def readlink(self, request: m.ReadlinkRequest, /) -> m.ReadlinkReply: ...
+    def remove(self, request: m.RemoveRequest, /) -> Empty: ...
+    def rename(self, request: m.RenameRequest, /) -> Empty: ...
+    def list(self, request: m.ListRequest, /) -> m.ListReply: ...
+    def set_attr(self, request: m.SetAttrRequest, /) -> m.InodeReply: ...
+    def stat_fs(self, request: m.StatFsRequest, /) -> m.StatFsReply: ...
+    def access(self, request: m.AccessRequest, /) -> m.InodeReply: ...
+
+
+class DataCalls(Protocol):
+    """Bytes of one inode. Safe to use from several threads; raise FfsError."""
+
+    def read(self, file: FileLayout, offset: int, into: Piece) -> None:
+        """Fill all of `into`: holes and what lies behind the last chunk as zeros."""
+
+    def write(self, file: FileLayout, extents: Sequence[tuple[int, Piece]]) -> None:
+        """Store (offset, bytes) pieces that do not overlap. On an error any of them may have been stored."""
+
+    def sync(self, file: FileLayout) -> None:
+        """What was written to the file's chains before survives a power cut afterwards."""
+
+
+class Backend(Protocol):
+    """Everything the mount stands on."""
+
+    @property
+    def meta(self) -> MetaCalls: ...
+    @property
+    def data(self) -> DataCalls: ...
+    @property
+    def pool(self) -> MemoryPool: ...
+    @property
+    def client_id(self) -> bytes: ...
+
+    def give_up(self) -> None:
+        """The mount ends: calls that wait for servers may fail now."""

@@ -1,0 +1,165 @@
+"""The client library behind the mount's doors, made patient: a mount waits for its servers as long as it lives.
+
+The library repeats each request until its deadline; here it starts over, with the same request id, until the servers
+are back or the mount ends. Programs see a stall, as with a disk that is slow, and no error.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from fireflyfs.client.meta_client import MetaClient
+from fireflyfs.client.session import ClientContext
+from fireflyfs.client.storage_client import StorageClient, WriteSpan
+from fireflyfs.client.striping import FileLayout
+from fireflyfs.common.errors import Code, FfsError, Reaction
+from fireflyfs.common.net.api import MemoryPool, Piece
+from fireflyfs.fuse.backend import DataCalls, MetaCalls
+from fireflyfs.proto import meta_pb2 as m
+from fireflyfs.proto.common_pb2 import Empty
+
+log = logging.getLogger(__name__)
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+PAUSE_S: Final = 0.5  # after the library has given up
+
+
+class Patience:
+    """Repeats what fails because servers are away. `give_up` lets everyone who waits go with an error."""
+
+    def __init__(self) -> None:
+        self._given_up = threading.Event()
+
+    def give_up(self) -> None:
+        self._given_up.set()
+
+    def again(self, exc: FfsError, what: str) -> None:
+        """After a failure: wait a moment, or raise `exc` where asking again is useless."""
+        if exc.reaction is Reaction.GIVE_UP or exc.code is Code.CHECKSUM:
+            raise exc
+        log.warning("%s: %s; still trying", what, exc)
+        if self._given_up.wait(PAUSE_S):
+            raise exc
+
+
+class PatientMeta:
+    """`MetaCalls` on a MetaClient. A request object that comes again keeps its request id: it is done once."""
+
+    def __init__(self, meta: MetaClient, patience: Patience) -> None:
+        self._meta = meta
+        self._patience = patience
+
+    def _call(self, method: Callable[[Q], R], request: Q) -> R:
+        while True:
+            try:
+                return method(request)
+            except FfsError as exc:
+                self._patience.again(exc, method.__name__)
+
+    def stat(self, request: m.StatRequest, /) -> m.InodeReply:
+        return self._call(self._meta.stat, request)
+
+    def lookup(self, request: m.LookupRequest, /) -> m.InodeReply:
+        return self._call(self._meta.lookup, request)
+
+    def open(self, request: m.OpenRequest, /) -> m.OpenReply:
+        return self._call(self._meta.open, request)
+
+    def close(self, request: m.CloseRequest, /) -> m.InodeReply:
+        return self._call(self._meta.close, request)
+
+    def sync(self, request: m.SyncRequest, /) -> m.InodeReply:
+        return self._call(self._meta.sync, request)
+
+    def make_node(self, request: m.MakeNodeRequest, /) -> m.InodeReply:
+        return self._call(self._meta.make_node, request)
+
+    def symlink(self, request: m.SymlinkRequest, /) -> m.InodeReply:
+        return self._call(self._meta.symlink, request)
+
+    def link(self, request: m.LinkRequest, /) -> m.InodeReply:
+        return self._call(self._meta.link, request)
+
+    def readlink(self, request: m.ReadlinkRequest, /) -> m.ReadlinkReply:
+        return self._call(self._meta.readlink, request)
+
+    def remove(self, request: m.RemoveRequest, /) -> Empty:
+        return self._call(self._meta.remove, request)
+
+    def rename(self, request: m.RenameRequest, /) -> Empty:
+        return self._call(self._meta.rename, request)
+
+    def list(self, request: m.ListRequest, /) -> m.ListReply:
+        return self._call(self._meta.list, request)
+
+    def set_attr(self, request: m.SetAttrRequest, /) -> m.InodeReply:
+        return self._call(self._meta.set_attr, request)
+
+    def stat_fs(self, request: m.StatFsRequest, /) -> m.StatFsReply:
+        return self._call(self._meta.stat_fs, request)
+
+    def access(self, request: m.AccessRequest, /) -> m.InodeReply:
+        return self._call(self._meta.access, request)
+
+
+class PatientData:
+    """`DataCalls` on a StorageClient."""
+
+    def __init__(self, storage: StorageClient, patience: Patience) -> None:
+        self._storage = storage
+        self._patience = patience
+
+    def read(self, file: FileLayout, offset: int, into: Piece) -> None:
+        while True:
+            try:
+                self._storage.read_into(file, offset, into)
+                return
+            except FfsError as exc:
+                self._patience.again(exc, "read")
+
+    def write(self, file: FileLayout, extents: Sequence[tuple[int, Piece]]) -> None:
+        spans = [WriteSpan(file, offset, piece) for offset, piece in extents]
+        while True:
+            failed = self._storage.write(spans)
+            if not failed:
+                return
+            for exc in failed.values():
+                if exc.reaction is Reaction.GIVE_UP:
+                    raise exc
+            first = next(iter(failed.values()))
+            spans = [spans[place] for place in failed]
+            self._patience.again(first, "write")
+
+    def sync(self, file: FileLayout) -> None:
+        while True:
+            try:
+                self._storage.sync(file.chain_set)
+                return
+            except FfsError as exc:
+                self._patience.again(exc, "sync")
+
+
+class ContextBackend:
+    """`Backend` of a client context, which stays the caller's."""
+
+    def __init__(self, context: ClientContext) -> None:
+        patience = Patience()
+        self._patience = patience
+        self.meta: MetaCalls = PatientMeta(context.meta, patience)
+        self.data: DataCalls = PatientData(context.storage, patience)
+        self.pool: MemoryPool = context.pool
+        self.client_id: bytes = context.client_id
+
+    def give_up(self) -> None:
+        """The mount ends: nobody waits for servers any more."""
+        self._patience.give_up()
+
+
+def backend_of(context: ClientContext) -> ContextBackend:
+    """What `Mount` stands on."""
+    return ContextBackend(context)

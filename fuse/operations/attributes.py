@@ -1,0 +1,87 @@
+"""GETATTR, SETATTR, ACCESS, STATFS."""
+
+from __future__ import annotations
+
+from fireflyfs.common.limits import NAME_BYTES_MAX
+from fireflyfs.fuse import protocol
+from fireflyfs.fuse.inodes import LiveInode
+from fireflyfs.fuse.protocol import SetAttr
+from fireflyfs.fuse.request import Reply, Request
+from fireflyfs.fuse.volume import Volume
+from fireflyfs.proto import meta_pb2 as m
+
+STATFS_BLOCK_BYTES = 4096
+
+
+def getattr_(volume: Volume, request: Request) -> Reply:
+    live = volume.table.get(request.nodeid)
+    if live is not None:
+        # What is open here was asked for at its open: within the time that the kernel may trust it, so may we.
+        with live.lock:
+            if volume.clock.monotonic_s() - live.checked_s < volume.options.attr_timeout_s:
+                return volume.attr(live.inode)
+    return volume.attr(volume.stat(request.nodeid, volume.caller(request)))
+
+
+def setattr_(volume: Volume, request: Request) -> Reply:
+    live = volume.table.hold(request.nodeid)
+    if live is None:
+        return volume.attr(_set(volume, request, None))
+    try:
+        with live.lock:
+            inode = _set(volume, request, live)
+            live.learn(inode, volume.clock.monotonic_s())
+            return volume.attr(inode)
+    finally:
+        volume.release(live, writes=False)
+
+
+def _set(volume: Volume, request: Request, live: LiveInode | None) -> m.Inode:
+    asked = protocol.decode_setattr(request.body)
+    valid = asked.valid
+    change = m.SetAttrRequest(caller=volume.caller(request), at=m.PathAt(dir=request.nodeid))
+    if valid & SetAttr.MODE:
+        change.mode = asked.mode & 0o7777
+    if valid & SetAttr.UID:
+        change.uid = asked.uid
+    if valid & SetAttr.GID:
+        change.gid = asked.gid
+    if valid & SetAttr.ATIME_NOW:
+        change.atime_now = True
+    elif valid & SetAttr.ATIME:
+        change.atime_ns = asked.atime_ns
+    if valid & SetAttr.MTIME_NOW:
+        change.mtime_now = True
+    elif valid & SetAttr.MTIME:
+        change.mtime_ns = asked.mtime_ns
+    if valid & SetAttr.SIZE:
+        change.length = asked.size
+        if live is not None:
+            volume.write_behind.flush(live.id)  # bytes under way must not come after the truncation
+            handle = volume.handles.file_or_none(asked.fh) if valid & SetAttr.FH else None
+            if handle is not None and handle.writes:
+                change.session = volume.ensure_session(live)
+    inode = volume.meta.set_attr(change).inode
+    if live is not None:
+        if valid & SetAttr.SIZE:
+            live.written_end = -1
+        if valid & (SetAttr.MTIME | SetAttr.MTIME_NOW | SetAttr.SIZE):
+            live.mtime_ns = 0  # set just now, later than any write before
+    return inode
+
+
+def access(volume: Volume, request: Request) -> Reply:
+    mask, _ = protocol.ACCESS_IN.unpack_from(request.body)
+    volume.meta.access(m.AccessRequest(caller=volume.caller(request), at=m.PathAt(dir=request.nodeid), mask=mask))
+    return b""
+
+
+def statfs(volume: Volume, request: Request) -> Reply:
+    space = volume.meta.stat_fs(m.StatFsRequest(caller=volume.caller(request)))
+    block = space.block_bytes or STATFS_BLOCK_BYTES
+    free = space.free_bytes // block
+    inodes_free = space.free_bytes // STATFS_BLOCK_BYTES
+    return protocol.STATFS_OUT.pack(
+        space.capacity_bytes // block, free, free, space.files + inodes_free, inodes_free, block, NAME_BYTES_MAX,
+        block, 0,
+    )  # fmt: skip

@@ -1,0 +1,218 @@
+"""OPEN, CREATE, READ, WRITE, FLUSH, RELEASE, FSYNC, LSEEK, FALLOCATE."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.ids import new_session_id
+from fireflyfs.common.limits import FILE_BYTES_MAX
+from fireflyfs.fuse import protocol
+from fireflyfs.fuse.inodes import FileHandle, LiveInode
+from fireflyfs.fuse.protocol import OpenReply
+from fireflyfs.fuse.request import Reply, Request
+from fireflyfs.fuse.volume import Volume
+from fireflyfs.proto import meta_pb2 as m
+
+FMODE_EXEC = 0x20  # the kernel opens a program to run it
+_OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_APPEND
+_CREATE_FLAGS = _OPEN_FLAGS | os.O_CREAT | os.O_EXCL
+
+
+def open_(volume: Volume, request: Request) -> Reply:
+    """Close-to-open: meta is asked at every open, and the kernel keeps its pages only if nothing has changed."""
+    flags, _ = protocol.OPEN_IN.unpack_from(request.body)
+    writes = flags & os.O_ACCMODE != os.O_RDONLY
+    # A program that may be run need not be readable; the kernel has checked the x bit.
+    caller = volume.callers.root if flags & FMODE_EXEC else volume.caller(request)
+    asked = m.OpenRequest(caller=caller, at=m.PathAt(dir=request.nodeid), flags=flags & _OPEN_FLAGS)
+    live = volume.table.hold(request.nodeid)
+    try:
+        if live is None:
+            reply = _ask_open(volume, asked, new_session_id() if writes else b"")
+            if not reply.inode.nlink:
+                # Removed elsewhere, as by a rename over it: the kernel looks the name up again and opens what is there.
+                _end_session(volume, reply.inode.id, asked.session)
+                raise error(Code.STALE_HANDLE)
+            live = volume.table.enter(reply.inode, volume.clock.monotonic_s())
+            with live.lock:
+                return _opened(volume, live, reply, asked.session, flags, writes)
+        with live.lock:
+            if flags & os.O_TRUNC:
+                volume.write_behind.flush(live.id)
+            session = b""
+            if writes:
+                session = live.sessions[0] if live.sessions else new_session_id()
+            reply = _ask_open(volume, asked, session)
+            if flags & os.O_TRUNC:
+                live.written_end = -1
+                live.mtime_ns = 0
+            return _opened(volume, live, reply, session, flags, writes)
+    except BaseException:
+        if live is not None:
+            volume.release(live, writes=False)
+        raise
+
+
+def _ask_open(volume: Volume, asked: m.OpenRequest, session: bytes) -> m.OpenReply:
+    asked.session = session
+    try:
+        return volume.meta.open(asked)
+    except FfsError as exc:
+        if exc.code is Code.NO_ENTRY:
+            raise error(Code.STALE_HANDLE) from exc
+        raise
+
+
+def _end_session(volume: Volume, inode: int, session: bytes) -> None:
+    if session:
+        volume.meta.close(m.CloseRequest(caller=volume.callers.root, inode=inode, session=session))
+
+
+def _opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes, flags: int, writes: bool) -> bytes:
+    """fuse_open_out; `live` has been entered for this handle, and its lock is held."""
+    inode = reply.inode
+    handle = volume.handles.add_file(live, flags, writes)
+    live.learn(inode, volume.clock.monotonic_s())
+    if session and session not in live.sessions:
+        live.sessions.append(session)
+    if writes:
+        live.writers += 1
+    keep = volume.table.opened(inode)
+    if not reply.created and volume.table.kernel_attributes_differ(inode):
+        # The kernel's length would cut reads short until its time is up: have it ask (we answer from `live`).
+        volume.notify(protocol.encode_inval_inode(live.id, -1, 0))
+    return protocol.OPEN_OUT.pack(handle.fh, OpenReply.KEEP_CACHE if keep else 0, 0)
+
+
+def create(volume: Volume, request: Request) -> Reply:
+    flags, mode, _, _ = protocol.CREATE_IN.unpack_from(request.body)
+    name = protocol.decode_name(request.body, protocol.CREATE_IN.size)
+    writes = flags & os.O_ACCMODE != os.O_RDONLY
+    session = new_session_id() if writes else b""
+    reply = volume.meta.open(
+        m.OpenRequest(
+            caller=volume.caller(request),
+            at=m.PathAt(dir=request.nodeid, path=name),
+            flags=(flags & _CREATE_FLAGS) | os.O_CREAT,
+            mode=stat.S_IFREG | (mode & 0o7777),
+            session=session,
+        )
+    )
+    live = volume.table.enter(reply.inode, volume.clock.monotonic_s())
+    with live.lock:
+        if reply.created:
+            live.created_here = True
+        entry = volume.entry(reply.inode)
+        return entry + _opened(volume, live, reply, session, flags, writes)
+
+
+def read(volume: Volume, request: Request) -> Reply:
+    fh, offset, size, _, _, _, _ = protocol.READ_IN.unpack_from(request.body)
+    live = volume.handles.file(fh).live
+    length = live.length
+    if offset + size > length:
+        length = _length_now(volume, live)
+        size = min(size, length - offset)
+        if size <= 0:
+            return b""
+    if volume.write_behind.overlaps(live.id, offset, offset + size):
+        volume.write_behind.flush(live.id)
+    volume.data.read(live.file, offset, request.landing_slice(size))
+    return (request.landing_view[:size],)
+
+
+def _length_now(volume: Volume, live: LiveInode) -> int:
+    """The length for a read at the end: asked anew when what we know is older than attributes may be."""
+    if volume.clock.monotonic_s() - live.checked_s >= volume.options.attr_timeout_s:
+        volume.stat(live.id, volume.callers.root)
+    return live.length
+
+
+def write(volume: Volume, request: Request) -> Reply:
+    fh, offset, size, write_flags, _, flags, _ = protocol.WRITE_IN.unpack_from(request.body)
+    handle = volume.handles.file(fh)
+    live = handle.live
+    with live.lock:
+        if flags & os.O_APPEND and not write_flags & protocol.WRITE_CACHE and offset != live.length:
+            # The kernel believes an older length. Its pages now show the bytes at the wrong place: drop them.
+            offset = live.length
+            request.after_reply = protocol.encode_inval_inode(live.id, 0, 0)
+        if offset + size > FILE_BYTES_MAX:
+            raise error(Code.TOO_BIG)
+        if not live.sessions:
+            volume.ensure_session(live)
+        live.written_end = max(live.written_end, offset + size)
+        live.mtime_ns = volume.clock.unix_ns()
+    position = request.body_position + protocol.WRITE_IN.size
+    volume.write_behind.write(live.id, offset, request.segment, position, size)
+    if not volume.options.write_behind:
+        volume.flush(live)
+    return protocol.WRITE_OUT.pack(size, 0)
+
+
+def flush(volume: Volume, request: Request) -> Reply:
+    """close(2): what was written here is stored and its length recorded before the call returns."""
+    fh, _, _, _ = protocol.FLUSH_IN.unpack_from(request.body)
+    handle = volume.handles.file(fh)
+    if handle.writes:
+        volume.flush(handle.live)
+        volume.record(handle.live)
+    return b""
+
+
+def release(volume: Volume, request: Request) -> Reply:
+    fh, _, _, _ = protocol.RELEASE_IN.unpack_from(request.body)
+    handle = volume.handles.pop_file(fh)
+    if handle is not None:
+        volume.release(handle.live, writes=handle.writes)
+    return b""
+
+
+def fsync(volume: Volume, request: Request) -> Reply:
+    fh, _, _ = protocol.FSYNC_IN.unpack_from(request.body)
+    live = volume.handles.file(fh).live
+    volume.flush(live)
+    volume.data.sync(live.file)
+    volume.record(live, durable=True)
+    return b""
+
+
+def lseek(volume: Volume, request: Request) -> Reply:
+    """SEEK_DATA and SEEK_HOLE as if a file had one hole, at its end."""
+    fh, offset, whence, _ = protocol.LSEEK_IN.unpack_from(request.body)
+    length = _length_now(volume, volume.handles.file(fh).live)
+    if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+        raise error(Code.INVALID, f"lseek with whence {whence}")
+    if offset >= length:
+        raise OSError(6, "no data behind the end")  # ENXIO
+    return protocol.LSEEK_OUT.pack(offset if whence == os.SEEK_DATA else length)
+
+
+def fallocate(volume: Volume, request: Request) -> Reply:
+    """Only growing: nothing is reserved, and holes cannot be punched."""
+    fh, offset, length, mode, _ = protocol.FALLOCATE_IN.unpack_from(request.body)
+    if mode:
+        raise error(Code.NOT_SUPPORTED, f"fallocate with mode {mode:#x}")
+    live = volume.handles.file(fh).live
+    with live.lock:
+        if offset + length > live.length:
+            volume.write_behind.flush(live.id)
+            inode = volume.meta.set_attr(
+                m.SetAttrRequest(
+                    caller=volume.caller(request),
+                    at=m.PathAt(dir=live.id),
+                    length=offset + length,
+                    session=volume.ensure_session(live),
+                )
+            ).inode
+            live.written_end = -1
+            live.learn(inode, volume.clock.monotonic_s())
+    return b""
+
+
+def drop_handle(volume: Volume, handle: FileHandle) -> None:
+    """At the end of the mount: as RELEASE does."""
+    volume.handles.pop_file(handle.fh)
+    volume.release(handle.live, writes=handle.writes)

@@ -1,0 +1,129 @@
+"""LOOKUP, FORGET, READLINK and everything that makes, moves or removes a name."""
+
+from __future__ import annotations
+
+import errno
+import stat
+
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.limits import NAME_BYTES_MAX
+from fireflyfs.fuse import protocol
+from fireflyfs.fuse.request import Reply, Request
+from fireflyfs.fuse.volume import Volume
+from fireflyfs.proto import meta_pb2 as m
+
+O_CREAT_EXCL = 0o100 | 0o200
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+
+def _name(body: memoryview, offset: int) -> bytes:
+    name = protocol.decode_name(body, offset)
+    if len(name) > NAME_BYTES_MAX:
+        raise error(Code.NAME_TOO_LONG)
+    return name
+
+
+def lookup(volume: Volume, request: Request) -> Reply:
+    name = _name(request.body, 0)
+    try:
+        reply = volume.meta.lookup(m.LookupRequest(caller=volume.caller(request), parent=request.nodeid, name=name))
+    except FfsError as exc:
+        if exc.code == errno.ENOENT and any(volume.negative_valid):
+            return protocol.encode_no_entry(volume.negative_valid)
+        raise
+    return volume.entry(reply.inode)
+
+
+def forget(volume: Volume, request: Request) -> Reply:
+    volume.table.forget(request.nodeid)
+    return None
+
+
+def batch_forget(volume: Volume, request: Request) -> Reply:
+    for nodeid, _ in protocol.decode_batch_forget(request.body):
+        volume.table.forget(nodeid)
+    return None
+
+
+def readlink(volume: Volume, request: Request) -> Reply:
+    at = m.PathAt(dir=request.nodeid)
+    return volume.meta.readlink(m.ReadlinkRequest(caller=volume.caller(request), at=at)).target
+
+
+def symlink(volume: Volume, request: Request) -> Reply:
+    name, target = protocol.decode_names(request.body)
+    at = m.PathAt(dir=request.nodeid, path=name)
+    reply = volume.meta.symlink(m.SymlinkRequest(caller=volume.caller(request), at=at, target=target))
+    return volume.entry(reply.inode)
+
+
+def mknod(volume: Volume, request: Request) -> Reply:
+    mode, rdev, _, _ = protocol.MKNOD_IN.unpack_from(request.body)
+    at = m.PathAt(dir=request.nodeid, path=_name(request.body, protocol.MKNOD_IN.size))
+    caller = volume.caller(request)
+    if stat.S_ISREG(mode):
+        opened = volume.meta.open(m.OpenRequest(caller=caller, at=at, flags=O_CREAT_EXCL, mode=mode))
+        return volume.entry(opened.inode)
+    reply = volume.meta.make_node(m.MakeNodeRequest(caller=caller, at=at, mode=mode, rdev=rdev))
+    return volume.entry(reply.inode)
+
+
+def mkdir(volume: Volume, request: Request) -> Reply:
+    mode, _ = protocol.MKDIR_IN.unpack_from(request.body)
+    at = m.PathAt(dir=request.nodeid, path=_name(request.body, protocol.MKDIR_IN.size))
+    mode = stat.S_IFDIR | (mode & 0o7777)
+    reply = volume.meta.make_node(m.MakeNodeRequest(caller=volume.caller(request), at=at, mode=mode))
+    return volume.entry(reply.inode)
+
+
+def unlink(volume: Volume, request: Request) -> Reply:
+    name = _name(request.body, 0)
+    volume.hold_removed(request.nodeid, name)
+    at = m.PathAt(dir=request.nodeid, path=name)
+    volume.meta.remove(m.RemoveRequest(caller=volume.caller(request), at=at, kind=m.REMOVE_UNLINK))
+    return b""
+
+
+def rmdir(volume: Volume, request: Request) -> Reply:
+    at = m.PathAt(dir=request.nodeid, path=_name(request.body, 0))
+    volume.meta.remove(m.RemoveRequest(caller=volume.caller(request), at=at, kind=m.REMOVE_RMDIR))
+    return b""
+
+
+def _rename(volume: Volume, request: Request, new_parent: int, flags: int, offset: int) -> Reply:
+    if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
+        raise error(Code.INVALID, f"rename with flags {flags:#x}")
+    old, new = protocol.decode_names(request.body, offset)
+    if max(len(old), len(new)) > NAME_BYTES_MAX:
+        raise error(Code.NAME_TOO_LONG)
+    if not flags:
+        volume.hold_removed(new_parent, new)
+    volume.meta.rename(
+        m.RenameRequest(
+            caller=volume.caller(request),
+            old=m.PathAt(dir=request.nodeid, path=old),
+            new=m.PathAt(dir=new_parent, path=new),
+            flags=flags,
+        )
+    )
+    return b""
+
+
+def rename(volume: Volume, request: Request) -> Reply:
+    (new_parent,) = protocol.RENAME_IN.unpack_from(request.body)
+    return _rename(volume, request, new_parent, 0, protocol.RENAME_IN.size)
+
+
+def rename2(volume: Volume, request: Request) -> Reply:
+    new_parent, flags, _ = protocol.RENAME2_IN.unpack_from(request.body)
+    return _rename(volume, request, new_parent, flags, protocol.RENAME2_IN.size)
+
+
+def link(volume: Volume, request: Request) -> Reply:
+    (old,) = protocol.LINK_IN.unpack_from(request.body)
+    name = _name(request.body, protocol.LINK_IN.size)
+    reply = volume.meta.link(
+        m.LinkRequest(caller=volume.caller(request), old=m.PathAt(dir=old), new=m.PathAt(dir=request.nodeid, path=name))
+    )
+    return volume.entry(reply.inode)

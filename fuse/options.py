@@ -1,0 +1,42 @@
+"""What a mount can be told. Every field has a default that works; docs/mount.md explains them to operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from fireflyfs.common.limits import KiB, MiB
+
+THREADS_MAX: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """Times are seconds, sizes are bytes."""
+
+    allow_other: bool = True  # users other than the one who mounts may enter
+    use_helper: bool = False  # mount through fusermount3 even as root
+    entry_timeout_s: float = 1.0  # how long the kernel may trust a name
+    attr_timeout_s: float = 1.0  # how long the kernel may trust attributes
+    negative_timeout_s: float = 0.0  # how long the kernel may trust that a name is missing
+    write_behind: bool = True  # False: each write is stored before its system call returns
+    dirty_bytes_max: int = 64 * MiB
+    dirty_age_s: float = 0.5
+    readahead_bytes: int = 4 * MiB  # of one handle that reads in sequence; 0: none
+    readahead_bytes_max: int = 64 * MiB  # of all handles together
+    kernel_readahead_kib: int = 1024  # set on the mount when we are root; 0: the kernel's own
+    request_bytes_max: int = MiB  # one read or write request
+    threads: int = 4  # service threads; more are started while all of them wait for servers
+    threads_max: int = 24
+    flush_threads: int = 2
+    handles_max: int = 1 << 20
+    list_entries: int = 1024  # asked from meta at once
+    source: str = "fireflyfs"  # what `df` and `mount` show
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= self.threads_max <= THREADS_MAX:
+            raise ValueError(f"threads must be 1 to threads_max, threads_max at most {THREADS_MAX}")
+        if self.request_bytes_max % (4 * KiB) or not 128 * KiB <= self.request_bytes_max <= MiB:
+            raise ValueError("request_bytes_max must be a multiple of 4096 from 128 KiB to 1 MiB")
+        if min(self.entry_timeout_s, self.attr_timeout_s, self.negative_timeout_s, self.dirty_age_s) < 0:
+            raise ValueError("times must not be negative")

@@ -1,0 +1,144 @@
+"""One service thread: read a request, do it, write the reply from the buffer that the data landed in."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable
+
+from fireflyfs.common.errors import FfsError
+from fireflyfs.fuse import protocol
+from fireflyfs.fuse.operations import HANDLERS
+from fireflyfs.fuse.protocol import IN_HEADER, OUT_HEADER, Opcode
+from fireflyfs.fuse.request import Reply, Request
+from fireflyfs.fuse.volume import Volume
+
+log = logging.getLogger(__name__)
+
+_NO_REPLY = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY})
+_ALIGN = 64  # kept writes start at multiples of this
+# Answers of everyday life that are not worth a line in the log.
+_QUIET = frozenset(
+    {errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR}
+    | {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.ESTALE, errno.EINVAL, errno.ENXIO, errno.ENODATA}
+    | {errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV, errno.EMLINK, errno.EFBIG}
+)
+
+
+class Service:
+    """A thread's loop over one descriptor, which it owns. `busy_since_s` is 0 while it waits for the kernel."""
+
+    def __init__(self, fd: int, volume: Volume, request_bytes_max: int, may_end: Callable[[Service], bool]) -> None:
+        self.fd = fd
+        self.volume = volume
+        self.busy_since_s = 0.0
+        self.busy_with = 0
+        self._request_bytes = request_bytes_max + protocol.REQUEST_EXTRA_BYTES
+        self._landing = volume.backend.pool.allocate(request_bytes_max)
+        self._may_end = may_end
+
+    def run(self) -> None:
+        """Until the file system is unmounted, or `may_end` says that this thread is not needed."""
+        try:
+            self._loop()
+        finally:
+            os.close(self.fd)
+            self._landing.close()
+
+    def _loop(self) -> None:
+        volume, fd, need = self.volume, self.fd, self._request_bytes
+        segments, counts = volume.segments, volume.counts
+        segment = segments.take()
+        request = Request(segment, self._landing)
+        position = 0
+        room = segment.view[:need]
+        monotonic = time.monotonic
+        try:
+            while True:
+                try:
+                    length = os.readv(fd, [room])
+                except OSError as exc:
+                    if exc.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                        continue  # the request was interrupted before we had it
+                    if exc.errno != errno.ENODEV:
+                        log.error("cannot read requests: %s", exc)
+                    return
+                self.busy_since_s = monotonic()
+                (
+                    _,
+                    request.opcode,
+                    request.unique,
+                    request.nodeid,
+                    request.uid,
+                    request.gid,
+                    request.pid,
+                    _,
+                    _,
+                ) = IN_HEADER.unpack_from(room)
+                opcode = self.busy_with = request.opcode
+                request.body = room[40:length]
+                request.body_position = position + 40
+                handler = HANDLERS.get(opcode)
+                reply: Reply = None
+                number = 0
+                if handler is None:
+                    if opcode == Opcode.DESTROY:
+                        self._write([OUT_HEADER.pack(16, 0, request.unique)])
+                        return
+                    number = errno.ENOSYS
+                else:
+                    try:
+                        reply = handler(volume, request)
+                    except FfsError as exc:
+                        number = exc.errno
+                        self._failed(request, number, exc)
+                    except OSError as exc:
+                        number = exc.errno or errno.EIO
+                        self._failed(request, number, exc)
+                    except Exception:
+                        number = errno.EIO
+                        log.exception("operation %d on inode %d failed", opcode, request.nodeid)
+                        counts["failures"] += 1
+                if number:
+                    if opcode not in _NO_REPLY:
+                        self._write([OUT_HEADER.pack(16, -number, request.unique)])
+                elif reply is None:
+                    pass
+                elif isinstance(reply, bytes):
+                    self._write([OUT_HEADER.pack(16 + len(reply), 0, request.unique), reply])
+                else:
+                    total = 16 + sum(map(len, reply))
+                    self._write([OUT_HEADER.pack(total, 0, request.unique), *reply])
+                if request.after_reply is not None:
+                    volume.notify(request.after_reply)
+                    request.after_reply = None
+                if opcode == Opcode.WRITE:
+                    position += (length + _ALIGN - 1) & -_ALIGN
+                    if position + need > segments.segment_bytes:
+                        request.body = memoryview(b"")
+                        room.release()
+                        segments.drop(segment)
+                        segment = request.segment = segments.take()
+                        position = 0
+                    room = segment.view[position : position + need]
+                self.busy_since_s = 0.0
+                if self._may_end(self):
+                    return
+        finally:
+            request.body = memoryview(b"")
+            segments.drop(segment)
+
+    def _write(self, pieces: list[bytes | memoryview]) -> None:
+        try:
+            os.writev(self.fd, pieces)
+        except OSError as exc:
+            # ENOENT: the caller was killed meanwhile; ENODEV: unmounted meanwhile. The next read tells.
+            if exc.errno not in (errno.ENOENT, errno.ENODEV):
+                log.error("cannot answer the kernel: %s", exc)
+
+    def _failed(self, request: Request, number: int, exc: Exception) -> None:
+        if number not in _QUIET:
+            self.volume.counts["errors"] += 1
+            log.warning("%s on inode %d: %s", Opcode(request.opcode).name.lower(), request.nodeid, exc)

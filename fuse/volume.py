@@ -1,0 +1,189 @@
+"""The mounted file system's state, shared by all operations: live inodes, handles, write-behind, caches.
+
+Locks, in the order they are taken: a live inode's lock, then a file's flush lock, then those of the tables.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from fireflyfs.common.clock import Clock
+from fireflyfs.common.errors import FfsError
+from fireflyfs.common.ids import new_session_id
+from fireflyfs.common.net.api import Piece
+from fireflyfs.fuse import protocol
+from fireflyfs.fuse.backend import Backend
+from fireflyfs.fuse.callers import Callers
+from fireflyfs.fuse.inodes import Handles, InodeTable, LiveInode, attributes_of
+from fireflyfs.fuse.options import MountOptions
+from fireflyfs.fuse.request import Request
+from fireflyfs.fuse.segments import SegmentPool
+from fireflyfs.fuse.write_behind import WriteBehind
+from fireflyfs.proto import meta_pb2 as m
+from fireflyfs.proto.common_pb2 import Caller
+
+log = logging.getLogger(__name__)
+
+O_RDONLY = 0
+O_WRONLY = 1
+
+
+class Volume:
+    """One mounted file system. Safe to use from all service threads."""
+
+    def __init__(self, backend: Backend, options: MountOptions, clock: Clock, notify: Callable[[bytes], None]) -> None:
+        self.backend = backend
+        self.meta = backend.meta
+        self.data = backend.data
+        self.options = options
+        self.clock = clock
+        self.notify = notify
+        self.table = InodeTable()
+        self.handles = Handles(options.handles_max)
+        self.callers = Callers(backend.client_id, clock)
+        self.segments = SegmentPool(backend.pool)
+        self.write_behind = WriteBehind(
+            self._store, self.segments, clock, dirty_bytes_max=options.dirty_bytes_max, age_s=options.dirty_age_s
+        )
+        self.entry_valid = protocol.Valid.of(options.entry_timeout_s)
+        self.attr_valid = protocol.Valid.of(options.attr_timeout_s)
+        self.negative_valid = protocol.Valid.of(options.negative_timeout_s)
+        self.counts: Counter[str] = Counter()
+
+    def caller(self, request: Request) -> Caller:
+        return self.callers.caller(request.uid, request.gid, request.pid)
+
+    def entry(self, inode: m.Inode) -> bytes:
+        """fuse_entry_out of an inode that meta just described."""
+        self.table.told(inode)
+        attributes = attributes_of(inode, self.table.get(inode.id))
+        return protocol.encode_entry(attributes, self.entry_valid, self.attr_valid)
+
+    def attr(self, inode: m.Inode) -> bytes:
+        """fuse_attr_out of the same."""
+        self.table.told(inode)
+        return protocol.encode_attr(attributes_of(inode, self.table.get(inode.id)), self.attr_valid)
+
+    def stat(self, nodeid: int, caller: Caller) -> m.Inode:
+        """Ask meta; a live inode learns the answer."""
+        inode = self.meta.stat(m.StatRequest(caller=caller, at=m.PathAt(dir=nodeid))).inode
+        live = self.table.get(nodeid)
+        if live is not None:
+            with live.lock:
+                live.learn(inode, self.clock.monotonic_s())
+        return inode
+
+    def _store(self, nodeid: int, pieces: Sequence[tuple[int, Piece]]) -> None:
+        live = self.table.get(nodeid)
+        if live is None:  # closed while its last bytes wait: RELEASE flushes before it leaves, so this is a bug
+            raise AssertionError(f"inode {nodeid} is dirty and not live")
+        self.data.write(live.file, pieces)
+
+    def flush(self, live: LiveInode) -> None:
+        """Store what waits of a file. Raises the error of any flush since the last time: bytes are lost then."""
+        self.write_behind.flush(live.id)
+        lost = self.write_behind.take_error(live.id)
+        if lost is not None:
+            with live.lock:  # a length that covers lost bytes must not be recorded; storage knows what is there
+                live.written_end = -1
+            raise lost
+
+    def ensure_session(self, live: LiveInode) -> bytes:
+        """The session that keeps the file's data if someone removes it. Called under `live.lock`."""
+        if not live.sessions:
+            session = new_session_id()
+            # As root: permission was checked when the file was opened, and may be gone since.
+            request = m.OpenRequest(caller=self.callers.root, at=m.PathAt(dir=live.id), flags=O_WRONLY, session=session)
+            self.meta.open(request)
+            live.sessions.append(session)
+        return live.sessions[0]
+
+    def record(self, live: LiveInode, *, durable: bool = False, last: bool = False) -> None:
+        """Tell meta the length and time of what was stored.
+
+        Unless others still write here, the session ends with it: one round trip, and RELEASE has nothing left to do.
+        """
+        with live.lock:
+            hint = live.hint()
+            if not (hint or live.mtime_ns or durable or (last and live.sessions)):
+                return
+            now = self.clock.monotonic_s()
+            mtime = m.Timestamp(ns=live.mtime_ns) if live.mtime_ns else None
+            end_session = live.sessions and (last or (live.writers <= 1 and live.inode.nlink > 0))
+            inode: m.Inode | None = None
+            if durable or not end_session:
+                inode = self.meta.sync(
+                    m.SyncRequest(caller=self.callers.root, inode=live.id, hint=hint, mtime=mtime, durable=durable)
+                ).inode
+                hint = mtime = None
+            if end_session:
+                for session in live.sessions:
+                    reply = self.meta.close(
+                        m.CloseRequest(caller=self.callers.root, inode=live.id, session=session, hint=hint, mtime=mtime)
+                    )
+                    inode = reply.inode
+                    hint = mtime = None
+                live.sessions.clear()
+            live.written_end = -1
+            live.mtime_ns = 0
+            if inode is not None and inode.id:
+                live.learn(inode, now)
+                self._pages_after_write(live, inode)
+
+    def _pages_after_write(self, live: LiveInode, inode: m.Inode) -> None:
+        """A file that was made here has exactly our bytes, which the kernel has too; others may have been changed
+        elsewhere between our open and now, and the next open drops their pages."""
+        if live.created_here:
+            self.table.pages_are(inode)
+        else:
+            self.table.pages_unknown(inode.id)
+
+    def release(self, live: LiveInode, *, writes: bool) -> None:
+        """One open file fewer. The last one stores, records and forgets; what fails then is only logged."""
+        with live.lock:
+            if writes:
+                live.writers -= 1
+            if live.handles == 1 or (writes and live.writers == 0):
+                try:
+                    self.flush(live)
+                except FfsError as exc:
+                    log.error("inode %d: closed with bytes lost: %s", live.id, exc)
+                try:
+                    self.record(live, last=live.handles == 1)
+                except FfsError as exc:
+                    log.error("inode %d: its close was not recorded: %s", live.id, exc)
+            if self.table.leave(live):
+                self.write_behind.forget(live.id)
+
+    def hold_removed(self, parent: int, name: bytes) -> None:
+        """Before a name goes: if its inode is open here without a session, get one, so that its data stays."""
+        if not len(self.table):
+            return
+        try:
+            inode = self.meta.lookup(m.LookupRequest(caller=self.callers.root, parent=parent, name=name)).inode
+        except FfsError:
+            return  # the removal itself will say what is wrong
+        live = self.table.hold(inode.id)
+        if live is None:
+            return
+        try:
+            with live.lock:
+                self.ensure_session(live)
+                live.inode.nlink = max(0, inode.nlink - 1)  # until meta is asked again: keeps `record` from ending it
+        finally:
+            self.release(live, writes=False)
+
+    def statistics(self) -> dict[str, int]:
+        """Counts since the start, for logs and the status command."""
+        return {
+            "live_inodes": len(self.table),
+            "handles": len(self.handles),
+            "dirty_bytes": self.write_behind.dirty_bytes,
+            "flushes": self.write_behind.flushes,
+            "flushed_bytes": self.write_behind.flushed_bytes,
+            "flush_errors": self.write_behind.flush_errors,
+            "segments": self.segments.made,
+            **self.counts,
+        }

@@ -1,0 +1,303 @@
+"""Bytes that programs have written and storage does not have yet: kept for a moment, merged, sent in batches.
+
+A lock for each file orders its flushes; the lock of this module guards only the books. Rules:
+
+* At most `dirty_bytes_max` bytes wait; who writes more flushes first.
+* A file is flushed in the background when it has `start_bytes` waiting or its oldest byte is `age_s` old; by its
+  writer when it has `file_bytes_max` waiting; and at fsync and close, before a truncate, and before a read that
+  overlaps what waits.
+* Bytes under way are still "waiting" for a read: they leave the books when storage has acknowledged them.
+* A failed flush drops its bytes and keeps the error for the next fsync and close of the file, once: retries while
+  servers are away happen below, in the client library, and do not end while the mount lives.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Final
+
+from fireflyfs.common.clock import Clock
+from fireflyfs.common.errors import FfsError
+from fireflyfs.common.limits import KiB, MiB
+from fireflyfs.common.net.api import Piece
+from fireflyfs.fuse.segments import Segment, SegmentPool
+
+log = logging.getLogger(__name__)
+
+DIRTY_BYTES_MAX: Final = 64 * MiB
+START_BYTES: Final = 4 * MiB  # of one file, before the background sends them
+FILE_BYTES_MAX: Final = 16 * MiB  # of one file, before its writer sends them itself
+START_EXTENTS: Final = 512
+FILE_EXTENTS_MAX: Final = 2048
+AGE_S: Final = 0.5
+JOIN_BYTES_MAX: Final = 64 * KiB  # neighbours smaller than this are copied together: fewer extents on the wire
+
+
+@dataclass(slots=True)
+class Extent:
+    """Bytes [start, end) of a file, at `position` of `segment`."""
+
+    start: int
+    end: int
+    segment: Segment
+    position: int
+
+    def piece(self) -> Piece:
+        return self.segment.slice(self.position, self.end - self.start)
+
+
+class ExtentMap:
+    """What waits of one file: extents in order that do not overlap; the newer write wins."""
+
+    __slots__ = ("_starts", "extents")
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self.extents: list[Extent] = []
+
+    def __len__(self) -> int:
+        return len(self.extents)
+
+    def overlaps(self, start: int, end: int) -> bool:
+        place = bisect_right(self._starts, start)
+        if place and self.extents[place - 1].end > start:
+            return True
+        return place < len(self._starts) and self._starts[place] < end
+
+    def insert(self, new: Extent, hold: Callable[[Segment], None], drop: Callable[[Segment], None]) -> int:
+        """Place `new`, cut away what it covers. Returns by how many bytes the map grew.
+
+        `hold` and `drop` are called for each piece more or less in a segment (`new`'s own not).
+        """
+        starts, extents = self._starts, self.extents
+        if not starts or new.start >= extents[-1].end:
+            starts.append(new.start)
+            extents.append(new)
+            return new.end - new.start
+        first = bisect_right(starts, new.start)
+        if first and extents[first - 1].end > new.start:
+            first -= 1
+        last = bisect_left(starts, new.end, lo=first)
+        grown = new.end - new.start
+        kept: list[Extent] = []
+        after: list[Extent] = []
+        for old in extents[first:last]:
+            grown -= min(old.end, new.end) - max(old.start, new.start)
+            if old.start < new.start:
+                kept.append(Extent(old.start, new.start, old.segment, old.position))
+            if old.end > new.end:
+                after.append(Extent(new.end, old.end, old.segment, old.position + new.end - old.start))
+            pieces = (old.start < new.start) + (old.end > new.end)
+            if pieces == 2:
+                hold(old.segment)
+            elif pieces == 0:
+                drop(old.segment)
+        fresh = [*kept, new, *after]
+        extents[first:last] = fresh
+        starts[first:last] = [extent.start for extent in fresh]
+        return grown
+
+
+class DirtyFile:
+    """The waiting bytes of one inode. `flush_lock` is held by who sends them; the rest is under the books' lock."""
+
+    __slots__ = ("bytes", "error", "flush_lock", "key", "sending", "since_s", "waiting", "wanted")
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+        self.flush_lock = threading.Lock()
+        self.waiting = ExtentMap()
+        self.sending: ExtentMap | None = None
+        self.bytes = 0
+        self.since_s = 0.0
+        self.wanted = False  # in the queue of the background
+        self.error: FfsError | None = None
+
+
+def joined(extents: Sequence[Extent]) -> list[tuple[int, Piece]]:
+    """(offset, piece) for the wire: runs of small neighbours are copied together, up to 1 MiB each."""
+    pieces: list[tuple[int, Piece]] = []
+    run: list[Extent] = []
+    run_bytes = 0
+
+    def finish() -> None:
+        nonlocal run_bytes
+        if len(run) == 1:
+            pieces.append((run[0].start, run[0].piece()))
+        elif run:
+            joint = memoryview(bytearray(run_bytes))
+            base = run[0].start
+            for extent in run:
+                length = extent.end - extent.start
+                source = extent.segment.view[extent.position : extent.position + length]
+                joint[extent.start - base : extent.end - base] = source
+            pieces.append((base, joint))
+        run.clear()
+        run_bytes = 0
+
+    for extent in extents:
+        length = extent.end - extent.start
+        small = length < JOIN_BYTES_MAX
+        if run and (not small or run[-1].end != extent.start or run_bytes + length > MiB):
+            finish()
+        if small:
+            run.append(extent)
+            run_bytes += length
+        else:
+            pieces.append((extent.start, extent.piece()))
+    finish()
+    return pieces
+
+
+class WriteBehind:
+    """The books of all files of one mount. Safe to use from several threads.
+
+    `send(key, pieces)` stores pieces of one file; it raises FfsError when they are lost for good.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[int, Sequence[tuple[int, Piece]]], None],
+        segments: SegmentPool,
+        clock: Clock,
+        *,
+        dirty_bytes_max: int = DIRTY_BYTES_MAX,
+        file_bytes_max: int = FILE_BYTES_MAX,
+        start_bytes: int = START_BYTES,
+        age_s: float = AGE_S,
+    ) -> None:
+        self._send = send
+        self._segments = segments
+        self._clock = clock
+        self._books = threading.Lock()
+        self._files: dict[int, DirtyFile] = {}
+        self._dirty_bytes = 0
+        self._dirty_bytes_max = dirty_bytes_max
+        self._file_bytes_max = file_bytes_max
+        self._start_bytes = start_bytes
+        self._age_s = age_s
+        self._wanted: SimpleQueue[int | None] = SimpleQueue()
+        self.flushes = 0
+        self.flushed_bytes = 0
+        self.flush_errors = 0
+
+    @property
+    def dirty_bytes(self) -> int:
+        return self._dirty_bytes
+
+    def write(self, key: int, offset: int, segment: Segment, position: int, length: int) -> None:
+        """Keep `length` bytes at `position` of `segment` as the file's bytes at `offset`.
+
+        The segment gains a user for them. May flush, so it may take long; an error of that flush is kept, not raised.
+        """
+        extent = Extent(offset, offset + length, segment, position)
+        self._segments.hold(segment)
+        with self._books:
+            file = self._files.get(key)
+            if file is None:
+                file = self._files[key] = DirtyFile(key)
+            if not file.waiting.extents:
+                file.since_s = self._clock.monotonic_s()
+            grown = file.waiting.insert(extent, self._segments.hold, self._segments.drop)
+            file.bytes += grown
+            self._dirty_bytes += grown
+            full = file.bytes >= self._file_bytes_max or len(file.waiting) >= FILE_EXTENTS_MAX
+            if not file.wanted and (file.bytes >= self._start_bytes or len(file.waiting) >= START_EXTENTS):
+                file.wanted = True
+                self._wanted.put(file.key)
+            other = 0
+            if not full and self._dirty_bytes >= self._dirty_bytes_max:
+                other = max(self._files.values(), key=lambda each: each.bytes).key
+        if full:
+            self._flush(file)
+        elif other:
+            self.flush(other)
+
+    def overlaps(self, key: int, start: int, end: int) -> bool:
+        """Whether any byte of the range is not in storage yet."""
+        file = self._files.get(key)
+        if file is None:
+            return False
+        with self._books:
+            sending = file.sending
+            return file.waiting.overlaps(start, end) or (sending is not None and sending.overlaps(start, end))
+
+    def is_dirty(self, key: int) -> bool:
+        file = self._files.get(key)
+        return file is not None and (bool(file.waiting.extents) or file.sending is not None)
+
+    def flush(self, key: int) -> None:
+        """Send everything of one file that waits now, and wait for what is under way. Errors are kept."""
+        file = self._files.get(key)
+        if file is not None:
+            self._flush(file)
+
+    def take_error(self, key: int) -> FfsError | None:
+        """The error since the last time this was asked: bytes were lost."""
+        file = self._files.get(key)
+        if file is None:
+            return None
+        with self._books:
+            error, file.error = file.error, None
+        return error
+
+    def want_old(self) -> None:
+        """Queue the files whose oldest waiting byte is `age_s` old for the background."""
+        now = self._clock.monotonic_s()
+        with self._books:
+            for file in self._files.values():
+                if file.waiting.extents and not file.wanted and now - file.since_s >= self._age_s:
+                    file.wanted = True
+                    self._wanted.put(file.key)
+
+    def run_background(self) -> None:
+        """Flush what is queued, until `stop_background`; a thread's body. Several may run."""
+        while (key := self._wanted.get()) is not None:
+            self.flush(key)
+
+    def stop_background(self, threads: int) -> None:
+        for _ in range(threads):
+            self._wanted.put(None)
+
+    def dirty_keys(self) -> list[int]:
+        with self._books:
+            return [file.key for file in self._files.values() if file.waiting.extents or file.sending is not None]
+
+    def forget(self, key: int) -> None:
+        """The file is closed everywhere here: drop its books if nothing waits."""
+        with self._books:
+            file = self._files.get(key)
+            if file is not None and not file.waiting.extents and file.sending is None and not file.flush_lock.locked():
+                del self._files[key]
+
+    def _flush(self, file: DirtyFile) -> None:
+        with file.flush_lock:
+            with self._books:
+                sending = file.waiting
+                file.wanted = False
+                if not sending.extents:
+                    return
+                file.sending, file.waiting = sending, ExtentMap()
+                sent_bytes, file.bytes = file.bytes, 0
+            lost: FfsError | None = None
+            try:
+                self._send(file.key, joined(sending.extents))
+            except FfsError as exc:
+                lost = exc
+                log.error("inode %d: %d bytes could not be stored: %s", file.key, sent_bytes, exc)
+            finally:
+                with self._books:
+                    file.sending = None
+                    self._dirty_bytes -= sent_bytes
+                    self.flushes += 1
+                    self.flushed_bytes += sent_bytes
+                    if lost is not None:
+                        file.error = lost
+                        self.flush_errors += 1
+                for extent in sending.extents:
+                    self._segments.drop(extent.segment)
