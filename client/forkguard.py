@@ -18,10 +18,10 @@ class ForkGuard:
         self._pid = getpid()
 
     def check(self) -> None:
-        """Raises INVALID in a forked child."""
+        """Raises CONFIG in a forked child."""
         if self._getpid() != self._pid:
             raise error(
-                Code.INVALID,
+                Code.CONFIG,  # keeps the text on its way to OSError, which an errno code would not
                 f"this FireflyFS client was connected in process {self._pid} and cannot be used in its fork "
                 f"{self._getpid()}: connect again after the fork, or start workers with 'spawn'",
             )
