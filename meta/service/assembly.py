@@ -63,6 +63,8 @@ def assemble(
     *,
     root: tuple[int, int, int],
     layout: LayoutRule,
+    garbage_at_once: int = 16,
+    garbage_files_per_s: float = 2000.0,
 ) -> MetaParts:
     """`root`: uid, gid and mode of the root directory if this is the first start; `layout`: what it hands down."""
     uid, gid, mode = root
@@ -70,7 +72,7 @@ def assemble(
     runner = Runner(engine, clock, InodeIds(engine), ChainChooser(routing), storage)
     trimmer = Trimmer(runner)
     runner.trims = trimmer
-    collector = GarbageCollector(runner)
+    collector = GarbageCollector(runner, at_once=garbage_at_once, files_per_s=garbage_files_per_s)
     sync = GroupSync(engine)
     space = Space(runner, routing)
     return MetaParts(runner, MetaHandlers(runner, sync, space), trimmer, collector, sync, space)

@@ -1,4 +1,4 @@
-"""What the metadata service asks of routing and of storage: `fireflyfs.client.async_storage.AsyncStorageClient` has this shape."""
+"""What metadata asks of routing and of storage; the client library's `AsyncStorageClient` has this shape."""
 
 from __future__ import annotations
 
