@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -12,6 +11,7 @@ from fireflyfs.client.cli import connect, output, views
 from fireflyfs.client.cli.placement import spread
 from fireflyfs.client.cli.settings import Settings, pass_settings
 from fireflyfs.client.cli.table_file import TableFile, check_chains, read_table, to_csv, to_json
+from fireflyfs.client.mgmtd_client import MgmtdClient
 from fireflyfs.client.routing import Routing
 from fireflyfs.common.errors import Code, error
 from fireflyfs.proto import mgmtd_pb2
@@ -109,7 +109,7 @@ def generate(settings: Settings, replicas: int, target_file: Path | None, upload
         output.show_json(to_json(table))
 
 
-def _upload(client: Any, table_id: int, table: TableFile, description: str | None, routing: Routing) -> int:
+def _upload(client: MgmtdClient, table_id: int, table: TableFile, description: str | None, routing: Routing) -> int:
     # Chains that stand as the file has them are left alone: an upload that was cut off is simply repeated.
     missing = [row for row in table.chains if not _stands(row.chain_id, row.targets, routing)]
     if missing:
@@ -124,7 +124,7 @@ def _stands(chain_id: int, targets: tuple[int, ...], routing: Routing) -> bool:
     return chain is not None and {target for target, _ in chain.targets} == set(targets)
 
 
-def _set_table(client: Any, table_id: int, chain_ids: list[int], description: str) -> int:
+def _set_table(client: MgmtdClient, table_id: int, chain_ids: list[int], description: str) -> int:
     reply = client.set_chain_table(
         mgmtd_pb2.SetChainTableRequest(
             cluster_id=client.cluster_id, table_id=table_id, chains=chain_ids, description=description

@@ -35,6 +35,8 @@ def get(settings: Settings, node_type: str, version: int) -> None:
         )
     if settings.json:
         output.show_json({**_row(info), "content": info.content})
+    elif not info.version:
+        click.echo(f"no {node_type} configuration is set: the servers run on their own files", err=True)
     else:
         click.echo(info.content, nl=not info.content.endswith("\n"))
 

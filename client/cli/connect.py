@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from fireflyfs.client.cli.settings import Settings
+from fireflyfs.client.mgmtd_client import MgmtdClient
 from fireflyfs.client.routing import Routing, apply_delta
 from fireflyfs.common.errors import Code, error
-from fireflyfs.proto import mgmtd_pb2
 
 
 def mgmtd_addresses(settings: Settings) -> list[str]:
@@ -25,30 +25,29 @@ def mgmtd_addresses(settings: Settings) -> list[str]:
 
 
 PATIENCE_S = 3.0  # for a manager that is away: a person waits
+CONNECT_TIMEOUT_S = 10.0  # until a metadata server is known
 
 
 @contextmanager
-def mgmtd(settings: Settings) -> Iterator[Any]:
+def mgmtd(settings: Settings) -> Iterator[MgmtdClient]:
     """A blocking MgmtdClient, closed on leaving."""
-    client = importlib.import_module("fireflyfs.client.mgmtd_client").MgmtdClient(
-        mgmtd_addresses(settings), patience_s=PATIENCE_S
-    )
+    client = MgmtdClient(mgmtd_addresses(settings), patience_s=PATIENCE_S)
     try:
         yield client
     finally:
         client.close()
 
 
-def routing_of(client: Any) -> Routing:
+def routing_of(client: MgmtdClient) -> Routing:
     """All of routing, as of now."""
-    return apply_delta(Routing(), client.get_routing(mgmtd_pb2.GetRoutingRequest(cluster_id=client.cluster_id)))
+    return apply_delta(Routing(), client.routing())
 
 
 @contextmanager
 def filesystem(settings: Settings) -> Iterator[Any]:
     """A FileSystem of the client library, closed on leaving."""
     module = importlib.import_module("fireflyfs.client.filesystem")
-    fs = module.FileSystem.connect(mgmtd=",".join(mgmtd_addresses(settings)))
+    fs = module.FileSystem.connect(mgmtd_addresses(settings), connect_timeout_s=CONNECT_TIMEOUT_S)
     try:
         yield fs
     finally:

@@ -32,7 +32,7 @@ _UNREACHABLE = {
 _FAILED = {Code.IO_ERROR, Code.INTERNAL, Code.CHECKSUM, Code.DISK_FAILED, Code.CANCELLED}
 _HINTS = {
     Code.UNAVAILABLE: "is the cluster running? try `ffs status`, start it with `ffs up`, or name it with --mgmtd",
-    Code.TIMEOUT: "the cluster is slow or partly down: `ffs status` shows what is missing",
+    Code.TIMEOUT: "the cluster is away, slow or partly down: `ffs status` shows what is missing, `ffs up` starts it",
     Code.TARGET_OFFLINE: "a storage node is down: `ffs status` shows which",
     Code.WRONG_CLUSTER: "--mgmtd names another cluster than the one expected",
     Code.VERSION_MISMATCH: "client and servers are of different releases: upgrade the older one",
