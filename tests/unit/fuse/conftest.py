@@ -376,3 +376,8 @@ def mounts(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
         if device.is_mounted(mount.mountpoint):
             with contextlib.suppress(OSError):
                 device.unmount(mount.mountpoint, force=True)
+
+
+@pytest.fixture(scope="session")
+def plain_pool_type() -> type[PlainPool]:
+    return PlainPool
