@@ -31,12 +31,13 @@ STALE_CHECK_S: Final = 0.05  # a connection idle for longer is looked at before 
 class _Server:
     """The connections to one address."""
 
-    __slots__ = ("idle", "lock", "used")
+    __slots__ = ("idle", "lock", "used", "waiting")
 
     def __init__(self) -> None:
-        self.lock = threading.Condition()
+        self.lock = threading.Condition(threading.Lock())
         self.idle: list[Exchange] = []
         self.used = 0
+        self.waiting = 0
 
 
 class BlockingPool(WithdrawListener):
@@ -170,7 +171,11 @@ class BlockingPool(WithdrawListener):
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0 or self._closed:
                     raise error(Code.OVERLOADED, f"{self._connections_max} connections to {address.tcp} are in use")
-                server.lock.wait(min(left_s, DEADLINE_S_MAX))
+                server.waiting += 1
+                try:
+                    server.lock.wait(min(left_s, DEADLINE_S_MAX))
+                finally:
+                    server.waiting -= 1
         try:
             left_s = max(deadline_s - time.monotonic(), 0.0)
             return Exchange(dial(self.identity, address, min(left_s, CONNECT_S_MAX)), self._staging)
@@ -193,7 +198,8 @@ class BlockingPool(WithdrawListener):
                 server.idle.append(connection)
             else:
                 connection.close()
-            server.lock.notify()
+            if server.waiting:
+                server.lock.notify()
 
 
 def _order(address: Address) -> tuple[str, str, str]:

@@ -30,6 +30,8 @@ INLINE: Final = 0xFFFFFFFF  # region number of bytes that travel on the socket
 NAME_BYTES_MAX: Final = 255  # cluster id, host id
 MESSAGE_BYTES_MAX: Final = 4096  # text of a failure
 REQUEST_ID_MASK: Final = 0xFFFFFFFF
+_REQUEST: Final = 4  # Kind.REQUEST and Kind.REPLY as plain numbers, for the paths of every frame
+_REPLY: Final = 5
 _HELLO: Final = struct.Struct("<HHI16sIQBB")
 _WELCOME: Final = struct.Struct("<HHIQ")
 _REGION: Final = struct.Struct("<IIQ")
@@ -72,9 +74,9 @@ class Header(NamedTuple):
     @property
     def table_bytes(self) -> int:
         """Bytes of the segment table (requests) or of the pushed lengths (replies) between header and body."""
-        if self.kind == Kind.REQUEST:
+        if self.kind == _REQUEST:
             return SEGMENT_BYTES * (self.n_out + self.n_into)
-        return 4 * self.n_into if self.kind == Kind.REPLY else 0
+        return 4 * self.n_into if self.kind == _REPLY else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def parse_header(buffer: Buffer, offset: int = 0) -> Header:
     if kind not in _KINDS:
         raise _protocol(f"unknown frame kind {kind}")
     # A HELLO states its range in its body, so that an old server can refuse a new client in words.
-    if not PROTOCOL_MIN <= version <= PROTOCOL_MAX and kind not in (Kind.HELLO, Kind.REFUSE):
+    if not PROTOCOL_MIN <= version <= PROTOCOL_MAX and kind != Kind.HELLO and kind != Kind.REFUSE:
         raise error(
             Code.VERSION_MISMATCH, f"frame of protocol {version}; this release speaks {PROTOCOL_MIN} to {PROTOCOL_MAX}"
         )
@@ -139,8 +141,8 @@ def parse_header(buffer: Buffer, offset: int = 0) -> Header:
         raise _too_large("data_len", data_len, limits.FRAME_DATA_BYTES_MAX)
     if n_out + n_into > limits.FRAME_SEGMENTS_MAX:
         raise _too_large("segment count", n_out + n_into, limits.FRAME_SEGMENTS_MAX)
-    if kind in (Kind.REQUEST, Kind.REPLY):
-        if kind == Kind.REPLY and n_out:
+    if kind in (_REQUEST, _REPLY):
+        if kind == _REPLY and n_out:
             raise _protocol("a reply has no out pieces")
     elif data_len or n_out or n_into:
         raise _protocol(f"frame of kind {kind} cannot carry data")
@@ -213,7 +215,7 @@ def pack_request(
     if total > limits.FRAME_DATA_BYTES_MAX:
         raise _too_large("payload of one request", total, limits.FRAME_DATA_BYTES_MAX)
     head = HEADER.pack(
-        MAGIC, PROTOCOL_MAX, 4, method, 0, request_id, body_len, n_out, n_into, inline, 0, deadline_ms
+        MAGIC, PROTOCOL_MAX, _REQUEST, method, 0, request_id, body_len, n_out, n_into, inline, 0, deadline_ms
     )  # fmt: skip
     return head + _table(n_out + n_into).pack(*flat) if flat else head
 
@@ -222,7 +224,7 @@ def pack_reply(request_id: int, pushed: Sequence[int], body_len: int, data_len: 
     """Header and pushed lengths of a success; body and inline data follow. Raises TOO_LARGE for an over-long body."""
     if body_len > limits.FRAME_BODY_BYTES_MAX:
         raise _too_large("body_len", body_len, limits.FRAME_BODY_BYTES_MAX)
-    head = _pack(Kind.REPLY, body_len, request_id=request_id, n_into=len(pushed), data_len=data_len)
+    head = HEADER.pack(MAGIC, PROTOCOL_MAX, _REPLY, 0, 0, request_id, body_len, 0, len(pushed), data_len, 0, 0)
     return head + struct.pack(f"<{len(pushed)}I", *pushed) if pushed else head
 
 

@@ -56,9 +56,9 @@ class SharedMemory:
     write into it, so what is read there later may not be what was put there. Close such memory; do not use it again.
     """
 
-    __slots__ = ("__weakref__", "_on_close", "_view", "closed", "fd", "length", "region", "tainted")
+    __slots__ = ("__weakref__", "_on_close", "_on_drop", "_view", "closed", "fd", "length", "region", "tainted")
 
-    def __init__(self, length: int, on_close: Callable[[SharedMemory], None]) -> None:
+    def __init__(self, length: int, on_close: Callable[[SharedMemory], None], on_drop: Callable[[int], None]) -> None:
         if not 0 < length <= REGION_BYTES_MAX:
             raise error(Code.TOO_LARGE, f"shared memory of {length} bytes; 1 to {REGION_BYTES_MAX} can be shared")
         self.length = length
@@ -74,6 +74,7 @@ class SharedMemory:
             os.close(self.fd)
             raise
         self._on_close = on_close
+        self._on_drop = on_drop
 
     @property
     def view(self) -> memoryview:
@@ -92,16 +93,18 @@ class SharedMemory:
         self._view = memoryview(b"")
 
     def __del__(self) -> None:
-        if not getattr(self, "closed", True):
+        # Dropped without `close`: no connection knows it (each keeps what it registered), so nobody has to be told.
+        if not getattr(self, "closed", True) and hasattr(self, "_on_drop"):
             self.closed = True
             os.close(self.fd)
+            self._on_drop(self.length)
 
 
 class SharedPool:
     """Allocates sealed memfds, within a bound on their sum; safe to use from several threads."""
 
     def __init__(self, bytes_max: int = SHARED_POOL_BYTES_MAX) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a collected memory comes back from anywhere, also from inside
         self._bytes_max = bytes_max
         self._bytes = 0
         self._listeners: weakref.WeakSet[WithdrawListener] = weakref.WeakSet()
@@ -113,7 +116,7 @@ class SharedPool:
                 raise error(Code.OVERLOADED, f"shared memory pool is at its bound of {self._bytes_max} bytes")
             self._bytes += length
         try:
-            return SharedMemory(length, self._closed)
+            return SharedMemory(length, self._closed, self._dropped)
         except BaseException:
             with self._lock:
                 self._bytes -= length
@@ -123,6 +126,10 @@ class SharedPool:
         """`listener.memory_closed` is called for each memory that is closed."""
         with self._lock:
             self._listeners.add(listener)
+
+    def _dropped(self, length: int) -> None:
+        with self._lock:
+            self._bytes -= length
 
     def _closed(self, memory: SharedMemory) -> None:
         with self._lock:
