@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 REFILL_BLOCKS_MAX = 1024  # free blocks looked up at a time
+_WINDOW_BYTES = 1 << 16  # of a bitmap looked at in one go
 _GROW_BYTES = 128  # bitmaps grow by at least so many bytes
 
 
@@ -45,17 +46,19 @@ class ClassAllocator:
         self._ready = self._search(start, len(self._used), False)
 
     def _search(self, start: int, stop: int, backed: bool) -> list[int]:
-        """Free blocks in bytes [start, stop) of the bitmap, the lowest last."""
-        free = ~np.frombuffer(bytes(memoryview(self._used)[start:stop]), dtype=np.uint8)
-        if backed:
-            free &= np.frombuffer(bytes(memoryview(self._backed)[start:stop]), dtype=np.uint8)
-        with_room = np.flatnonzero(free)[: self._refill_blocks // 8]
-        if not len(with_room):
-            return []
-        rows, columns = np.nonzero(np.unpackbits(free[with_room], bitorder="little").reshape(-1, 8))
-        self._cursors[backed] = int(with_room[-1]) + start + 1
-        ready: list[int] = ((with_room[rows] + start) * 8 + columns)[::-1].tolist()
-        return ready
+        """Free blocks of one window in bytes [start, stop) of the bitmap, the lowest last; empty: there are none."""
+        for low in range(start, stop, _WINDOW_BYTES):
+            high = min(low + _WINDOW_BYTES, stop)
+            free = ~np.frombuffer(self._used, dtype=np.uint8, count=high - low, offset=low)
+            if backed:
+                free &= np.frombuffer(self._backed, dtype=np.uint8, count=high - low, offset=low)
+            with_room = np.flatnonzero(free)[: self._refill_blocks // 8]
+            if len(with_room):
+                rows, columns = np.nonzero(np.unpackbits(free[with_room], bitorder="little").reshape(-1, 8))
+                self._cursors[backed] = int(with_room[-1]) + low + 1
+                ready: list[int] = ((with_room[rows] + low) * 8 + columns)[::-1].tolist()
+                return ready
+        return []
 
     def allocate(self) -> int:
         """A free block, now in use."""
@@ -92,31 +95,45 @@ class ClassAllocator:
     def is_backed(self, block: int) -> bool:
         return block >> 3 < len(self._backed) and bool(self._backed[block >> 3] & (1 << (block & 7)))
 
-    def set_backed(self, first: int, count: int, backed: bool) -> None:
-        self._grow(first + count)
-        for block in range(first, first + count):
+    def set_backed(self, first: int, count: int, backed: bool, step: int = 1) -> None:
+        """Blocks first, first + step ...: whether the file system has space for them."""
+        self._grow(first + count * step)
+        for block in range(first, first + count * step, step):
             if backed:
                 self._backed[block >> 3] |= 1 << (block & 7)
             else:
                 self._backed[block >> 3] &= ~(1 << (block & 7)) & 0xFF
 
-    def free_runs(self, blocks_max: int) -> list[tuple[int, int]]:
-        """Runs (first, count) of blocks that are backed and free, at most blocks_max blocks in all."""
-        used = np.frombuffer(bytes(self._used), dtype=np.uint8)
-        backed = np.frombuffer(bytes(self._backed), dtype=np.uint8)
-        candidates = np.flatnonzero(backed & ~used)
+    def assume_backed(self, blocks: int) -> int:
+        """Take the first `blocks` blocks for backed; how many free ones this added."""
+        size = min(len(self._used), (blocks + 7) // 8)
+        used = np.frombuffer(self._used, dtype=np.uint8)[:size]
+        backed = np.frombuffer(self._backed, dtype=np.uint8)[:size]
+        added = int.from_bytes((~used & ~backed).tobytes(), "little").bit_count()
+        backed |= ~used
+        return added
+
+    def take_free_runs(self, stripe: int, stripes: int, blocks_max: int) -> list[tuple[int, int]]:
+        """Runs (row, count) of free, backed blocks row * stripes + stripe, at most blocks_max blocks in all.
+
+        They count as not backed from here on: the caller gives their space back. `stripes` divides 8.
+        """
         runs: list[tuple[int, int]] = []
         left = blocks_max
-        for byte in candidates.tolist():
-            value = int(backed[byte]) & ~int(used[byte])
-            for bit in range(8):
-                if left == 0:
-                    return runs
-                if value >> bit & 1:
-                    block = byte * 8 + bit
-                    if runs and runs[-1][0] + runs[-1][1] == block:
-                        runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-                    else:
-                        runs.append((block, 1))
-                    left -= 1
+        for start in range(0, len(self._used), _WINDOW_BYTES):
+            used = np.frombuffer(self._used, dtype=np.uint8)[start : start + _WINDOW_BYTES]
+            backed = np.frombuffer(self._backed, dtype=np.uint8)[start : start + _WINDOW_BYTES]
+            bits = np.unpackbits(backed & ~used, bitorder="little").reshape(-1, stripes)
+            rows = np.flatnonzero(bits[:, stripe])[:left]
+            if not len(rows):
+                continue
+            breaks = np.flatnonzero(np.diff(rows) > 1) + 1
+            for run in np.split(rows, breaks):
+                runs.append((start * 8 // stripes + int(run[0]), len(run)))
+            taken = np.zeros_like(bits)
+            taken[rows, stripe] = 1
+            backed &= ~np.packbits(taken.reshape(-1), bitorder="little")
+            left -= len(rows)
+            if left == 0:
+                break
         return runs

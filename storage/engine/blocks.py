@@ -59,6 +59,7 @@ class BlockStore:
         self.used_bytes = 0
         self.backed_free_bytes = 0
         self._unchecked_bytes = 0
+        self._leftovers_known = False  # free blocks may have space that an earlier process took for them
         path.mkdir(exist_ok=True)
         self._dir_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         stat = os.statvfs(path)
@@ -182,13 +183,12 @@ class BlockStore:
     def reclaim(self) -> int:
         """On a full disk: give back all free blocks, also those left over by an earlier process."""
         with self._lock:
-            for (shift, stripe), size in self._sizes.items():
-                allocator = self._classes[shift]
-                for row in range(size >> shift):
-                    block = row * STRIPES + stripe
-                    if not allocator.is_used(block) and not allocator.is_backed(block):
-                        allocator.set_backed(block, 1, True)
-                        self.backed_free_bytes += 1 << shift
+            if not self._leftovers_known:
+                self._leftovers_known = True
+                for shift, allocator in self._classes.items():
+                    sizes = [size for (of, _), size in self._sizes.items() if of == shift]
+                    added = allocator.assume_backed((max(sizes, default=0) >> shift) * STRIPES)
+                    self.backed_free_bytes += added << shift
         return self.trim(0)
 
     def trim(self, keep_bytes: int | None = None) -> int:
@@ -206,24 +206,20 @@ class BlockStore:
     def _trim_class(self, shift: int, blocks: int) -> int:
         allocator = self._classes[shift]
         given = 0
-        by_stripe: dict[int, list[tuple[int, int]]] = {}
-        for first, count in allocator.free_runs(blocks):
-            for block in range(first, first + count):
-                rows = by_stripe.setdefault(block % STRIPES, [])
-                row = block // STRIPES
-                if rows and rows[-1][0] + rows[-1][1] == row:
-                    rows[-1] = (rows[-1][0], rows[-1][1] + 1)
-                else:
-                    rows.append((row, 1))
-        for stripe, runs in by_stripe.items():
-            fd = self._fd(shift, stripe)
-            for row, count in runs:
+        for stripe in range(STRIPES):
+            if (shift, stripe) not in self._fds:
+                continue
+            fd = self._fds[shift, stripe]
+            for row, count in allocator.take_free_runs(stripe, STRIPES, blocks):
                 if _libc.fallocate(fd, _PUNCH, row << shift, count << shift) != 0:
-                    return given  # a file system without holes: the space stays with its class
-                for each in range(row, row + count):
-                    allocator.set_backed(each * STRIPES + stripe, 1, False)
+                    # A file system without holes: the space stays with its class, for its next blocks.
+                    allocator.set_backed(row * STRIPES + stripe, count, True, STRIPES)
+                    continue
                 given += count << shift
                 self.backed_free_bytes -= count << shift
+                blocks -= count
+            if blocks <= 0:
+                break
         return given
 
     # -- data

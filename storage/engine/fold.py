@@ -38,16 +38,20 @@ class Folder:
         self._pending = pending
         self._lock_of = lock_of
         self._waiting: dict[ChunkKey, int] = {}  # bytes of deltas over each committed chunk
+        self._count_lock = threading.Lock()
         self.waiting_bytes = 0
         self.folded_bytes = 0
 
     def note(self, key: ChunkKey, record: Record | None) -> None:
         """A chunk's committed record changed; the caller holds the chunk."""
         now = sum(ref.length for ref in record.deltas) if record is not None else 0
-        before = self._waiting.pop(key, 0)
-        if now:
-            self._waiting[key] = now
-        self.waiting_bytes += now - before
+        if not now and key not in self._waiting:
+            return
+        with self._count_lock:
+            before = self._waiting.pop(key, 0)
+            if now:
+                self._waiting[key] = now
+            self.waiting_bytes += now - before
 
     @property
     def accepting(self) -> bool:

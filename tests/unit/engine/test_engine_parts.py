@@ -106,11 +106,13 @@ def test_blocks_have_one_owner(choices: list[int], seed: int) -> None:
     roll = random.Random(seed)
     allocator = ClassAllocator(8)
     owned: set[int] = set()
+    ever: set[int] = set()
     for choice in choices:
         if choice or not owned:
             block = allocator.allocate()
             assert block not in owned
             owned.add(block)
+            ever.add(block)
             allocator.set_backed(block, 1, True)
         else:
             block = roll.choice(sorted(owned))
@@ -118,8 +120,16 @@ def test_blocks_have_one_owner(choices: list[int], seed: int) -> None:
             allocator.free(block)
     assert allocator.used_blocks == len(owned)
     assert all(allocator.is_used(block) for block in owned)
-    free = {block for first, count in allocator.free_runs(1 << 20) for block in range(first, first + count)}
+    free = {
+        row * 4 + stripe
+        for stripe in range(4)
+        for first, count in allocator.take_free_runs(stripe, 4, 1 << 20)
+        for row in range(first, first + count)
+    }
     assert not free & owned
+    assert free == {block for block in ever if block not in owned}
+    assert allocator.take_free_runs(0, 4, 9) == []
+    assert allocator.assume_backed(1 << 20) >= len(free)
     assert max(owned | free, default=0) < len(choices) + 8
 
 
