@@ -35,7 +35,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "mv": ("files", "mv", "Rename or move files."),
     },
     "Administration": {
-        "nodes": ("nodes", "nodes", "Servers: list, enable, disable, unregister."),
+        "nodes": ("nodes", "nodes", "Servers: list, register, enable, disable, unregister."),
         "targets": ("targets", "targets", "Storage targets: list, create."),
         "chains": ("chains", "chains", "Replication chains: list, create, update."),
         "chain-tables": ("chain_tables", "chain_tables", "Chain tables: list, create, upload, generate."),

@@ -13,7 +13,7 @@ from fireflyfs.proto import mgmtd_pb2
 
 @click.group()
 def nodes() -> None:
-    """Servers of the cluster: list, enable, disable, unregister."""
+    """Servers of the cluster: list, register, enable, disable, unregister."""
 
 
 @nodes.command("list")
@@ -25,6 +25,22 @@ def list_nodes(settings: Settings, kind: str | None) -> None:
         rows = views.node_rows(connect.routing_of(client), time.time_ns())
     rows = [row for row in rows if kind is None or row["type"] == kind]
     output.show_rows(settings, rows, views.NODE_COLUMNS, empty="no nodes")
+
+
+@nodes.command("register")
+@click.argument("node_id", type=click.IntRange(1, (1 << 32) - 1))
+@click.option("--type", "kind", type=click.Choice(["meta", "storage"]), required=True)
+@click.option("--host", default="", help="The host that it will run on, for people.")
+@pass_settings
+def register(settings: Settings, node_id: int, kind: str, host: str) -> None:
+    """Let a new node join: mgmtd refuses heartbeats of nodes that it does not know."""
+    with connect.mgmtd(settings) as client:
+        client.register_node(
+            mgmtd_pb2.RegisterNodeRequest(
+                cluster_id=client.cluster_id, node_id=node_id, type=views.NODE_TYPES[kind], hostname=host
+            )
+        )
+    output.done(settings, f"node {node_id} may join", node=node_id, type=kind)
 
 
 @nodes.command("enable")

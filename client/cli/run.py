@@ -20,6 +20,7 @@ ROLES = {
     "meta": ("fireflyfs.meta.server", "MetaConfig"),
     "storage": ("fireflyfs.storage.server", "StorageConfig"),
 }
+SUPERVISOR_LOG_ENV = "FFS_SUPERVISOR_LOG"
 
 
 @click.command()
@@ -50,7 +51,7 @@ def run(role: str, config_path: Path, worker: int | None, check: bool, log_file:
         return
     from fireflyfs.client.cli.logs import set_up
 
-    set_up(log_file, log_level)
+    set_up(_log_file(log_file, worker), log_level)
     if role != "storage":
         start: Callable[[asyncio.Event], Awaitable[None]] = lambda stop: module.serve(config, stop)  # noqa: E731
     elif worker is None:
@@ -58,6 +59,19 @@ def run(role: str, config_path: Path, worker: int | None, check: bool, log_file:
     else:
         start = lambda stop: module.serve_worker(config, worker, stop)  # noqa: E731
     asyncio.run(serve_until_signal(start))
+
+
+def _log_file(named: Path | None, worker: int | None) -> Path | None:
+    """The supervisor's workers log beside it, each in its own files: no two processes rotate one file."""
+    if worker is None:
+        if named is not None:
+            os.environ[SUPERVISOR_LOG_ENV] = str(named.absolute())
+        return named
+    beside = os.environ.get(SUPERVISOR_LOG_ENV)
+    if named is None and beside:
+        path = Path(beside)
+        return path.with_name(f"{path.stem}-worker{worker}{path.suffix}")
+    return named
 
 
 async def serve_until_signal(start: Callable[[asyncio.Event], Awaitable[None]]) -> None:
