@@ -1,0 +1,106 @@
+"""Configuration of a storage node, and what the doors make of nonsense."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fireflyfs.common import config as configuration
+from fireflyfs.common.errors import Code, FfsError
+from fireflyfs.proto.storage_wire import EXTENT, UPDATE_HEADER, UPDATE_ITEM, UpdateKind
+from fireflyfs.storage.engine.interface import ChunkKey, Extent, Writer
+from fireflyfs.storage.server import StorageConfig, TargetConfig, WorkerConfig
+from fireflyfs.storage.service.wire import Item, decode_reads, decode_update, encode_update
+
+WRITER = Writer(b"w" * 16, 3, 4)
+
+
+def test_the_configuration_survives_being_written() -> None:
+    config = StorageConfig(
+        "c", 7, ["127.0.0.1:1"], [WorkerConfig([TargetConfig(7001, "/a"), TargetConfig(7002, "/b")])]
+    )
+    assert configuration.parse(StorageConfig, configuration.dump(config)) == config
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "workers = []",
+        'threads = 0\n[[workers]]\n[[workers.targets]]\ntarget_id = 1\npath = "/a"',
+        'treads = 2\n[[workers]]\n[[workers.targets]]\ntarget_id = 1\npath = "/a"',
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused(text: str) -> None:
+    with pytest.raises(FfsError) as caught:
+        configuration.parse(StorageConfig, 'cluster_id = "c"\nnode_id = 1\nmgmtd = []\n' + text)
+    assert caught.value.code is Code.CONFIG
+
+
+def good() -> tuple[bytes, list[int]]:
+    extents = [Extent(0, memoryview(b"abc"), 1), Extent(10, memoryview(b"de"), 2)]
+    items = [
+        Item(ChunkKey(1, 2), UpdateKind.WRITE, 0, 65536, 0, 0, extents),
+        Item(ChunkKey(1, 3), UpdateKind.REMOVE, 0, 65536, 0),
+    ]
+    body, pieces = encode_update(9, 8, WRITER, 0, items)
+    return body, [len(piece) for piece in pieces]
+
+
+def test_an_update_is_read_back() -> None:
+    body, lengths = good()
+    request = decode_update(memoryview(body), lengths, from_client=True)
+    assert (request.chain_id, request.chain_version, request.writer) == (9, 8, WRITER)
+    assert [(item.key, item.kind, len(item.extents)) for item in request.items] == [
+        (ChunkKey(1, 2), UpdateKind.WRITE, 2),
+        (ChunkKey(1, 3), UpdateKind.REMOVE, 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kind", 9),
+        ("kind", 4),
+        ("chunk_size", 0),
+        ("chunk_size", 3000),
+        ("chunk_size", 1 << 31),
+        ("extents", 3),
+        ("extents", 1),
+        ("extents", 0),
+        ("version", 1),
+    ],
+)
+def test_an_item_that_makes_no_sense_is_refused(field: str, value: int) -> None:
+    body, lengths = good()
+    raw = bytearray(body)
+    rows = np.frombuffer(raw, UPDATE_ITEM, 2, UPDATE_HEADER.itemsize)
+    rows[field][0] = value
+    with pytest.raises(FfsError):
+        decode_update(memoryview(bytes(raw)), lengths, from_client=True)
+
+
+@pytest.mark.parametrize(("field", "value"), [("offset", 65534), ("length", 4), ("length", 0)])
+def test_an_extent_outside_its_chunk_is_refused(field: str, value: int) -> None:
+    body, lengths = good()
+    raw = bytearray(body)
+    rows = np.frombuffer(raw, EXTENT, 2, UPDATE_HEADER.itemsize + 2 * UPDATE_ITEM.itemsize)
+    rows[field][0] = value
+    with pytest.raises(FfsError):
+        decode_update(memoryview(bytes(raw)), lengths, from_client=True)
+
+
+def test_random_bytes_are_refused_with_an_error_of_ours() -> None:
+    chance = np.random.default_rng(1)
+    body, lengths = good()
+    for _ in range(2000):
+        raw = bytearray(body)
+        for place in chance.integers(0, len(raw), 3):
+            raw[place] = int(chance.integers(0, 256))
+        try:
+            decode_update(memoryview(bytes(raw[: int(chance.integers(0, len(raw) + 1))])), lengths, from_client=False)
+            decode_update(memoryview(bytes(raw)), lengths, from_client=False)
+        except FfsError as exc:
+            if exc.code not in (Code.PROTOCOL, Code.TOO_LARGE):
+                raise
+    with pytest.raises(FfsError):
+        decode_reads(memoryview(bytes(31)), [1])
