@@ -13,7 +13,7 @@ import contextlib
 import fcntl
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,11 +105,11 @@ class LocalCluster:
                 self._wait(["mgmtd"], deadline_s, "mgmtd does not answer", lambda: bool(client.get_cluster_info()))
                 self._register(client, plan)
                 servers = [*plan.storage_names, "meta"]
-                for name in servers:
-                    self._start(name)
+                since_ns = time.time_ns()
+                started = [name for name in servers if self._start(name)]
                 if not self._current(client).chain_tables:
                     self._make_chains(client, plan, deadline_s)
-                self._wait_serving(client, servers, deadline_s)
+                self._wait_serving(client, servers, deadline_s, started=started, since_ns=since_ns)
 
     def down(self) -> None:
         """Stop everything in good order: meta, which needs storage; storage; mgmtd last, which is told by all."""
@@ -200,8 +200,13 @@ class LocalCluster:
                         create_target(Path(target.path), plan.spec.cluster_id, target.target_id)
         return plan
 
-    def _start(self, name: str) -> None:
-        self._process(name).start()
+    def _start(self, name: str) -> bool:
+        """Whether it had to be started."""
+        process = self._process(name)
+        if process.pid():
+            return False
+        process.start()
+        return True
 
     def _stop(self, names: list[str]) -> None:
         running = [process for name in names if (process := self._process(name)).send(signal.SIGTERM)]
@@ -248,31 +253,35 @@ class LocalCluster:
             )
         )
 
-    def _wait_serving(self, client: MgmtdClient, names: list[str], deadline_s: float) -> None:
+    def _wait_serving(
+        self,
+        client: MgmtdClient,
+        names: list[str],
+        deadline_s: float,
+        *,
+        started: Sequence[str] = (),
+        since_ns: int = 0,
+    ) -> None:
+        """`started` are processes that were started after `since_ns`: what mgmtd believed of them before is no news."""
+
         def serving() -> bool:
             routing = self._current(client)
             chains = routing.chains.values()
-            return bool(chains and routing.meta_servers()) and all(len(c.serving) == len(c.targets) for c in chains)
+            return (
+                all(_heard(routing, name, since_ns) for name in started)
+                and bool(chains and routing.meta_servers())
+                and all(len(chain.serving) == len(chain.targets) for chain in chains)
+            )
 
         self._wait(names, deadline_s, "not everything serves", serving)
 
     def _wait_alive(self, name: str, since_ns: int, deadline_s: float) -> None:
-        """`since_ns`: only a heartbeat of a start after it counts; the node may be known from before."""
         with contextlib.closing(self.mgmtd()) as client:
             if name == "mgmtd":
                 self._wait([name], deadline_s, "mgmtd does not answer", lambda: bool(client.get_cluster_info()))
-                return
-            node_id = META_NODE_ID if name == "meta" else int(name.rpartition("-")[2])
-
-            def alive() -> bool:
-                node = self._current(client).nodes.get(node_id)
-                return (
-                    node is not None
-                    and bool(node.workers)
-                    and all(worker.alive and worker.generation > since_ns for worker in node.workers)
-                )
-
-            self._wait([name], deadline_s, "mgmtd does not hear of it", alive)
+            else:
+                heard = lambda: _heard(self._current(client), name, since_ns)  # noqa: E731
+                self._wait([name], deadline_s, "mgmtd does not hear of it", heard)
 
     def _wait(self, names: list[str], deadline_s: float, what: str, ready: Callable[[], bool]) -> None:
         """Until `ready()`. Raises the failure of a process of `names` that ended, or of the first when time is up."""
@@ -297,8 +306,7 @@ class LocalCluster:
         except FfsError:
             return "mgmtd"
         for name in names:
-            node_id = META_NODE_ID if name == "meta" else int(name.rpartition("-")[2]) if "-" in name else 0
-            node = routing.nodes.get(node_id)
+            node = routing.nodes.get(_node_id(name))
             if node is not None and not node.alive:
                 return name
         return names[0]
@@ -306,3 +314,18 @@ class LocalCluster:
     @staticmethod
     def _current(client: MgmtdClient) -> Routing:
         return apply_delta(Routing(), client.routing())
+
+
+def _node_id(name: str) -> int:
+    """The node id of a process; 0 for mgmtd."""
+    return META_NODE_ID if name == "meta" else int(name.rpartition("-")[2]) if "-" in name else 0
+
+
+def _heard(routing: Routing, name: str, since_ns: int) -> bool:
+    """Whether mgmtd has heard of a start of `name` after `since_ns`: generations are start times."""
+    node = routing.nodes.get(_node_id(name))
+    return (
+        node is not None
+        and bool(node.workers)
+        and all(worker.alive and worker.generation > since_ns for worker in node.workers)
+    )

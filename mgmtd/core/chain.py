@@ -92,7 +92,11 @@ def next_chain(members: Sequence[Member]) -> list[Decision]:
         if member.target_id in new:
             continue
         if serving:
-            decide(member, Public.OFFLINE, "another replica serves")
+            decide(
+                member,
+                Public.OFFLINE,
+                "was lost, and others serve" if member in lost else "another one that served last leads",
+            )
         else:
             decide(member, Public.LASTSRV, "no replica serves, and this one has every acknowledged write")
     syncing = False
