@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,6 +113,7 @@ class Service:
 
     def restarted(self) -> Service:
         """The same store and storage under a new process."""
+        self.loop.close()
         return Service(self.kv, self.storage, self.clock)
 
     def call(self, name: str, request: Any, *, uid: int = 0, gid: int = 0, gids: tuple[int, ...] = ()) -> Any:
@@ -209,8 +210,10 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def meta(clock: ManualClock) -> Service:
-    return Service(MemoryKv(), FakeStorage(), clock)
+def meta(clock: ManualClock) -> Iterator[Service]:
+    service = Service(MemoryKv(), FakeStorage(), clock)
+    yield service
+    service.loop.close()
 
 
 @pytest.fixture
