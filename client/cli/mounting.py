@@ -6,6 +6,7 @@ the kernel has answered, or its error, so that `ffs mount` ends only when the mo
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import subprocess
@@ -93,11 +94,11 @@ def mount_in_background(settings: Settings, mountpoint: Path, options: list[str]
 
     Raises what the mount said when it cannot be made.
     """
-    if any(path == mountpoint.resolve() for path, _ in our_mounts()):
+    addresses = connect.mgmtd_addresses(settings)
+    if _is_there(mountpoint, addresses):
         return
     mountpoint.mkdir(parents=True, exist_ok=True)
     _check_mountpoint(mountpoint)
-    addresses = connect.mgmtd_addresses(settings)
     read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "fireflyfs.client.cli.main", "--root", str(settings.root)]
     command += ["--mgmtd", ",".join(addresses), "mount", str(mountpoint.resolve()), f"--ready-fd={write_end}", *options]
@@ -117,6 +118,27 @@ def mount_in_background(settings: Settings, mountpoint: Path, options: list[str]
     code = process.wait(timeout=10)
     kind = {4: Code.UNAVAILABLE, 5: Code.NOT_PERMITTED, 3: Code.NO_ENTRY}.get(code, Code.IO_ERROR)
     raise error(kind, f"{mountpoint} cannot be mounted: {text.splitlines()[-1] if text else f'exit code {code}'}")
+
+
+def _is_there(mountpoint: Path, addresses: list[str]) -> bool:
+    """Whether the cluster is mounted there already. What a mount that died left behind is cleared away.
+
+    Raises BUSY when another cluster is mounted there.
+    """
+    path = Path(os.path.abspath(mountpoint))
+    sources = [source for mounted, source in our_mounts() if mounted in (path, Path(os.path.realpath(path)))]
+    if not sources:
+        return False
+    try:
+        os.statvfs(path)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise
+        unmount(path, lazy=True)
+        return False
+    if not any(address in sources[-1] for address in addresses):
+        raise error(Code.BUSY, f"{mountpoint} is a mount of another cluster ({sources[-1]}): unmount it first")
+    return True
 
 
 @click.command()

@@ -45,7 +45,9 @@ def serve(
 
 
 def _make_read_only(mountpoint: Path) -> None:
-    done = subprocess.run(["mount", "-o", "remount,ro", str(mountpoint)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["mount", "-i", "-o", "remount,ro", str(mountpoint)], capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         unmount(mountpoint, lazy=True)
         raise error(Code.IO_ERROR, f"cannot make {mountpoint} read-only: {done.stderr.strip()}")
