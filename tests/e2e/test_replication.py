@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import crc32c
 import pytest
 
 from fireflyfs.client.mgmtd_client import MgmtdClient
@@ -22,12 +23,13 @@ from fireflyfs.client.routing_source import RoutingSource
 from fireflyfs.client.storage_client import ReadSpan, StorageClient, WriteSpan
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common import config as configuration
-from fireflyfs.common.errors import FfsError
+from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.ids import InodeId
 from fireflyfs.common.net.blocking import BlockingPool
+from fireflyfs.common.net.control import ControlClient
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.mgmtd.server import MgmtdConfig
-from fireflyfs.proto import mgmtd_pb2
+from fireflyfs.proto import mgmtd_pb2, storage_pb2
 from fireflyfs.proto.common_pb2 import NODE_TYPE_STORAGE
 from fireflyfs.storage.server import StorageConfig, TargetConfig, WorkerConfig
 
@@ -241,3 +243,40 @@ def test_a_hung_replica_drops_out_and_its_write_goes_on(cluster: Cluster) -> Non
     writer.join(70)
     assert writer.failure is None
     writer.check(cluster.client())
+
+
+def test_any_language_can_write_and_read_a_chunk(cluster: Cluster) -> None:
+    routing = cluster.routing.current()
+    chain = routing.chains[1]
+    service = storage_pb2.DESCRIPTOR.services_by_name["Storage"]
+    head = ControlClient(service, routing.endpoints[chain.serving[0]].grpc)
+    data = b"over gRPC"
+    write = storage_pb2.WriteChunkRequest(
+        chain_id=1,
+        chain_version=chain.version,
+        chunk=storage_pb2.ChunkId(inode=5, index=2),
+        data=data,
+        crc32c=crc32c.crc32c(data),
+        chunk_size=CHUNK,
+    )
+    assert head.call("WriteChunk", write).version == 1
+    for target_id in chain.serving:
+        replica = ControlClient(service, routing.endpoints[target_id].grpc)
+        read = storage_pb2.ReadChunkRequest(chain_id=1, chain_version=chain.version, chunk=write.chunk, length=100)
+        assert replica.call("ReadChunk", read).data == data
+        space = replica.call("Space", storage_pb2.SpaceRequest()).targets[0]
+        assert (space.target_id, space.chain_id, space.chunks) == (target_id, 1, 1)
+        assert replica.call("Stats", storage_pb2.StatsRequest()).values
+        with pytest.raises(FfsError) as caught:
+            replica.call("ReadChunk", storage_pb2.ReadChunkRequest(chain_id=9, length=1))
+        assert caught.value.code is Code.NO_CHAIN
+        replica.close()
+    last = storage_pb2.QueryLastChunkRequest(
+        ranges=[storage_pb2.ChunkRange(chain_id=1, chain_version=chain.version, inode=5)]
+    )
+    assert head.call("QueryLastChunk", last).results[0].index == 2
+    head.call("SyncChains", storage_pb2.SyncChainsRequest(chains=[1]))
+    remove = storage_pb2.RemoveChunksRequest(range=last.ranges[0])
+    assert head.call("RemoveChunks", remove).removed == 1
+    assert not head.call("QueryLastChunk", last).results[0].found
+    head.close()
