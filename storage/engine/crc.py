@@ -65,13 +65,11 @@ _SHIFT: list[_Tables] = _build()
 
 def shift(crc: int, count: int) -> int:
     """M(count) applied to crc; count in bytes, below 2**27."""
-    bit = 0
     while count:
-        if count & 1:
-            t0, t1, t2, t3 = _SHIFT[bit]
-            crc = t0[crc & 255] ^ t1[crc >> 8 & 255] ^ t2[crc >> 16 & 255] ^ t3[crc >> 24]
-        count >>= 1
-        bit += 1
+        lowest = count & -count
+        t0, t1, t2, t3 = _SHIFT[lowest.bit_length() - 1]
+        crc = t0[crc & 255] ^ t1[crc >> 8 & 255] ^ t2[crc >> 16 & 255] ^ t3[crc >> 24]
+        count ^= lowest
     return crc
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-from rocksdict import AccessType, BlockBasedOptions, Cache, Options, Rdict, ReadOptions, WriteBatch
+from rocksdict import AccessType, BlockBasedOptions, Cache, Options, Rdict, ReadOptions, WriteBatch, WriteBufferManager
 
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import MiB
 
-BLOCK_CACHE_BYTES = 32 * MiB
-WRITE_BUFFER_BYTES = 8 * MiB
-WRITE_BUFFERS_MAX = 3
+BLOCK_CACHE_BYTES = 48 * MiB  # of one process, however many targets it has
+WRITE_BUFFERS_BYTES = 32 * MiB  # the same: beyond, the fullest memtable is written out
+WRITE_BUFFER_BYTES = 8 * MiB  # one memtable
+WRITE_BUFFERS_MAX = 3  # of one target
 OPEN_FILES_MAX = 256
 
 __all__ = ["MetaStore", "WriteBatch", "new_batch"]
@@ -22,18 +24,26 @@ def new_batch() -> WriteBatch:
     return WriteBatch(raw_mode=True)
 
 
+@cache
+def _shared() -> tuple[Cache, WriteBufferManager]:
+    """The memory that all stores of this process share."""
+    return Cache(BLOCK_CACHE_BYTES), WriteBufferManager(WRITE_BUFFERS_BYTES, False)
+
+
 def _options() -> Options:
+    block_cache, write_buffers = _shared()
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.set_write_buffer_size(WRITE_BUFFER_BYTES)
     options.set_max_write_buffer_number(WRITE_BUFFERS_MAX)
+    options.set_write_buffer_manager(write_buffers)
     options.set_max_open_files(OPEN_FILES_MAX)
     options.set_keep_log_file_num(4)
     options.set_max_log_file_size(4 * MiB)
     options.set_stats_dump_period_sec(0)
     options.set_max_background_jobs(2)
     table = BlockBasedOptions()
-    table.set_block_cache(Cache(BLOCK_CACHE_BYTES))
+    table.set_block_cache(block_cache)
     table.set_cache_index_and_filter_blocks(True)
     table.set_pin_l0_filter_and_index_blocks_in_cache(True)
     table.set_bloom_filter(10, False)
