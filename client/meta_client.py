@@ -8,6 +8,7 @@ for another request only after `Mutation` is cleared.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import threading
 import time
@@ -29,6 +30,8 @@ from fireflyfs.proto import meta_pb2
 from fireflyfs.proto.common_pb2 import Caller, Empty
 
 R = TypeVar("R", bound=Message)
+
+CALL_DEADLINE_S = 15.0
 
 
 class MetaClient:
@@ -52,7 +55,9 @@ class MetaClient:
         self._caller = Caller()
         self._caller.CopyFrom(caller or Caller())
         self._caller.client_id = client_id
-        self._policy = policy or RetryPolicy()
+        # One operation may shorten a large file: asked again too early it would only wait behind itself.
+        policy = policy or RetryPolicy()
+        self._policy = dataclasses.replace(policy, call_deadline_s=max(policy.call_deadline_s, CALL_DEADLINE_S))
         self._clock = clock or SystemClock()
         self._random = rng or random.Random()
         self._sleep = sleep

@@ -22,7 +22,8 @@ class RetryPolicy:
     """Bounds of one operation, in seconds. `deadline_s` may be infinite (a mount that waits for its servers)."""
 
     deadline_s: float = 60.0
-    call_deadline_s: float = 10.0
+    call_deadline_s: float = 6.0  # a little longer than mgmtd takes to give a silent server up
+    first_read_s: float = 2.0  # of a read's first attempt: another replica may answer while one hangs
     first_pause_s: float = 0.01
     pause_s_max: float = 1.0
 

@@ -69,6 +69,7 @@ class StorageReader:
         self._routing = routing
         self._choice = choice
         self._policy = policy
+        self._first_s = min(policy.first_read_s, policy.call_deadline_s, policy.deadline_s)
         self._clock = clock
         self._random = rng
         self._sleep = sleep
@@ -89,7 +90,7 @@ class StorageReader:
         began_s = self._clock.monotonic_s()
         self._choice.begin(target, length)
         try:
-            reply = self._link.call(address, Call(Method.STORAGE_READ, body, (), (into,), self._policy.call_deadline_s))
+            reply = self._link.call(address, Call(Method.STORAGE_READ, body, (), (into,), self._first_s))
         except FfsError:
             self._choice.failed(target, length)
             return False
@@ -134,7 +135,7 @@ class StorageReader:
             errors: dict[int, FfsError] = {}
             requests = self._plan(routing, ios, lengths, rows, excluded, errors)
             if requests:
-                limit_s = self._policy.call_deadline_s if retry is None else retry.call_deadline_s()
+                limit_s = self._first_s if retry is None else retry.call_deadline_s()
                 self._ask(requests, ios, pieces, lengths, limit_s, errors, excluded)
             if not errors:
                 return

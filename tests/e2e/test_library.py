@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import random
@@ -21,7 +22,9 @@ import pytest
 from fireflyfs.client.aio import AsyncFileSystem
 from fireflyfs.client.file import File
 from fireflyfs.client.filesystem import FileSystem
+from fireflyfs.client.mgmtd_client import MgmtdClient
 from fireflyfs.deploy.local import LocalCluster
+from fireflyfs.proto import mgmtd_pb2
 
 pytestmark = pytest.mark.e2e
 
@@ -332,6 +335,42 @@ def test_a_manager_dies_under_load(cluster: LocalCluster, fs: FileSystem, folder
         worker.join(60)
         assert fs.read_bytes(f"{folder}/meanwhile") == b"x" * 100_000
         load.wait_turns(10)
+
+
+def test_a_storage_node_hangs_under_load(cluster: LocalCluster, fs: FileSystem, folder: str) -> None:
+    stopped = processes_of(cluster, "storage-2")
+    with Load(fs, folder) as load:
+        load.wait_turns(5)
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            load.wait_turns(20)
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+        load.wait_turns(20)
+        wait_all_serving(fs)
+
+
+def test_the_lease_is_held_and_given_back(mgmtd: str) -> None:
+    with contextlib.closing(MgmtdClient(mgmtd.split(","))) as manager:
+
+        def held() -> set[bytes]:
+            return {s.client_id for s in manager.list_sessions(mgmtd_pb2.ListSessionsRequest()).sessions}
+
+        with FileSystem.connect(mgmtd) as fs:
+            client_id = bytes(fs.context.client_id)
+            assert client_id in held()
+        assert client_id not in held()
+
+
+def processes_of(cluster: LocalCluster, name: str) -> list[int]:
+    """The supervisor of a storage node and its workers."""
+    found = [status.pid for status in cluster.status() if status.name == name and status.pid]
+    for pid in list(found):
+        found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    assert len(found) >= 2
+    return found
 
 
 def wait_all_serving(fs: FileSystem, timeout_s: float = 90) -> None:
