@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -26,6 +27,9 @@ PLAN_FILE = "cluster.toml"
 META_NODE_ID = 1001
 STORAGE_NODES_MAX = 32
 UNIX_PATH_BYTES_MAX = 100  # the kernel takes 107
+PORT_MIN = 15_000
+PORT_END = 32_768  # where the kernel's ports for outgoing connections begin, unless it says otherwise
+PORT_TRIES_MAX = 4096
 SPACE_SHARE = 0.9  # of what is free in the folder's file system, over all targets
 
 
@@ -96,18 +100,26 @@ def new_plan(spec: ClusterSpec, root: Path) -> Plan:
     return Plan(replace(spec, capacity_bytes=capacity, cluster_id=cluster_id), ports)
 
 
-def free_ports(host: str, count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets: list[socket.socket] = []
+def free_ports(host: str, count: int, rng: random.Random | None = None) -> list[int]:
+    """Ports that nobody listens on now, below those that the kernel gives to outgoing connections: one of these would
+    be taken, sooner or later, by a connection that is made while its server is down."""
+    chosen: list[int] = []
+    rng = rng or random.SystemRandom()
+    for _ in range(PORT_TRIES_MAX):
+        if len(chosen) == count:
+            return chosen
+        port = rng.randrange(PORT_MIN, _outgoing_from())
+        if port not in chosen and port_is_free(host, port):
+            chosen.append(port)
+    raise error(Code.CONFIG, f"cannot find {count} free ports on {host}")
+
+
+def _outgoing_from() -> int:
     try:
-        for _ in range(count):
-            found = socket.socket()
-            sockets.append(found)
-            found.bind((host, 0))
-        return [int(found.getsockname()[1]) for found in sockets]
-    finally:
-        for found in sockets:
-            found.close()
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        first = PORT_END
+    return first if first > PORT_MIN + PORT_TRIES_MAX else PORT_END
 
 
 def port_is_free(host: str, port: int) -> bool:
