@@ -26,6 +26,8 @@ else
   echo
   echo "wrote and read back /hello.txt: $($ffs cat /hello.txt)"
 fi
+try=$ffs
+[ "$FFS_ROOT" = "$PWD/.ffs" ] || try="$ffs --root $FFS_ROOT"
 cat <<X
 
 What next:
@@ -34,9 +36,9 @@ X
   cp -a some/folder $mount/        # it is a file system
 X
 cat <<X
-  $ffs ls -l /                # the same files, without a mount
-  $ffs status                 # processes, nodes, replicas
-  $ffs chains list            # where data lives
-  $ffs bench                  # a first look at the speed
+  $try ls -l /                # the same files, without a mount
+  $try status                 # processes, nodes, replicas
+  $try chains list            # where data lives
+  $try bench                  # a first look at the speed
   make down                             # stop; the data stays in ${FFS_ROOT#"$PWD"/}
 X

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,12 +14,17 @@ from fireflyfs.client.cli.settings import Settings, pass_settings
 from fireflyfs.client.routing import Routing
 from fireflyfs.common.errors import Code, FfsError, error
 
+if TYPE_CHECKING:
+    from fireflyfs.deploy.local import LocalCluster
+
 HEALTHY_WAIT_S = 60.0
 HEALTHY_POLL_S = 0.2
 
 
-def _local(settings: Settings) -> Any:
-    return importlib.import_module("fireflyfs.deploy.local").LocalCluster(settings.root)
+def _local(settings: Settings) -> LocalCluster:
+    from fireflyfs.deploy.local import LocalCluster
+
+    return LocalCluster(settings.root)
 
 
 @click.command()
@@ -40,8 +44,9 @@ def up(settings: Settings, nodes: int, replicas: int, wait: bool, mountpoint: Pa
         raise click.UsageError(f"{replicas} replicas need as many storage nodes, --nodes is {nodes}")
     local = _local(settings)
     if not local.exists():
-        module = importlib.import_module("fireflyfs.deploy.local")
-        local.create(module.ClusterSpec(storage_nodes=nodes, replicas=replicas))
+        from fireflyfs.deploy.local import ClusterSpec
+
+        local.create(ClusterSpec(storage_nodes=nodes, replicas=replicas))
         _note(settings, f"made a cluster in {settings.root}: {nodes} storage nodes, {replicas} replicas")
     local.up()
     if wait:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fireflyfs.client.cli.settings import Settings
 from fireflyfs.client.mgmtd_client import MgmtdClient
@@ -17,12 +16,16 @@ def mgmtd_addresses(settings: Settings) -> list[str]:
     """Where mgmtd listens. Raises UNAVAILABLE when none is named and there is no local cluster."""
     if settings.mgmtd:
         return settings.addresses
-    local = importlib.import_module("fireflyfs.deploy.local").LocalCluster(settings.root)
+    from fireflyfs.deploy.local import LocalCluster
+
+    local = LocalCluster(settings.root)
     if not local.exists():
         raise error(Code.UNAVAILABLE, f"no cluster in {settings.root}, and no --mgmtd")
-    addresses: list[str] = local.mgmtd_addresses()
-    return addresses
+    return local.mgmtd_addresses()
 
+
+if TYPE_CHECKING:
+    from fireflyfs.client.filesystem import FileSystem
 
 PATIENCE_S = 3.0  # for a manager that is away: a person waits
 CONNECT_TIMEOUT_S = 10.0  # until a metadata server is known
@@ -44,10 +47,11 @@ def routing_of(client: MgmtdClient) -> Routing:
 
 
 @contextmanager
-def filesystem(settings: Settings) -> Iterator[Any]:
+def filesystem(settings: Settings) -> Iterator[FileSystem]:
     """A FileSystem of the client library, closed on leaving."""
-    module = importlib.import_module("fireflyfs.client.filesystem")
-    fs = module.FileSystem.connect(mgmtd_addresses(settings), connect_timeout_s=CONNECT_TIMEOUT_S)
+    from fireflyfs.client.filesystem import FileSystem
+
+    fs = FileSystem.connect(mgmtd_addresses(settings), connect_timeout_s=CONNECT_TIMEOUT_S)
     try:
         yield fs
     finally:

@@ -162,7 +162,7 @@ def _check_mountpoint(path: Path) -> None:
 
 def _log_path(settings: Settings, mountpoint: Path) -> Path:
     name = str(mountpoint.resolve()).strip("/").replace("/", "-") or "root"
-    return settings.root / "logs" / f"mount-{name}.log"
+    return settings.root / "log" / f"mount-{name}.log"
 
 
 def _read_until(fd: int, end: bytes, timeout_s: float) -> bytes:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from fireflyfs.client.cli.mount_table import FS_SOURCE, unmount
+from fireflyfs.client.session import ClientContext
 from fireflyfs.common.errors import Code, error
+from fireflyfs.fuse.context import backend_of
+from fireflyfs.fuse.mount import Mount
+from fireflyfs.fuse.options import MountOptions
 from fireflyfs.proto.common_pb2 import NODE_TYPE_FUSE
 
 
@@ -22,13 +25,10 @@ def serve(
     """
     if read_only and os.geteuid() != 0:
         raise error(Code.NOT_PERMITTED, "--read-only needs root")
-    context = importlib.import_module("fireflyfs.client.session").ClientContext.connect(addresses, NODE_TYPE_FUSE)
+    context = ClientContext.connect(addresses, NODE_TYPE_FUSE)
     try:
-        mount_options = importlib.import_module("fireflyfs.fuse.options").MountOptions(
-            source=f"{FS_SOURCE}#{addresses[0]}", **options
-        )
-        backend = importlib.import_module("fireflyfs.fuse.context").backend_of(context)
-        mount = importlib.import_module("fireflyfs.fuse.mount").Mount(backend, mountpoint, mount_options)
+        mount_options = MountOptions(source=f"{FS_SOURCE}#{addresses[0]}", **options)
+        mount = Mount(backend_of(context), mountpoint, mount_options)
         mount.start()
         if read_only:
             _make_read_only(mountpoint)
