@@ -100,8 +100,14 @@ def _receive_descriptor(sock: socket.socket) -> int:
 
 
 def clone(session_fd: int) -> int:
-    """Another descriptor of the same session, with its own queue of requests under way; after INIT only."""
-    fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    """Another descriptor of the same session, with its own queue of requests under way; after INIT only.
+
+    A user who may not open the device (fusermount3 opened it for the mount) gets a duplicate: the same, a bit slower.
+    """
+    try:
+        fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError:
+        return os.dup(session_fd)
     try:
         fcntl.ioctl(fd, protocol.DEV_IOC_CLONE, session_fd.to_bytes(4, "little"))
     except OSError:
@@ -169,10 +175,14 @@ def set_kernel_readahead(number: str, kib: int) -> bool:
 def abort_connection(number: str) -> bool:
     """Fail every request of the FUSE connection with device `number` and end it; for a mount whose process is gone."""
     control = Path("/sys/fs/fuse/connections")
-    if not control.is_mount():
-        _libc.mount(b"fusectl", bytes(control), b"fusectl", ctypes.c_ulong(0), None)
+    borrowed = (
+        not control.is_mount() and _libc.mount(b"fusectl", bytes(control), b"fusectl", ctypes.c_ulong(0), None) == 0
+    )
     try:
-        Path(f"/sys/fs/fuse/connections/{number.split(':')[1]}/abort").write_text("1", encoding="ascii")
+        (control / number.split(":")[1] / "abort").write_text("1", encoding="ascii")
     except OSError:
         return False
+    finally:
+        if borrowed:  # leave the host as it was
+            _libc.umount2(bytes(control), 0)
     return True

@@ -31,6 +31,14 @@ def test_files_come_back_as_written(root):
     assert (root / "empty").read_bytes() == b""
 
 
+def test_mounted_through_the_helper(backend, mounts):
+    if not shutil.which("fusermount3"):
+        pytest.skip("needs fusermount3")
+    root = mounts(backend, use_helper=True).mountpoint
+    (root / "f").write_bytes(b"x" * 300_000)
+    assert (root / "f").read_bytes() == b"x" * 300_000
+
+
 def test_names(root):
     (root / "d").mkdir()
     (root / "d" / "f").write_text("x")
