@@ -1,0 +1,161 @@
+"""Processes are known by id and start time; plans are kept, bounded and complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fireflyfs.common import config
+from fireflyfs.common.errors import Code, FfsError
+from fireflyfs.common.net.host import host_id
+from fireflyfs.deploy import plan as planning
+from fireflyfs.deploy.local import LocalCluster
+from fireflyfs.deploy.plan import ClusterSpec
+from fireflyfs.deploy.process import ServerProcess, start_time, tail
+from fireflyfs.meta.server import MetaConfig
+from fireflyfs.mgmtd.server import MgmtdConfig
+from fireflyfs.storage.server import StorageConfig
+
+
+@pytest.fixture
+def mgmtd(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A real mgmtd process without a disk."""
+    path = tmp_path / "mgmtd.toml"
+    path.write_text(config.dump(MgmtdConfig("c", kv="memory", grpc_port=0)))
+    process = ServerProcess(tmp_path, "mgmtd", ["run", "mgmtd", "--config", str(path)])
+    yield process
+    process.send(signal.SIGKILL)
+    assert process.wait_gone(10)
+
+
+def test_a_process_is_started_once_and_stopped(mgmtd: ServerProcess, tmp_path: Path) -> None:
+    assert not mgmtd.status().running
+    mgmtd.start()
+    pid = mgmtd.pid()
+    mgmtd.start()
+    assert mgmtd.pid() == pid
+    # Another process that looks at the same folder sees it too.
+    assert ServerProcess(tmp_path, "mgmtd", []).pid() == pid
+    assert os.getsid(pid) == pid, "a signal to our terminal is not for it"
+    deadline = time.monotonic() + 20
+    while "listens on" not in tail(mgmtd.log):
+        assert time.monotonic() < deadline, mgmtd.failure("no start")
+        time.sleep(0.02)
+    assert mgmtd.send(signal.SIGTERM)
+    assert mgmtd.wait_gone(10)
+    assert not mgmtd.send(signal.SIGTERM)
+
+
+def test_a_pid_that_belongs_to_someone_else_is_left_alone(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as foreign:
+        (tmp_path / "run").mkdir()
+        pid_file = tmp_path / "run" / "meta.pid"
+        process = ServerProcess(tmp_path, "meta", [])
+        stored = {"pid": foreign.pid, "started": start_time(foreign.pid), "boot": "another boot"}
+        pid_file.write_text(json.dumps(stored))
+        assert process.pid() == 0
+        pid_file.write_text(json.dumps(stored | {"boot": host_id(), "started": stored["started"] - 1}))
+        assert not process.send(signal.SIGKILL)
+        assert foreign.poll() is None
+        for text in ("", "{}", "[1]", "null", '{"pid": "x"}'):
+            pid_file.write_text(text)
+            assert process.pid() == 0
+        foreign.communicate(b"\n")
+    assert start_time(foreign.pid) == 0
+
+
+def test_a_process_that_ends_tells_why(tmp_path: Path) -> None:
+    process = ServerProcess(tmp_path, "mgmtd", ["run", "mgmtd", "--config", str(tmp_path / "missing.toml")])
+    for _ in range(4):
+        process.start()
+        deadline = time.monotonic() + 20
+        while process.pid():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    failure = str(process.failure("it ended"))
+    assert "has ended" in failure
+    assert "missing.toml" in failure
+    assert sorted(path.name for path in (tmp_path / "log").glob("*.err*")) == [
+        "mgmtd.err",
+        "mgmtd.err.1",
+        "mgmtd.err.2",
+    ]
+
+
+def test_a_plan_is_kept_and_gives_valid_configurations(tmp_path: Path) -> None:
+    spec = ClusterSpec(storage_nodes=3, workers_per_node=2, targets_per_worker=2, replicas=3)
+    plan = planning.new_plan(spec, tmp_path)
+    planning.save(tmp_path / planning.PLAN_FILE, plan)
+    assert planning.load_plan(tmp_path) == plan
+    assert len(set(plan.ports.values())) == len(plan.ports) == 3 + 3 * 2 * 2
+    targets = [target for node in (1, 2, 3) for _, target in plan.targets(node)]
+    assert len(set(targets)) == 12
+    assert plan.spec.capacity_bytes > 0
+    assert plan.spec.cluster_id != planning.new_plan(spec, tmp_path).spec.cluster_id
+    for schema, made in (
+        (MgmtdConfig, planning.mgmtd_config(plan, tmp_path)),
+        (MetaConfig, planning.meta_config(plan, tmp_path)),
+        (StorageConfig, planning.storage_config(plan, tmp_path, 2)),
+    ):
+        assert config.parse(schema, config.dump(made)) == made
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"storage_nodes": 0},
+        {"storage_nodes": 2, "replicas": 3},
+        {"workers_per_node": 0},
+        {"targets_per_worker": 100},
+        {"capacity_bytes": -1},
+    ],
+)
+def test_impossible_clusters_are_refused(choices: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        ClusterSpec(**choices)  # type: ignore[arg-type]
+
+
+def test_a_cluster_is_made_once(tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path / "c")
+    assert not cluster.exists()
+    cluster.create(ClusterSpec(storage_nodes=1, replicas=1))
+    assert cluster.exists()
+    assert cluster.names() == ["mgmtd", "storage-1", "meta"]
+    assert cluster.mgmtd_addresses()[0].startswith("127.0.0.1:")
+    assert not any(process.running for process in cluster.status())
+    with pytest.raises(FfsError) as failure:
+        cluster.create()
+    assert failure.value.code is Code.EXISTS
+    with pytest.raises(FfsError, match="no process nobody"):
+        cluster.kill("nobody")
+    with pytest.raises(FfsError, match="does not run"):
+        cluster.kill("meta")
+    # Data without its plan is not overwritten.
+    (cluster.root / planning.PLAN_FILE).unlink()
+    (cluster.root / "data").mkdir()
+    with pytest.raises(FfsError, match="holds data"):
+        cluster.create()
+
+
+def test_socket_paths_fit_the_kernel(tmp_path: Path) -> None:
+    assert planning.socket_path(Path("/srv/ffs"), "c", "meta") == "/srv/ffs/run/meta.sock"
+    deep = tmp_path / ("x" * 120)
+    path = planning.socket_path(deep, "c", "meta")
+    assert len(path) <= planning.UNIX_PATH_BYTES_MAX
+    assert path == planning.socket_path(deep, "c", "meta")
+    Path(path).parent.rmdir()
+
+
+def test_ports_are_below_those_of_outgoing_connections() -> None:
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = planning.free_ports("127.0.0.1", 20)
+    assert len(set(ports)) == 20
+    assert max(ports) < max(first, planning.PORT_END)
