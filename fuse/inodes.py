@@ -89,14 +89,13 @@ class LiveInode:
 class FileHandle:
     """One open(2) of a file."""
 
-    __slots__ = ("fh", "flags", "live", "readahead", "writes")
+    __slots__ = ("fh", "flags", "live", "writes")
 
     def __init__(self, fh: int, live: LiveInode, flags: int, writes: bool) -> None:
         self.fh = fh
         self.live = live
         self.flags = flags
         self.writes = writes
-        self.readahead: object | None = None
 
 
 class DirHandle:

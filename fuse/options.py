@@ -22,8 +22,6 @@ class MountOptions:
     write_behind: bool = True  # False: each write is stored before its system call returns
     dirty_bytes_max: int = 64 * MiB
     dirty_age_s: float = 0.5
-    readahead_bytes: int = 4 * MiB  # of one handle that reads in sequence; 0: none
-    readahead_bytes_max: int = 64 * MiB  # of all handles together
     kernel_readahead_kib: int = 1024  # set on the mount when we are root; 0: the kernel's own
     request_bytes_max: int = MiB  # one read or write request
     threads: int = 4  # service threads; more are started while all of them wait for servers

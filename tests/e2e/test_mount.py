@@ -233,11 +233,12 @@ def test_sqlite_with_concurrent_writers(root):
 
 @pytest.mark.skipif(not shutil.which("fio"), reason="needs fio")
 @pytest.mark.parametrize("direct", [0, 1])
-def test_fio_verifies_random_writes(root, direct):
+def test_fio_verifies_random_writes(root, tmp_path, direct):
     run(
         "fio", "--name=x", f"--directory={root}", "--rw=randwrite", "--bsrange=4k-1M", "--size=64M", "--verify=crc32c",
         "--ioengine=psync", f"--direct={direct}", "--verify_fatal=1", "--do_verify=1", "--randrepeat=0",
         f"--randseed={int.from_bytes(os.urandom(4), 'little')}",
+        cwd=tmp_path,
     )  # fmt: skip
 
 
