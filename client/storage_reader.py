@@ -49,7 +49,8 @@ class _Request:
     address: Address
     rows: list[int]
     nbytes: int
-    targets: dict[int, int]  # target to bytes asked of it
+    load: int  # as ReplicaChoice counts it
+    targets: set[int]
 
 
 class StorageReader:
@@ -76,25 +77,24 @@ class StorageReader:
 
     def read_one(self, inode: int, index: int, chain_id: int, offset: int, into: Piece, length: int) -> bool:
         """One piece by the shortest way. False: something was unusual, `read` must be asked and will sort it out."""
-        chain = self._routing.current().chains.get(chain_id)
-        if chain is None:
+        routing = self._routing.current()
+        chain = routing.chains.get(chain_id)
+        chosen = self._choice.choose(chain.serving, routing.addresses) if chain is not None else None
+        if chain is None or chosen is None:
             return False
-        serving = chain.serving
-        if not serving:
-            return False
-        target = self._choice.choose(serving)
-        address = self._routing.current().addresses.get(target)
-        if address is None:
-            return False
+        target, address = chosen
         body = _IO.pack(inode, index, chain_id, chain.version, offset, length)
         began_s = self._clock.monotonic_s()
-        self._choice.begin(target, length)
+        load = self._choice.begin(address, length)
         try:
             reply = self._link.call(address, Call(Method.STORAGE_READ, body, (), (into,), self._first_s))
         except FfsError:
-            self._choice.failed(target, length)
+            self._choice.failed(address, load, (target,))
             return False
-        self._choice.end(target, length, self._clock.monotonic_s() - began_s)
+        except BaseException:
+            self._choice.failed(address, load, ())
+            raise
+        self._choice.end(address, load, self._clock.monotonic_s() - began_s)
         if len(reply.body) != _RESULT.size:
             return False
         status, got, _, expected, _ = _RESULT.unpack(reply.body)
@@ -167,18 +167,20 @@ class StorageReader:
                 if not serving:
                     raise error(Code.TARGET_OFFLINE, f"no replica of chain {chain_id} serves now")
                 for lot, nbytes in _lots(members, lengths):
-                    target = self._choice.choose(serving, excluded.get(chain_id, ()))
-                    address = routing.address(target)
+                    chosen = self._choice.choose(serving, routing.addresses, excluded.get(chain_id, ()))
+                    if chosen is None:
+                        raise error(Code.TARGET_OFFLINE, f"no replica of chain {chain_id} has a known address")
+                    target, address = chosen
                     request = open_requests.get(address)
                     if request is None or (
                         request.nbytes + nbytes > REQUEST_BYTES_MAX or len(request.rows) + len(lot) > REQUEST_ITEMS_MAX
                     ):
-                        request = open_requests[address] = _Request(address, [], 0, {})
+                        request = open_requests[address] = _Request(address, [], 0, 0, set())
                         requests.append(request)
-                    self._choice.begin(target, nbytes)
+                    request.load += self._choice.begin(address, nbytes)
                     request.rows.extend(lot)
                     request.nbytes += nbytes
-                    request.targets[target] = request.targets.get(target, 0) + nbytes
+                    request.targets.add(target)
                     for row in lot:
                         versions[row] = chain.version
             except FfsError as exc:
@@ -209,7 +211,12 @@ class StorageReader:
         if len(calls) == 1:
             answers: list[Reply | FfsError] = [self._call_one(*calls[0])]
         else:
-            answers = self._link.call_many(calls)
+            try:
+                answers = self._link.call_many(calls)
+            except BaseException:
+                for request in requests:
+                    self._choice.failed(request.address, request.load, ())
+                raise
         elapsed_s = self._clock.monotonic_s() - began_s
         for request, answer in zip(requests, answers, strict=True):
             failure = answer if isinstance(answer, FfsError) else self._land(request, answer, pieces, lengths, errors)
@@ -219,11 +226,10 @@ class StorageReader:
             for row in refused:
                 excluded.setdefault(int(ios["chain_id"][row]), set()).update(request.targets)
             gone = any(errors[row].reaction is Reaction.REFRESH for row in refused)
-            for target, nbytes in request.targets.items():
-                if gone:
-                    self._choice.failed(target, nbytes)
-                else:
-                    self._choice.end(target, nbytes, elapsed_s)
+            if gone:
+                self._choice.failed(request.address, request.load, request.targets)
+            else:
+                self._choice.end(request.address, request.load, elapsed_s)
 
     def _call_one(self, address: Address, call: Call) -> Reply | FfsError:
         try:
