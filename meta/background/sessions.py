@@ -41,7 +41,7 @@ class SessionReaper:
             await asyncio.sleep(self._interval_s)
 
     async def reap(self) -> int:
-        """One pass; how many sessions were ended. None while mgmtd's list is not complete."""
+        """One pass; how many sessions were ended. Nothing while mgmtd's list is not complete."""
         listed = await self._list_sessions()
         if not listed.complete:
             return 0
@@ -58,14 +58,13 @@ class SessionReaper:
             for key, value in found:
                 session = Session.unpack(value)
                 if session.client_id not in alive and session.opened_ns < oldest:
-                    await self._end(keys.id_of(key), keys.session_of(key), session)
-                    ended += 1
+                    ended += await self._end(keys.id_of(key), keys.session_of(key), session)
             if len(found) < PAGE:
                 return ended
             begin = found[-1][0] + b"\0"
             await asyncio.sleep(0)
 
-    async def _end(self, inode_id: int, session_id: bytes, session: Session) -> None:
+    async def _end(self, inode_id: int, session_id: bytes, session: Session) -> bool:
         request = meta_pb2.CloseRequest(
             caller=common_pb2.Caller(client_id=session.client_id), inode=inode_id, session=session_id
         )
@@ -73,7 +72,12 @@ class SessionReaper:
         def body(op: Op, asked: meta_pb2.CloseRequest) -> meta_pb2.InodeReply:
             return end_session(op, asked, settle=session.write)
 
-        answer = self._runner.mutate(Method.META_CLOSE, request, body)
-        if not isinstance(answer, meta_pb2.InodeReply):
-            await answer
+        try:
+            answer = self._runner.mutate(Method.META_CLOSE, request, body)
+            if not isinstance(answer, meta_pb2.InodeReply):
+                await answer
+        except FfsError as exc:  # storage of this file is away: the next pass tries again, the others go on
+            log.warning("a dead client's session of inode %d waits: %s", inode_id, exc)
+            return False
         log.info("ended a session of inode %d: its client %s is gone", inode_id, session.client_id.hex())
+        return True

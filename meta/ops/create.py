@@ -73,7 +73,7 @@ def make_node(op: Op, request: meta_pb2.MakeNodeRequest) -> meta_pb2.InodeReply:
         raise error(Code.INVALID, f"mode {request.mode:o} is nothing that can be made")
     if request.parents and kind == stat.S_IFDIR:
         return _make_directories(op, request, mode)
-    place = resolve(op.tree, op.who, request.at, follow=False)
+    place = resolve(op.tree, op.who, request.at, entry=True)
     if place.must_be_dir and kind != stat.S_IFDIR and place.inode is None:
         raise error(Code.NO_ENTRY)
     parent = vacant(op, place)
@@ -120,7 +120,7 @@ def symlink(op: Op, request: meta_pb2.SymlinkRequest) -> meta_pb2.InodeReply:
         raise error(Code.NAME_TOO_LONG)
     if b"\0" in request.target:
         raise error(Code.INVALID, "a path holds no NUL byte")
-    place = resolve(op.tree, op.who, request.at, follow=False)
+    place = resolve(op.tree, op.who, request.at, entry=True)
     if place.must_be_dir and place.inode is None:
         raise error(Code.NO_ENTRY)
     parent = vacant(op, place)
@@ -134,7 +134,7 @@ def symlink(op: Op, request: meta_pb2.SymlinkRequest) -> meta_pb2.InodeReply:
 
 def link(op: Op, request: meta_pb2.LinkRequest) -> meta_pb2.InodeReply:
     inode = target(op.tree, op.who, request.old)
-    place = resolve(op.tree, op.who, request.new, follow=False)
+    place = resolve(op.tree, op.who, request.new, entry=True)
     if place.must_be_dir and place.inode is None:
         raise error(Code.NO_ENTRY)
     parent = vacant(op, place)

@@ -22,6 +22,11 @@ from fireflyfs.proto import meta_pb2
 _MASKS = {os.O_RDONLY: READ, os.O_WRONLY: WRITE, os.O_RDWR: READ | WRITE}
 
 
+def only_looks(request: meta_pb2.OpenRequest) -> bool:
+    """Whether this open writes nothing: for reading, without a session."""
+    return not (request.session or request.flags & (os.O_ACCMODE | os.O_CREAT | os.O_TRUNC))
+
+
 def open_file(op: Op, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
     flags = request.flags
     mask = _MASKS.get(flags & os.O_ACCMODE)

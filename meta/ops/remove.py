@@ -14,7 +14,7 @@ RECURSIVE_CHECK_MAX = 4096  # entries looked at before a caller who is not root 
 
 
 def remove(op: Op, request: meta_pb2.RemoveRequest) -> common_pb2.Empty:
-    place = resolve(op.tree, op.who, request.at, follow=False)
+    place = resolve(op.tree, op.who, request.at, entry=True)
     directory = request.kind != meta_pb2.REMOVE_UNLINK
     if place.name == b"." and directory:
         raise error(Code.INVALID)
@@ -26,6 +26,8 @@ def remove(op: Op, request: meta_pb2.RemoveRequest) -> common_pb2.Empty:
     if inode is None:
         raise error(Code.NO_ENTRY)
     require_unlink(parent, inode, op.who)
+    if place.must_be_dir and not inode.is_dir:
+        raise error(Code.NOT_DIRECTORY)
     if request.kind == meta_pb2.REMOVE_UNLINK:
         if inode.is_dir:
             raise error(Code.IS_DIRECTORY)

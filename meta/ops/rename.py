@@ -23,8 +23,8 @@ def rename(op: Op, request: meta_pb2.RenameRequest) -> common_pb2.Empty:
     if flags & ~(NOREPLACE | EXCHANGE) or flags == NOREPLACE | EXCHANGE:
         raise error(Code.INVALID, f"rename flags {flags}")
     tree, who = op.tree, op.who
-    old = resolve(tree, who, request.old, follow=False)
-    new = resolve(tree, who, request.new, follow=False)
+    old = resolve(tree, who, request.old, entry=True)
+    new = resolve(tree, who, request.new, entry=True)
     if old.parent is None or new.parent is None or {old.name, new.name} & {b".", b".."}:
         raise error(Code.BUSY)
     inode, other = old.inode, new.inode
@@ -38,7 +38,7 @@ def rename(op: Op, request: meta_pb2.RenameRequest) -> common_pb2.Empty:
     goal = source if new.parent.id == source.id else new.parent
     if other is None:
         check_new_name(new.name)
-    if new.must_be_dir and not inode.is_dir:
+    if (old.must_be_dir or new.must_be_dir) and not inode.is_dir:
         raise error(Code.NOT_DIRECTORY)
     _check_cycles(tree, source, inode, goal, other, exchange=bool(flags & EXCHANGE))
     require_unlink(source, inode, who)

@@ -24,11 +24,13 @@ class Place:
     must_be_dir: bool = False  # a trailing slash
 
 
-def resolve(tree: Tree, who: Who, at: meta_pb2.PathAt, *, follow: bool | None = None) -> Place:
+def resolve(tree: Tree, who: Who, at: meta_pb2.PathAt, *, follow: bool | None = None, entry: bool = False) -> Place:
     """Walk `at`, checking execute permission on every directory that is searched.
 
-    The last component may be missing; everything before it may not. Raises NO_ENTRY, NOT_DIRECTORY, ACCESS_DENIED,
-    LINK_LOOP, NAME_TOO_LONG, INVALID, STALE_HANDLE (the starting inode is gone).
+    `entry`: the name itself is meant, as in unlink and mkdir: a link at the end is never followed, not even before a
+    slash, and the caller checks `must_be_dir`. The last component may be missing; everything before it may not.
+    Raises NO_ENTRY, NOT_DIRECTORY, ACCESS_DENIED, LINK_LOOP, NAME_TOO_LONG, INVALID, STALE_HANDLE (the starting inode
+    is gone).
     """
     path = at.path
     if not path:
@@ -40,7 +42,7 @@ def resolve(tree: Tree, who: Who, at: meta_pb2.PathAt, *, follow: bool | None = 
     if not names:
         return Place(None, b"", current, True)
     last = at.follow if follow is None else follow
-    return _walk(tree, who, current, names, trailing, last, 0)
+    return _walk(tree, who, current, names, trailing, last and not entry, entry)
 
 
 def target(tree: Tree, who: Who, at: meta_pb2.PathAt, *, follow: bool | None = None) -> Inode:
@@ -58,8 +60,8 @@ def _start(tree: Tree, inode_id: int) -> Inode:
     return inode
 
 
-def _walk(tree: Tree, who: Who, current: Inode, names: list[bytes], trailing: bool, follow: bool, depth: int) -> Place:
-    place = 0
+def _walk(tree: Tree, who: Who, current: Inode, names: list[bytes], trailing: bool, follow: bool, entry: bool) -> Place:
+    place = depth = 0
     while True:
         if not current.is_dir:
             raise error(Code.NOT_DIRECTORY)
@@ -77,7 +79,7 @@ def _walk(tree: Tree, who: Who, current: Inode, names: list[bytes], trailing: bo
             if not final:
                 raise error(Code.NO_ENTRY)
             return Place(current, name, None, trailing)
-        if child.is_link and (not final or follow or trailing):
+        if child.is_link and (not final or follow or (trailing and not entry)):
             depth += 1
             if depth > SYMLINK_DEPTH_MAX:
                 raise error(Code.LINK_LOOP)
@@ -91,7 +93,7 @@ def _walk(tree: Tree, who: Who, current: Inode, names: list[bytes], trailing: bo
                 return Place(None, b"", current, True)
             continue
         if final:
-            if trailing and not child.is_dir:
+            if trailing and not child.is_dir and not entry:
                 raise error(Code.NOT_DIRECTORY)
             return Place(current, name, child, trailing)
         current = child

@@ -51,6 +51,8 @@ class MetaHandlers:
         return self._query(request, query.real_path)
 
     def open(self, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply | Awaitable[meta_pb2.OpenReply]:
+        if files.only_looks(request):
+            return self._query(request, files.open_file)
         return self._mutate(Method.META_OPEN, request, files.open_file)
 
     def close(self, request: meta_pb2.CloseRequest) -> InodeAnswer:

@@ -266,6 +266,22 @@ def test_sessions_of_dead_clients_end_with_the_length_that_storage_knows(meta: A
     assert meta.records(b"S") == 0
 
 
+def test_storage_that_is_away_holds_up_only_the_sessions_that_need_it(meta: Any, unavailable: FfsError) -> None:
+    meta.create(b"f", session=ONE)
+    meta.open(b"f", os.O_RDONLY, session=TWO)
+
+    async def nobody() -> mgmtd_pb2.ListSessionsReply:
+        return mgmtd_pb2.ListSessionsReply(complete=True)
+
+    reaper = SessionReaper(meta.parts.runner, nobody)
+    meta.clock.advance(GRACE_NS / 1e9 + 1)
+    meta.storage.fail = unavailable
+    assert meta.wait(reaper.reap()) == 1
+    assert meta.records(b"S") == 1
+    meta.storage.fail = None
+    assert meta.wait(reaper.reap()) == 1
+
+
 def test_a_session_too_young_is_not_reaped(meta: Any) -> None:
     meta.create(b"f", session=ONE)
 

@@ -301,3 +301,27 @@ def test_open_errno(meta: Any, flags: int) -> None:
     assert meta.code(lambda: meta.open(b"none")) is Code.NO_ENTRY
     assert meta.code(lambda: meta.open(b"file", os.O_DIRECTORY)) is Code.NOT_DIRECTORY
     assert not meta.open(b"dir", os.O_DIRECTORY).created
+
+
+def test_a_slash_after_a_link_does_not_lead_removal_to_its_target(meta: Any) -> None:
+    meta.mkdir(b"dir")
+    meta.symlink(b"link", b"dir")
+    meta.symlink(b"dangling", b"none")
+    meta.create(b"file")
+    assert meta.code(lambda: meta.rmdir(b"link/")) is Code.NOT_DIRECTORY
+    assert meta.code(lambda: meta.remove(b"link/")) is Code.NOT_DIRECTORY
+    assert meta.code(lambda: meta.remove(b"file/")) is Code.NOT_DIRECTORY
+    assert meta.code(lambda: meta.remove(b"link/", meta_pb2.REMOVE_RECURSIVE)) is Code.NOT_DIRECTORY
+    assert meta.code(lambda: meta.rename(b"link/", b"other")) is Code.NOT_DIRECTORY
+    assert meta.code(lambda: meta.rename(b"file", b"link/")) is Code.NOT_DIRECTORY
+    assert meta.code(lambda: meta.mkdir(b"dangling/")) is Code.EXISTS
+    assert meta.code(lambda: meta.mkdir(b"file/")) is Code.EXISTS
+    meta.rename(b"dir/", b"moved/")
+    assert meta.names() == [b"dangling", b"file", b"link", b"moved"]
+
+
+def test_opening_to_read_without_a_session_writes_nothing(meta: Any) -> None:
+    meta.create(b"file")
+    before = meta.records(b"O")
+    assert meta.open(b"file").inode == meta.stat(b"file")
+    assert meta.records(b"O") == before
