@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fireflyfs.common.clock import Clock, SystemClock
-from fireflyfs.common.errors import FfsError
 from fireflyfs.common.kv.interface import KvEngine
 from fireflyfs.common.kv.memory import MemoryKv
 from fireflyfs.common.kv.rocksdb import RocksKv
 from fireflyfs.common.net.control import ControlServer
+from fireflyfs.mgmtd.background.ticking import tick_forever
 from fireflyfs.mgmtd.core.specs import ConfigParser
 from fireflyfs.mgmtd.manager import Manager
 from fireflyfs.mgmtd.service import MgmtdService
@@ -98,7 +98,7 @@ class MgmtdServer:
 
     async def start(self) -> None:
         await self._control.start()
-        self._ticker = asyncio.create_task(self._tick())
+        self._ticker = asyncio.create_task(tick_forever(self.manager, self._clock, self._config.tick_interval_s))
         log.info("mgmtd of cluster %s listens on %s", self.manager.cluster.cluster_id, self.address)
 
     async def stop(self) -> None:
@@ -108,19 +108,6 @@ class MgmtdServer:
         await self._control.stop()
         await self.manager.close()
         self._engine.close()
-
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(self._config.tick_interval_s)
-            now_s = self._clock.monotonic_s()
-            for session in self.manager.leases.expire(now_s):
-                log.info("the lease of client %s on %s ran out", session.client_id.hex(), session.hostname)
-            try:
-                await self.manager.change(lambda: self.manager.cluster.tick(self._clock.monotonic_s()))
-            except FfsError as exc:
-                log.error("mgmtd cannot take its next step: %s", exc)
-            except Exception:
-                log.exception("mgmtd's step failed; the next one tries again")
 
 
 async def serve(config: MgmtdConfig, stop: asyncio.Event) -> None:

@@ -17,6 +17,7 @@ from fireflyfs.proto.common_pb2 import NODE_TYPE_STORAGE
 
 WORKERS_MAX = 256
 NODE_TARGETS_MAX = 4096
+_LOCAL = {int(local): local for local in Local if local is not Local.UNKNOWN}
 
 
 class Cluster(ClusterState):
@@ -89,26 +90,19 @@ class Cluster(ClusterState):
                     f"target {target.target_id} belongs to node {target.node_id}, but node {node.node_id} reports it"
                 )
                 continue
+            local = target.local
             moved = target.worker != request.worker
             if moved:
                 if self.worker_alive(target.node_id, target.worker):
                     continue  # two workers claim it: the one that holds it stays
-                target = replace(target, worker=request.worker, local=Local.OFFLINE)
-                draft.touch(target.target_id)
-            target = replace(
-                target,
-                path=report.path or target.path,
-                capacity_bytes=report.capacity_bytes,
-                free_bytes=report.free_bytes,
-                used_bytes=report.used_bytes,
-            )
+                local = Local.OFFLINE
             chain_id = self.chain_of.get(target.target_id)
             chain = self.chains[chain_id] if chain_id is not None else None
             if chain is None or (not restarted and not moved and report.chain_version >= chain.version):
-                local = Local(report.local_state) if report.local_state else Local.OFFLINE
-                target = replace(target, local=local)
+                local = _LOCAL.get(report.local_state, Local.OFFLINE)
+            if local is not target.local or moved:
                 draft.touch(target.target_id)
-            draft.target(target)
+            draft.target(_reported(target, request.worker, local, report))
         for target in self.targets_of(node.node_id, request.worker):
             if target.target_id not in reported:  # it is not served any more
                 draft.lose_target(target.target_id, "its worker does not report it")
@@ -195,3 +189,26 @@ class Cluster(ClusterState):
             draft.target(replace(old, path=path))
         draft.step(draft.touched)
         return draft.changes
+
+
+def _reported(target: TargetRecord, worker: int, local: Local, report: mgmtd_pb2.TargetReport) -> TargetRecord:
+    """`target` with what its worker says; itself when that is no news, which is so nearly always."""
+    path = report.path or target.path
+    if (
+        target.worker == worker
+        and target.local is local
+        and target.free_bytes == report.free_bytes
+        and target.used_bytes == report.used_bytes
+        and target.capacity_bytes == report.capacity_bytes
+        and target.path == path
+    ):
+        return target
+    return replace(
+        target,
+        worker=worker,
+        path=path,
+        local=local,
+        capacity_bytes=report.capacity_bytes,
+        free_bytes=report.free_bytes,
+        used_bytes=report.used_bytes,
+    )

@@ -30,7 +30,7 @@ class Draft:
 
     def target(self, target: TargetRecord) -> None:
         old = self._cluster.targets.get(target.target_id)
-        if old == target:
+        if old is target or old == target:
             self.changes.targets.pop(target.target_id, None)
         elif old is not None and target.target_id not in self.changes.targets and _only_space(old, target):
             # Not worth a version: kept here, told with the next change or in a full answer.
