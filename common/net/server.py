@@ -38,7 +38,7 @@ HANDSHAKE_S_MAX: Final = 10.0
 IDLE_S_MAX: Final = 900.0  # a connection without requests
 STALL_S_MAX: Final = 60.0  # a peer that does not take its answers, or stops inside a frame
 SWEEP_S: Final = 2.0
-QUEUED_BYTES_MAX: Final = 16 * MiB  # answers that the peer has not taken: it is not read until it has
+QUEUED_BYTES_MAX: Final = 2 * MiB  # answers that the peer has not taken: it is not read until it has
 SOCKET_BUFFER_BYTES: Final = 4 * MiB
 BACKLOG: Final = 512
 

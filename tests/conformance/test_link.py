@@ -368,3 +368,21 @@ def test_falls_back_to_tcp_when_the_path_does_not_open(link, served) -> None:
     assert bytes(link.call(address, Call(ECHO, b"x")).body) == b"x"
     elsewhere = Address(served.address.tcp, served.address.unix, "another host")
     assert bytes(link.call(elsewhere, Call(ECHO, b"y")).body) == b"y"
+
+
+def test_a_forked_child_opens_connections_of_its_own(served) -> None:
+    """A data loader forks its workers: parent and child must not share a socket."""
+    link = BlockingPool(Identity("test"))
+    into = memoryview(bytearray(MiB))
+    assert list(link.call(served.address, Call(FILL, b"", into=[into])).pushed) == [MiB]
+    child = os.fork()
+    if child == 0:
+        try:
+            reply = link.call(served.address, Call(FILL, b"", into=[into], deadline_s=5))
+            os._exit(0 if list(reply.pushed) == [MiB] and into[0] == 1 else 1)
+        except BaseException:
+            os._exit(2)
+    for turn in range(20):
+        assert bytes(link.call(served.address, Call(ECHO, b"%d" % turn)).body) == b"%d" % turn
+    assert os.waitpid(child, 0)[1] == 0
+    link.close()
