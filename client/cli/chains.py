@@ -9,12 +9,6 @@ from fireflyfs.client.cli.settings import Settings, pass_settings
 from fireflyfs.client.cli.table_file import ChainRow, check_chains
 from fireflyfs.proto import mgmtd_pb2
 
-_KINDS = {
-    "add": mgmtd_pb2.UPDATE_CHAIN_ADD,
-    "remove": mgmtd_pb2.UPDATE_CHAIN_REMOVE,
-    "rotate": mgmtd_pb2.UPDATE_CHAIN_ROTATE,
-}
-
 
 @click.group()
 def chains() -> None:
@@ -51,29 +45,46 @@ def update() -> None:
     """Change the members of a chain, one at a time."""
 
 
-def _updater(kind: str, text: str) -> None:
-    @update.command(kind, help=text)
-    @click.argument("chain_id", type=click.IntRange(1))
-    @click.argument("target_id", type=click.IntRange(1))
-    @pass_settings
-    def command(settings: Settings, chain_id: int, target_id: int) -> None:
-        with connect.mgmtd(settings) as client:
-            after = client.update_chain(
-                mgmtd_pb2.UpdateChainRequest(
-                    cluster_id=client.cluster_id, chain_id=chain_id, target_id=target_id, kind=_KINDS[kind]
-                )
+@update.command("add")
+@click.argument("chain_id", type=click.IntRange(1))
+@click.argument("target_id", type=click.IntRange(1))
+@pass_settings
+def add(settings: Settings, chain_id: int, target_id: int) -> None:
+    """Add a target at the end of a chain; it is brought up to date there."""
+    _update(settings, chain_id, target_id, mgmtd_pb2.UPDATE_CHAIN_ADD)
+
+
+@update.command("remove")
+@click.argument("chain_id", type=click.IntRange(1))
+@click.argument("target_id", type=click.IntRange(1))
+@pass_settings
+def remove(settings: Settings, chain_id: int, target_id: int) -> None:
+    """Take a target out of a chain. Refused where acknowledged writes would be lost."""
+    _update(settings, chain_id, target_id, mgmtd_pb2.UPDATE_CHAIN_REMOVE)
+
+
+@update.command("rotate")
+@click.argument("chain_id", type=click.IntRange(1))
+@pass_settings
+def rotate(settings: Settings, chain_id: int) -> None:
+    """Take a step back to the preferred order, whose first target leads; all replicas must serve."""
+    _update(settings, chain_id, 0, mgmtd_pb2.UPDATE_CHAIN_ROTATE)
+
+
+def _update(settings: Settings, chain_id: int, target_id: int, kind: mgmtd_pb2.UpdateChainKind) -> None:
+    with connect.mgmtd(settings) as client:
+        connect.routing_of(client).chain(chain_id)  # says at once that there is none: a client would ask again
+        after = client.update_chain(
+            mgmtd_pb2.UpdateChainRequest(
+                cluster_id=client.cluster_id, chain_id=chain_id, target_id=target_id, kind=kind
             )
-        members = [{"target": one.target_id, "state": views.public_state(one.state)} for one in after.targets]
-        text = ", ".join(f"{one['target']} {one['state']}" for one in members)
-        output.done(
-            settings,
-            f"chain {chain_id} is at version {after.chain_version}: {text}",
-            chain=chain_id,
-            version=after.chain_version,
-            targets=members,
         )
-
-
-_updater("add", "Add a target at the end of a chain; it is brought up to date there.")
-_updater("remove", "Remove a target that does not serve from a chain.")
-_updater("rotate", "Move a target that is offline from the head to the end of its chain.")
+    members = [{"target": one.target_id, "state": views.public_state(one.state)} for one in after.targets]
+    text = ", ".join(f"{one['target']} {one['state']}" for one in members)
+    output.done(
+        settings,
+        f"chain {chain_id} is at version {after.chain_version}: {text}",
+        chain=chain_id,
+        version=after.chain_version,
+        targets=members,
+    )

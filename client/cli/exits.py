@@ -96,7 +96,8 @@ def report(exc: BaseException, *, verbose: bool = False) -> int:
             pass
         return code
     if isinstance(exc, KeyboardInterrupt | click.Abort):
-        print("ffs: interrupted", file=sys.stderr)
+        # On a terminal the cursor stands behind ^C.
+        print("\n" if sys.stderr.isatty() else "", "ffs: interrupted", sep="", file=sys.stderr)
         return code
     if isinstance(exc, click.UsageError):
         exc.show()

@@ -69,6 +69,14 @@ class App(click.Group):
             with formatter.section(title):
                 formatter.write_dl([(name, text) for name, (_, _, text) in section.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (BrokenPipeError, KeyboardInterrupt) as exc:  # click has an end of its own for these
+            from fireflyfs.client.cli.exits import report
+
+            raise click.exceptions.Exit(report(exc)) from exc
+
     def main(
         self,
         args: Sequence[str] | None = None,

@@ -56,6 +56,8 @@ def parse_json(text: str, source: str) -> TableFile:
         raise error(Code.CONFIG, f"{source} is not valid JSON: {exc}") from exc
     if isinstance(data, list):
         data = {"chains": data}
+    if not isinstance(data, dict):
+        raise error(Code.CONFIG, f"{source} has no `chains`")
     unknown = sorted(set(data) - {"chains", "description", "table_id"})
     if unknown:
         raise error(Code.CONFIG, f"{source}: unknown key {unknown[0]}; known: chains, description, table_id")

@@ -49,6 +49,7 @@ def test_files_read_back(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("{", "not valid JSON"),
+        ("0", "no `chains`"),
         ('{"chains": 3}', "must be a list"),
         ('{"chain": []}', "unknown key chain"),
         ('{"chains": [{"chain_id": 1}]}', "chains[0]"),

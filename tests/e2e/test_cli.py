@@ -1,0 +1,290 @@
+"""The command line against a real local cluster: what people type, what scripts parse, how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fireflyfs.client.cli import exits
+from fireflyfs.deploy.local import ClusterSpec, LocalCluster
+
+pytestmark = pytest.mark.e2e
+
+COMMAND_S = 120
+Ffs = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def command(root: Path, *arguments: object) -> list[str]:
+    return [sys.executable, "-P", "-m", "fireflyfs.client.cli.main", "--root", str(root), *map(str, arguments)]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    local = LocalCluster(tmp_path_factory.mktemp("cli"))
+    local.create(ClusterSpec(replicas=3))
+    local.up()
+    yield local
+    local.down()
+
+
+@pytest.fixture(scope="module")
+def ffs(cluster: LocalCluster) -> Ffs:
+    """Run a command; its exit code must be `code`, and what fails says so in one line (usage errors in a few)."""
+
+    def run(*arguments: object, code: int = exits.OK) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command(cluster.root, *arguments), capture_output=True, text=True, timeout=COMMAND_S, check=False
+        )
+        assert done.returncode == code, (
+            f"ffs {arguments}: {done.returncode}\n{done.stdout[-1500:]}{done.stderr[-1500:]}"
+        )
+        assert "Traceback" not in done.stderr
+        if code not in (exits.OK, exits.USAGE):
+            assert done.stderr.strip(), "it failed without a word"
+        return done
+
+    return run
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    rng = random.Random(3)
+    top = tmp_path / "tree"
+    (top / "sub" / "deep").mkdir(parents=True)
+    for number in range(30):
+        path = top / rng.choice(["sub", "sub/deep"]) / f"f{number}"
+        path.write_bytes(rng.randbytes(rng.choice([0, 1, 4096, 70_000])))
+        path.chmod(rng.choice([0o600, 0o644, 0o755]))
+    (top / "large").write_bytes(rng.randbytes(9_000_001))
+    (top / "link").symlink_to("sub/f0")
+    (top / "twin").hardlink_to(top / "large")
+    with open(top / "sparse", "wb") as file:
+        file.truncate(40 << 20)
+        file.seek(30 << 20)
+        file.write(b"end of a hole")
+    (top / "sub").chmod(0o750)
+    os.utime(top / "sub", ns=(10**18, 10**18 + 7))
+    return top
+
+
+def described(top: Path) -> dict[str, tuple[object, ...]]:
+    seen: dict[str, tuple[object, ...]] = {}
+    for path in [top, *top.rglob("*")]:
+        info = path.lstat()
+        content: object = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        seen[str(path.relative_to(top))] = (info.st_mode, info.st_uid, info.st_mtime_ns, content)
+    return seen
+
+
+JSON_COMMANDS = [
+    ("status",),
+    ("nodes", "list"),
+    ("targets", "list"),
+    ("chains", "list"),
+    ("chain-tables", "list"),
+    ("config", "list"),
+    ("config", "get", "storage"),
+    ("sessions", "list"),
+    ("space",),
+    ("space", "--targets"),
+    ("ls", "-R", "/"),
+    ("stat", "/"),
+    ("mkdir", "-p", "/json/a"),
+    ("mv", "/json/a", "/json/b"),
+    ("rm", "-r", "/json"),
+    ("bench", "--size", "4", "--files", "10", "--seconds", "0.1"),
+    ("up",),
+]
+
+
+@pytest.mark.parametrize("arguments", JSON_COMMANDS, ids=" ".join)
+def test_json_parses_and_the_table_is_readable(ffs: Ffs, arguments: tuple[str, ...]) -> None:
+    json.loads(ffs("--json", *arguments).stdout)
+    if arguments[0] not in ("mv", "rm"):
+        ffs(*arguments)
+
+
+def test_status_says_healthy(ffs: Ffs) -> None:
+    facts = json.loads(ffs("--json", "status", "--wait", "30").stdout)
+    assert facts["healthy"]
+    assert facts["replicas"] == facts["replicas_serving"] == 3 * facts["chains"]
+    assert {process["state"] for process in facts["processes"]} == {"up"}
+    text = ffs("status").stdout
+    assert "healthy" in text
+    assert "storage-3" in text
+
+
+def test_a_tree_goes_in_and_comes_out_the_same(ffs: Ffs, tree: Path, tmp_path: Path) -> None:
+    before = described(tree)
+    ffs("put", "-r", tree, "/roundtrip")
+    facts = json.loads(ffs("--json", "get", "-r", "/roundtrip", tmp_path / "back").stdout)
+    assert facts["failed"] == 0
+    assert described(tmp_path / "back") == before
+    assert (tmp_path / "back/twin").stat().st_ino == (tmp_path / "back/large").stat().st_ino
+    assert (tmp_path / "back/sparse").stat().st_blocks * 512 < 4 << 20
+    ffs("put", "-r", tree, "/roundtrip/again", "/roundtrip", code=exits.NOT_FOUND)  # no such local file
+    ffs("rm", "-r", "/roundtrip")
+    ffs("stat", "/roundtrip", code=exits.NOT_FOUND)
+
+
+def test_files(ffs: Ffs, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"one\n")
+    ffs("mkdir", "/files", "--mode", "750")
+    ffs("put", tmp_path / "x", "/files")
+    ffs("put", tmp_path / "x", "/files/name with spaces\nand a newline")
+    assert ffs("cat", "/files/x", "/files/x").stdout == "one\none\n"
+    assert ffs("ls", "/files").stdout.splitlines()[-1] == "x"
+    assert "drwxr-x---" in ffs("ls", "-l", "/").stdout
+    row = json.loads(ffs("--json", "stat", "/files/x").stdout)[0]
+    assert row["size"] == 4
+    assert row["chains"]
+    ffs("mv", "-n", "/files/x", "/files/name with spaces\nand a newline", code=exits.REFUSED)
+    ffs("mv", "/files/x", "/files/y")
+    ffs("rm", "/files/x", code=exits.NOT_FOUND)
+    ffs("rm", "-f", "/files/x")
+    ffs("rm", "/files", code=exits.USAGE)
+    ffs("rm", "-r", "/", code=exits.USAGE)
+    ffs("mkdir", "/files", code=exits.REFUSED)
+    ffs("cat", "/files", code=exits.REFUSED)
+    ffs("rm", "-r", "/files")
+
+
+def test_a_reader_that_leaves_is_no_error_text(cluster: LocalCluster, ffs: Ffs, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(20 << 20))
+    ffs("put", tmp_path / "large", "/pipe")
+    with subprocess.Popen(
+        command(cluster.root, "cat", "/pipe"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == exits.BROKEN_PIPE
+
+
+def test_an_interrupt_ends_in_one_line(cluster: LocalCluster) -> None:
+    process = subprocess.Popen(command(cluster.root, "bench", "--seconds", "60"), stderr=subprocess.PIPE, text=True)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == exits.INTERRUPTED
+    assert said == "ffs: interrupted\n"
+
+
+def test_configuration_versions(ffs: Ffs, tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("")
+    first = json.loads(ffs("--json", "config", "set", "client", file, "--description", "why").stdout)
+    ffs("config", "set", "client", file, "--if-version", first["version"] + 7, code=exits.REFUSED)
+    row = json.loads(ffs("--json", "config", "list", "client").stdout)[-1]
+    assert (row["version"], row["description"]) == (first["version"], "why")
+    file.write_text("not = [toml")
+    assert "not valid TOML" in ffs("config", "set", "client", file, code=exits.USAGE).stderr
+
+
+def test_nodes_are_disabled_and_come_back(ffs: Ffs) -> None:
+    ffs("nodes", "disable", 3)
+    node = next(row for row in json.loads(ffs("--json", "nodes", "list").stdout) if row["node"] == 3)
+    assert node["state"] == "disabled"
+    ffs("nodes", "enable", 3)
+    ffs("status", "--wait", "60")
+    ffs("nodes", "disable", 77, code=exits.NOT_FOUND)
+    ffs("nodes", "unregister", 1, "--yes", code=exits.REFUSED)
+
+
+def test_mount_and_umount(cluster: LocalCluster, ffs: Ffs, tmp_path: Path) -> None:
+    point = tmp_path / "a mount"
+    ffs("mount", point)
+    try:
+        (point / "seen").write_text("both ways")
+        assert ffs("cat", "/seen").stdout == "both ways"
+        assert str(point) in ffs("status").stdout
+        ffs("mount", point)  # it is there already
+        with open(point / "seen"):
+            assert "in use" in ffs("umount", point, code=exits.REFUSED).stderr
+    finally:
+        ffs("umount", point)
+    assert not os.path.ismount(point)
+    ffs("umount", point, code=exits.REFUSED)
+    (point / "in the way").touch()
+    assert "not empty" in ffs("mount", point, code=exits.REFUSED).stderr
+    (point / "in the way").unlink()
+    ffs("mount", "--read-only", point)
+    try:
+        assert (point / "seen").read_text() == "both ways"
+        with pytest.raises(OSError, match="Read-only"):
+            (point / "other").touch()
+    finally:
+        ffs("umount", point)
+
+
+def test_a_mount_that_died_is_mounted_again(ffs: Ffs, tmp_path: Path) -> None:
+    point = tmp_path / "dead"
+    ffs("mount", point)
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"mount\0{point}".encode() in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+    time.sleep(0.5)
+    ffs("mount", point)
+    assert os.path.ismount(point)
+    ffs("umount", point)
+
+
+def test_without_a_cluster(tmp_path: Path) -> None:
+    for arguments, code in (
+        (("status",), exits.UNREACHABLE),
+        (("ls",), exits.UNREACHABLE),
+        (("down",), exits.NOT_FOUND),
+        (("--mgmtd", "127.0.0.1:1", "nodes", "list"), exits.UNREACHABLE),
+    ):
+        done = subprocess.run(
+            command(tmp_path / "none", *arguments), capture_output=True, text=True, timeout=COMMAND_S, check=False
+        )
+        assert done.returncode == code, done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert "Traceback" not in done.stderr
+
+
+def test_down_and_up_keep_the_data(ffs: Ffs, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(os.urandom(3_000_000))
+    ffs("put", "--sync", tmp_path / "kept", "/kept")
+    ffs("down")
+    ffs("status", code=exits.UNREACHABLE)
+    ffs("down")
+    ffs("up")
+    ffs("get", "/kept", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "kept").read_bytes()
+
+
+def test_chains_are_made_of_new_targets(ffs: Ffs, tmp_path: Path) -> None:
+    # The last test: no worker serves these targets, so from here on the cluster is degraded.
+    tables = json.loads(ffs("--json", "chain-tables", "list").stdout)
+    targets = {3001 + 90: 3, 2001 + 90: 2}
+    for target, node in targets.items():
+        ffs("targets", "create", target, "--node", node, "--path", tmp_path / str(target), "--format")
+    out = tmp_path / "table.csv"
+    ffs("chain-tables", "generate", "--replicas", "2", "--output", out)
+    ffs("chain-tables", "upload", 9, out, "--dry-run")
+    ffs("chain-tables", "upload", 9, out)
+    ffs("chain-tables", "upload", 9, out)  # an upload that was cut off is repeated as it is
+    now = json.loads(ffs("--json", "chain-tables", "list").stdout)
+    assert [row["table"] for row in now] == [*(row["table"] for row in tables), 9]
+    assert now[-1]["replicas"] == 2
+    chain = now[-1]["chains"][0]
+    ffs("chains", "update", "rotate", chain, code=exits.REFUSED)  # its targets do not serve
+    ffs("chains", "update", "remove", chain, 1, code=exits.REFUSED)
+    ffs("chains", "update", "rotate", 1)
+    ffs("chains", "update", "rotate", 4711, code=exits.NOT_FOUND)
+    ffs("chains", "list", "--unhealthy")
