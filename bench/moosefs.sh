@@ -42,7 +42,7 @@ X
   done
   sleep 3
   $NS mfsmount $D/mnt -H $IP -P 19421 -o allow_other
-  sleep 2; mfssetgoal -r $G $D/mnt >/dev/null; df -h $D/mnt | tail -1
+  sleep 2; $NS mfssetgoal -r $G $D/mnt >/dev/null; df -h $D/mnt | tail -1
 else
   fusermount3 -u $D/mnt || umount -l $D/mnt || true
   for c in $D/cs*.cfg; do $NS mfschunkserver -c $c stop || true; done

@@ -48,9 +48,11 @@ def fireflyfs(base: Path) -> Iterator[Path]:
 def moosefs(base: Path) -> Iterator[Path]:
     folder = base / "moosefs"
     with open(base / "moosefs.log", "ab") as log:
-        subprocess.run([HERE / "moosefs.sh", "start", folder], check=True, stdout=log, stderr=log)
         try:
+            subprocess.run([HERE / "moosefs.sh", "start", folder], check=True, stdout=log, stderr=log)
             yield folder / "mnt"
+        except subprocess.CalledProcessError:
+            sys.exit(f"MooseFS does not start:\n{(base / 'moosefs.log').read_text()[-1500:]}")
         finally:
             subprocess.run([HERE / "moosefs.sh", "stop", folder], check=False, stdout=log, stderr=log)
 

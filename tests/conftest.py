@@ -27,6 +27,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     skipped = len(reporter.stats.get("skipped", ()))
     if skipped and session.exitstatus == 0:
         session.exitstatus = 1
+        reporter.ensure_newline()
         reporter.write_line(
             f"{skipped} tests were skipped and {NO_SKIPS} is set: this machine lacks something that they need "
             "(the reasons are below). To accept that: make test FFS_ALLOW_SKIPS=1",
