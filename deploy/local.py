@@ -32,6 +32,7 @@ READY_TIMEOUT_S = 60.0
 STOP_GRACE_S = 25.0  # a storage node waits for its workers
 LOCK_TIMEOUT_S = 120.0
 POLL_S = 0.05
+PORT_GRACE_S = 2.0
 CHAIN_TABLE = 1
 
 __all__ = ["ClusterSpec", "LocalCluster", "ProcessStatus"]
@@ -175,11 +176,10 @@ class LocalCluster:
         """The plan, with another port where someone took one meanwhile; configurations and targets made from it."""
         plan = self.plan()
         down = [name for name in self.names() if not self._process(name).pid()]
-        taken = {
-            key
-            for key, port in plan.ports.items()
-            if key.partition("_")[0] in down and not planning.port_is_free(plan.spec.host, port)
-        }
+        # The threads of a process that was killed may hold its sockets for a moment after it is gone.
+        deadline_s = time.monotonic() + PORT_GRACE_S
+        while (taken := _taken_ports(plan, down)) and time.monotonic() < deadline_s:
+            time.sleep(POLL_S)
         if taken & {"mgmtd_grpc"} and len(down) < len(self.names()):
             raise error(
                 Code.CONFIG, f"port {plan.ports['mgmtd_grpc']} of mgmtd is taken by another program while others run"
@@ -314,6 +314,15 @@ class LocalCluster:
     @staticmethod
     def _current(client: MgmtdClient) -> Routing:
         return apply_delta(Routing(), client.routing())
+
+
+def _taken_ports(plan: Plan, down: list[str]) -> set[str]:
+    """Which ports of processes that do not run are held by someone."""
+    return {
+        key
+        for key, port in plan.ports.items()
+        if key.partition("_")[0] in down and not planning.port_is_free(plan.spec.host, port)
+    }
 
 
 def _node_id(name: str) -> int:
