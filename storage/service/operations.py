@@ -65,6 +65,7 @@ class StorageService:
     async def read_chunk(self, request: storage_pb2.ReadChunkRequest) -> storage_pb2.ReadChunkReply:
         if request.length > min(CHUNK_BYTES_MAX, GRPC_MESSAGE_BYTES_MAX - 1024):
             raise error(Code.TOO_LARGE, f"a read of {request.length} bytes")
+        await self._replicas.catch_up(request.chain_id, request.chain_version)
         self._replicas.check_fence()
         local = self.reader.admit(request.chain_id, request.chain_version)
         data = bytearray(request.length)
@@ -85,7 +86,7 @@ class StorageService:
         return storage_pb2.WriteChunkReply(version=result.version, length=result.length)
 
     async def truncate_chunk(self, request: storage_pb2.TruncateChunkRequest) -> storage_pb2.TruncateChunkReply:
-        local = self._head(request.chain_id, request.chain_version)
+        local = await self._head(request.chain_id, request.chain_version)
         state = await local.call(local.engine.stat, _key(request.chunk))
         if state is None:
             return storage_pb2.TruncateChunkReply()
@@ -96,7 +97,7 @@ class StorageService:
 
     async def remove_chunks(self, request: storage_pb2.RemoveChunksRequest) -> storage_pb2.RemoveChunksReply:
         where = request.range
-        local = self._head(where.chain_id, where.chain_version)
+        local = await self._head(where.chain_id, where.chain_version)
         limit = min(request.limit or UPDATE_ITEMS_MAX, UPDATE_ITEMS_MAX)
         states = await local.call(local.engine.scan_inode, where.inode, where.begin, where.end, limit + 1)
         more = len(states) > limit
@@ -128,7 +129,7 @@ class StorageService:
 
     async def _last_chunk(self, where: storage_pb2.ChunkRange) -> storage_pb2.LastChunk:
         try:
-            local = self._head(where.chain_id, where.chain_version)
+            local = await self._head(where.chain_id, where.chain_version)
             # The head commits last: what it has not committed yet, nobody was told of.
             last = await local.call(local.engine.last_chunk, where.inode, where.begin, where.end)
         except FfsError as exc:
@@ -233,6 +234,7 @@ class StorageService:
     # Recovery, at the SYNCING successor
 
     async def sync_start(self, request: storage_pb2.SyncStartRequest) -> storage_pb2.SyncStartReply:
+        await self._replicas.catch_up(request.chain_id, request.chain_version)
         local = self._syncing(request.chain_id, request.chain_version)
         after = _key(request.after) if request.HasField("after") else None
         limit = min(request.limit or PAGE_MAX, PAGE_MAX)
@@ -240,6 +242,7 @@ class StorageService:
         return storage_pb2.SyncStartReply(chunks=map(_state_message, states), more=len(states) == limit)
 
     async def sync_done(self, request: storage_pb2.SyncDoneRequest) -> storage_pb2.SyncDoneReply:
+        await self._replicas.catch_up(request.chain_id, request.chain_version)
         local = self._syncing(request.chain_id, request.chain_version)
         # What was fsynced on the other replicas before this one came must be on its disk before it counts as one.
         await local.call(local.engine.sync)
@@ -257,7 +260,8 @@ class StorageService:
             raise error(Code.TARGET_OFFLINE, f"target {local.target_id} is not syncing")
         return local
 
-    def _head(self, chain_id: int, chain_version: int) -> LocalTarget:
+    async def _head(self, chain_id: int, chain_version: int) -> LocalTarget:
+        await self._replicas.catch_up(chain_id, chain_version)
         self._replicas.check_fence()
         local = self._replicas.local(chain_id)
         chain = local.chain

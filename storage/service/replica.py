@@ -34,6 +34,7 @@ FORWARDED_UPDATES_MAX = 1024
 FORWARDED_UPDATE_BYTES_MAX = 192 << 20
 # Below this much free space an update is stored here before it is forwarded: it could still be refused.
 HEADROOM_BYTES = 512 << 20
+CATCH_UP_MAX_S = 0.5  # for routing that a sender of a request has heard of before this worker
 
 
 class LocalTarget:
@@ -212,6 +213,25 @@ class Replicas:
             await asyncio.wait_for(self._changed.wait(), timeout_s)
         except TimeoutError:
             pass
+
+    async def catch_up(self, chain_id: int, chain_version: int) -> None:
+        """Return once routing here knows the chain in the version that a request names, or after `CATCH_UP_MAX_S`.
+
+        mgmtd tells everybody at the same moment, so a client may name a version that reaches this worker only now.
+        """
+        if not self._behind(chain_id, chain_version):
+            return
+        self.count("requests_ahead_of_routing")
+        try:
+            async with asyncio.timeout(CATCH_UP_MAX_S):
+                while self._behind(chain_id, chain_version):
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    def _behind(self, chain_id: int, chain_version: int) -> bool:
+        chain = self.routing.chains.get(chain_id)
+        return chain is None or chain.version < chain_version
 
     def fenced(self) -> bool:
         return fence.is_fenced(self.clock.monotonic_s(), self.last_heartbeat_s(), self.fence_s)

@@ -46,6 +46,7 @@ class Updater:
 
     async def run(self, request: UpdateRequest, deadline_s: float, *, from_client: bool) -> list[Result]:
         """One result for each item, in order. Raises FfsError when the request as a whole is refused."""
+        await self._replicas.catch_up(request.chain_id, request.chain_version)
         local = self._replicas.local(request.chain_id)
         self._admit(local, request, from_client)
         bad = await self._verify(local, request)

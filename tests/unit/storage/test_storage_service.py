@@ -87,6 +87,40 @@ def test_the_head_alone_takes_writes_and_only_at_the_exact_chain_version(
     run(scenario)
 
 
+def test_a_request_that_is_ahead_of_routing_waits_for_it(make_cluster: MakeCluster, write_item: MakeItem) -> None:
+    """mgmtd tells clients and servers at the same moment: whoever hears first must not be refused for it."""
+
+    async def scenario() -> None:
+        cluster = make_cluster(2)
+        service = cluster.servers[10].service
+        newer = cluster.version + 1
+        chunk = storage_pb2.ChunkId(inode=7, index=0)
+        data = b"early"
+        write = storage_pb2.WriteChunkRequest(
+            chain_id=1, chain_version=newer, chunk=chunk, chunk_size=4096, data=data, crc32c=crc32c_module.crc32c(data)
+        )
+        last = storage_pb2.QueryLastChunkRequest(
+            ranges=[storage_pb2.ChunkRange(chain_id=1, chain_version=newer, inode=7)]
+        )
+        early = [
+            asyncio.ensure_future(cluster.update(10, [write_item(1, b"x")], writer(1), version=newer)),
+            asyncio.ensure_future(service.write_chunk(write)),
+            asyncio.ensure_future(service.query_last_chunk(last)),
+        ]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not any(request.done() for request in early)
+        cluster.publish((10, Public.SERVING), (20, Public.SERVING))
+        updated, written, found = await asyncio.gather(*early)
+        assert ([result.code for result in updated], written.length) == ([Code.OK], len(data))
+        assert found.results[0].status == Code.OK
+        read = storage_pb2.ReadChunkRequest(chain_id=1, chain_version=newer, chunk=chunk, length=10)
+        assert (await service.read_chunk(read)).data == data
+        cluster.close()
+
+    run(scenario)
+
+
 def test_damaged_data_is_refused_chunk_by_chunk(make_cluster: MakeCluster, write_item: MakeItem) -> None:
     async def scenario() -> None:
         cluster = make_cluster(2)
