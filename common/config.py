@@ -41,6 +41,22 @@ def parse(schema: type[C], text: str, *, source: str = "configuration") -> C:
     return typing.cast(C, value)
 
 
+def check(schema: type[Any], text: str, *, source: str = "configuration") -> None:
+    """Check TOML `text` that sets some keys of `schema`: what it leaves out comes from elsewhere.
+
+    Raises CONFIG with every unknown key and every value of a wrong type; where nothing of `schema` is missing, also
+    with what the values say about each other.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise error(Code.CONFIG, f"{source} is not valid TOML: {exc}") from exc
+    problems: list[str] = []
+    _build(schema, data, "", problems, partial=True)
+    if problems:
+        raise error(Code.CONFIG, f"{source}: " + "; ".join(problems))
+
+
 def dump(config: Any) -> str:
     """`config` (a dataclass instance) as TOML that `parse` reads back."""
     lines: list[str] = []
@@ -48,7 +64,8 @@ def dump(config: Any) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
-def _build(schema: type[Any], data: dict[str, Any], prefix: str, problems: list[str]) -> Any:
+def _build(schema: type[Any], data: dict[str, Any], prefix: str, problems: list[str], *, partial: bool = False) -> Any:
+    """`partial`: keys without a default may be missing at this level; then no value is made."""
     hints = typing.get_type_hints(schema)
     fields = {field.name: field for field in dataclasses.fields(schema)}
     values: dict[str, Any] = {}
@@ -59,11 +76,14 @@ def _build(schema: type[Any], data: dict[str, Any], prefix: str, problems: list[
             problems.append(f"unknown key {prefix}{key}{hint}")
             continue
         values[key] = _convert(hints[key], raw, prefix + key, problems)
-    for name, field in fields.items():
-        missing = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if missing and name not in data:
-            problems.append(f"missing key {prefix}{name}")
-    if problems:
+    missing = [
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and name not in data
+    ]
+    if not partial:
+        problems += [f"missing key {prefix}{name}" for name in missing]
+    if problems or missing:
         return None
     try:
         return schema(**values)

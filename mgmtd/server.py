@@ -110,9 +110,11 @@ class MgmtdServer:
         self._engine.close()
 
 
-async def serve(config: MgmtdConfig, stop: asyncio.Event) -> None:
-    """Run mgmtd until `stop` is set."""
-    server = MgmtdServer(config)
+async def serve(
+    config: MgmtdConfig, stop: asyncio.Event, *, config_parsers: Mapping[int, ConfigParser] | None = None
+) -> None:
+    """Run mgmtd until `stop` is set. `config_parsers` check what operators set for each node type."""
+    server = MgmtdServer(config, config_parsers=config_parsers)
     try:
         await server.start()
         await stop.wait()

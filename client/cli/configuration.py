@@ -20,7 +20,7 @@ _TYPE = click.Choice(list(views.NODE_TYPES))
 
 @click.group()
 def config() -> None:
-    """Configuration per node type: get, set, list. The servers take a new version up while they run."""
+    """Configuration per node type: get, set, list. mgmtd keeps versions of it; servers start from their own files."""
 
 
 @config.command("get")

@@ -12,19 +12,15 @@ from typing import Any
 
 import click
 
+from fireflyfs.client.cli import schemas
 from fireflyfs.common import config as configuration
 
-# The server module of each role and the name of its configuration. Imported when run: a role loads only its own code.
-ROLES = {
-    "mgmtd": ("fireflyfs.mgmtd.server", "MgmtdConfig"),
-    "meta": ("fireflyfs.meta.server", "MetaConfig"),
-    "storage": ("fireflyfs.storage.server", "StorageConfig"),
-}
+ROLES = ("mgmtd", "meta", "storage")
 SUPERVISOR_LOG_ENV = "FFS_SUPERVISOR_LOG"
 
 
 @click.command()
-@click.argument("role", type=click.Choice(list(ROLES)))
+@click.argument("role", type=click.Choice(ROLES))
 @click.option("--config", "config_path", type=click.Path(path_type=Path), required=True, help="Its TOML file.")
 @click.option("--worker", type=click.IntRange(0), help="Storage: run this worker alone, without the supervisor.")
 @click.option("--check", is_flag=True, help="Read the configuration, say what is wrong with it, and stop.")
@@ -41,9 +37,8 @@ def run(role: str, config_path: Path, worker: int | None, check: bool, log_file:
     """
     if worker is not None and role != "storage":
         raise click.UsageError("--worker is for storage only")
-    module_name, schema_name = ROLES[role]
-    module = importlib.import_module(module_name)
-    config: Any = configuration.load(getattr(module, schema_name), config_path)
+    module = importlib.import_module(schemas.SCHEMAS[role][0])  # a role loads only its own code
+    config: Any = configuration.load(schemas.schema(role), config_path)
     if worker is not None and worker >= len(config.workers):
         raise click.UsageError(f"{config_path} has {len(config.workers)} workers, there is no worker {worker}")
     if check:
@@ -52,8 +47,11 @@ def run(role: str, config_path: Path, worker: int | None, check: bool, log_file:
     from fireflyfs.client.cli.logs import set_up
 
     set_up(_log_file(log_file, worker), log_level)
-    if role != "storage":
-        start: Callable[[asyncio.Event], Awaitable[None]] = lambda stop: module.serve(config, stop)  # noqa: E731
+    start: Callable[[asyncio.Event], Awaitable[None]]
+    if role == "mgmtd":
+        start = lambda stop: module.serve(config, stop, config_parsers=schemas.config_parsers())  # noqa: E731
+    elif role == "meta":
+        start = lambda stop: module.serve(config, stop)  # noqa: E731
     elif worker is None:
         start = lambda stop: module.serve_node(config, stop)  # noqa: E731
     else:
