@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +15,18 @@ from fireflyfs.deploy.local import ClusterSpec, LocalCluster
 CAPACITY_BYTES = 4 * GiB  # of each target; tests share a disk
 
 ClusterFactory = Callable[..., LocalCluster]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Real clusters of one run must not run side by side: on two cores they would time each other out."""
+    base = tmp_path_factory.getbasetemp()
+    with (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base).joinpath("e2e.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pytest.fail("two workers run tests of tests/e2e: see pytest_xdist_make_scheduler in tests/conftest.py")
+        yield
 
 
 @pytest.fixture(scope="session")
