@@ -26,6 +26,7 @@ CALL_DEADLINE_S = 5.0
 PATIENCE_S = 10.0
 PAUSE_FIRST_S = 0.05
 PAUSE_MAX_S = 1.0
+_FINAL = (Code.NO_CHAIN,)  # others refresh routing and ask again; mgmtd is where routing comes from
 SERVICE = mgmtd_pb2.DESCRIPTOR.services_by_name["Mgmtd"]
 
 M = TypeVar("M", bound=Message)
@@ -153,7 +154,7 @@ class MgmtdClient:
                 exc = _as_away(failure, self._closed)
                 # Whoever does not wait here must find the next address on its next call.
                 self._place = (place + 1) % len(self._addresses) if _elsewhere(exc) else place
-                if self._closed or not patient or (exc.code is Code.TIMEOUT and not repeatable):
+                if self._closed or not patient or exc.code in _FINAL or (exc.code is Code.TIMEOUT and not repeatable):
                     raise exc from failure
                 step = retry.after(exc)
             time.sleep(step.pause_s)
@@ -273,7 +274,7 @@ class AsyncMgmtdClient:
                 exc = _as_away(failure, self._closed)
                 # Whoever does not wait here must find the next address on its next call.
                 self._place = (place + 1) % len(self._addresses) if _elsewhere(exc) else place
-                if self._closed or not patient or (exc.code is Code.TIMEOUT and not repeatable):
+                if self._closed or not patient or exc.code in _FINAL or (exc.code is Code.TIMEOUT and not repeatable):
                     raise exc from failure
                 step = retry.after(exc)
             await asyncio.sleep(step.pause_s)

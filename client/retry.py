@@ -10,10 +10,12 @@ import random
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fireflyfs.client.routing import ChainNotInRouting
 from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, FfsError, Reaction, error
 
 AT_ONCE_MAX = 2  # attempts at another replica, or with refreshed routing, before pausing
+UNKNOWN_CHAIN_S_MAX = 5.0  # for routing that has the chain: longer than a new version needs to reach everybody
 DAMAGED_MAX = 12  # answers of damaged data in one operation: by then every replica was asked several times
 
 
@@ -38,7 +40,17 @@ class Step(NamedTuple):
 class Retry:
     """Attempts of one operation. Not shared between threads."""
 
-    __slots__ = ("_at_once", "_attempts", "_clock", "_damaged", "_end_s", "_pause_s", "_policy", "_random")
+    __slots__ = (
+        "_at_once",
+        "_attempts",
+        "_clock",
+        "_damaged",
+        "_end_s",
+        "_pause_s",
+        "_policy",
+        "_random",
+        "_unknown_since_s",
+    )
 
     def __init__(self, policy: RetryPolicy, clock: Clock, rng: random.Random) -> None:
         self._policy = policy
@@ -49,6 +61,7 @@ class Retry:
         self._attempts = 0
         self._at_once = 0
         self._damaged = 0
+        self._unknown_since_s: float | None = None  # when routing was first found to lack the chain
 
     @property
     def attempts(self) -> int:
@@ -63,7 +76,8 @@ class Retry:
     def after(self, exc: FfsError, *, replicas_left: bool = False) -> Step:
         """What to do after `exc`. `replicas_left`: the same question can go to a replica that did not fail yet.
 
-        Raises `exc` where asking again is useless, and TIMEOUT that names `exc` when the time is up.
+        Raises `exc` where asking again is useless, or when routing does not get the chain within a while, and TIMEOUT
+        that names `exc` when the time is up.
         """
         self._attempts += 1
         reaction = exc.reaction
@@ -73,7 +87,15 @@ class Retry:
             self._damaged += 1
             if self._damaged > DAMAGED_MAX:
                 raise exc
-        left = self._end_s - self._clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
+        if isinstance(exc, ChainNotInRouting):
+            if self._unknown_since_s is None:
+                self._unknown_since_s = now_s
+            elif now_s - self._unknown_since_s >= UNKNOWN_CHAIN_S_MAX:
+                raise exc  # whatever the deadline: a mount would wait for ever
+        else:
+            self._unknown_since_s = None
+        left = self._end_s - now_s
         if left <= 0:
             raise error(
                 Code.TIMEOUT,

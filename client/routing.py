@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fireflyfs.common.errors import Code, error
+from fireflyfs.common.errors import Code, RefreshRouting, error
 from fireflyfs.common.net.api import Address
 from fireflyfs.proto import mgmtd_pb2
 from fireflyfs.proto.common_pb2 import NODE_TYPE_META, Endpoint
 
 SERVING = mgmtd_pb2.PUBLIC_SERVING
 SYNCING = mgmtd_pb2.PUBLIC_SYNCING
+
+
+class ChainNotInRouting(RefreshRouting):
+    """NO_CHAIN by this process's own routing: newer routing may have the chain, but nothing else will help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +56,14 @@ class Routing:
     endpoints: dict[int, Endpoint] = field(default_factory=dict)  # target id to all doors of its worker
 
     def chain(self, chain_id: int) -> Chain:
-        """Raises NO_CHAIN."""
+        """Raises ChainNotInRouting (NO_CHAIN), and UNAVAILABLE while there is no routing at all."""
         try:
             return self.chains[chain_id]
         except KeyError:
-            raise error(Code.NO_CHAIN, f"chain {chain_id} is not in routing version {self.version}") from None
+            if not self.version:
+                raise error(Code.UNAVAILABLE, "no routing is known yet") from None
+            text = f"chain {chain_id} is not in routing version {self.version}"
+            raise ChainNotInRouting(Code.NO_CHAIN, text) from None
 
     def address(self, target_id: int) -> Address:
         """Raises TARGET_OFFLINE when the target's worker never said where it listens."""

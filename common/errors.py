@@ -163,9 +163,14 @@ class FfsError(Exception):
     def reaction(self) -> Reaction:
         return MEANINGS[self.code].reaction
 
+    @property
+    def _says_what_is_invalid(self) -> bool:
+        """EINVAL alone tells a user nothing, of all codes."""
+        return self.code is Code.INVALID and self.message != "invalid"
+
     def to_oserror(self, path: str | bytes | None = None) -> OSError:
         """The same as what Python's own file functions raise."""
-        text = os.strerror(self.errno) if self.code < 1000 else self.message
+        text = os.strerror(self.errno) if self.code < 1000 and not self._says_what_is_invalid else self.message
         return OSError(self.errno, text, path) if path is not None else OSError(self.errno, text)
 
 

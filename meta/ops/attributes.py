@@ -91,4 +91,6 @@ def _set_layout(op: Op, inode: Inode, asked: LayoutRule) -> None:
         inode.chains = op.choose_chains(rule.chain_table, rule.stripe_size, inode.id)
     elif not inode.is_dir:
         raise error(Code.INVALID, "only files and directories have a layout")
+    elif asked.chain_table:
+        op.choose_chains(rule.chain_table, 1, inode.id)  # files could not be made in it
     inode.chunk_size, inode.stripe_size, inode.chain_table = rule.chunk_size, rule.stripe_size, rule.chain_table

@@ -49,6 +49,8 @@ def new_inode(op: Op, parent: Inode, mode: int, *, layout: LayoutRule | None = N
         inode.chunk_size, inode.stripe_size, inode.chain_table = rule.chunk_size, rule.stripe_size, rule.chain_table
         if inode.is_file:
             inode.chains = op.choose_chains(rule.chain_table, rule.stripe_size, inode.id)
+        elif layout is not None and layout.chain_table:
+            op.choose_chains(rule.chain_table, 1, inode.id)  # files could not be made in it
     if inode.is_dir:
         inode.nlink = 2
         inode.parent = parent.id

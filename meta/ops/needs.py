@@ -1,6 +1,6 @@
 """What an operation must know or have done before its transaction can go on: raised, seen to, and run again.
 
-Neither is an error that a client ever sees.
+None of them is an error that a client ever sees.
 """
 
 from __future__ import annotations
@@ -22,3 +22,10 @@ class AskStorage(Exception):
     """The length must be asked of storage; `inode` is as the transaction saw it."""
 
     inode: Inode
+
+
+@dataclass(slots=True)
+class AskRouting(Exception):
+    """A chain table is not in routing as of this version: a newer one may have it."""
+
+    version: int

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fireflyfs.client.routing import Routing
 from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.kv.interface import KvEngine
 from fireflyfs.meta.background.garbage import GarbageCollector
 from fireflyfs.meta.background.trims import Trimmer
 from fireflyfs.meta.core.layout import LayoutRule, choose_chains
+from fireflyfs.meta.ops.needs import AskRouting
 from fireflyfs.meta.service.handlers import MetaHandlers
 from fireflyfs.meta.service.runner import GroupSync, Runner
 from fireflyfs.meta.service.space import Space
 from fireflyfs.meta.service.storage import ChunkStore, RoutingNow
 from fireflyfs.meta.store.format import prepare
 from fireflyfs.meta.store.ids import InodeIds
+
+TABLES_SHOWN_MAX = 16
+UNKNOWN_TABLE_WAIT_S = 1.0  # for news of a chain table that somebody names; mgmtd tells everybody within moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +42,13 @@ class ChainChooser:
         self._routing = routing
         self._version = -1
         self._usable: dict[int, tuple[int, ...]] = {}
+        self._confirmed = -1  # the version that nothing newer came after when a table was missing in it
 
     def __call__(self, table_id: int, stripe_size: int, inode_id: int) -> tuple[int, ...]:
-        """Raises NO_CHAIN when the table is unknown or empty."""
+        """Raises NO_CHAIN while the cluster has no chain tables at all: it is being set up, and waiting helps.
+
+        Raises AskRouting for a table that is not in routing, and INVALID once that routing is known to be the newest.
+        """
         routing = self._routing.current()
         if routing.version != self._version:
             self._usable.clear()
@@ -48,11 +57,25 @@ class ChainChooser:
         if usable is None:
             table = routing.chain_tables.get(table_id)
             if table is None or not table.chains:
-                raise error(Code.NO_CHAIN, f"chain table {table_id} has no chains in routing {routing.version}")
+                self._refuse(table_id, routing)
+                raise AskRouting(routing.version)
             # Chains that nobody serves now are left out, unless that leaves nothing: then files wait for them.
             serving = [number for number in table.chains if number in routing.chains and routing.chain(number).serving]
             usable = self._usable[table_id] = tuple(serving or table.chains)
         return choose_chains(usable, stripe_size, inode_id)
+
+    def _refuse(self, table_id: int, routing: Routing) -> None:
+        if not routing.chain_tables:
+            raise error(Code.NO_CHAIN, f"no chain table is known in routing version {routing.version}")
+        if routing.version == self._confirmed:
+            known = ", ".join(str(number) for number in sorted(routing.chain_tables)[:TABLES_SHOWN_MAX])
+            raise error(Code.INVALID, f"there is no chain table {table_id}; known in this cluster: {known}")
+
+    async def confirm(self, version: int) -> None:
+        """Wait a moment for routing newer than `version`; without any, that version's word counts."""
+        newest = await self._routing.wait_newer(version, UNKNOWN_TABLE_WAIT_S)
+        if newest.version == version:
+            self._confirmed = version
 
 
 def assemble(
@@ -69,7 +92,8 @@ def assemble(
     """`root`: uid, gid and mode of the root directory if this is the first start; `layout`: what it hands down."""
     uid, gid, mode = root
     prepare(engine, clock.unix_ns(), uid=uid, gid=gid, mode=mode, layout=layout)
-    runner = Runner(engine, clock, InodeIds(engine), ChainChooser(routing), storage)
+    chooser = ChainChooser(routing)
+    runner = Runner(engine, clock, InodeIds(engine), chooser, storage, confirm_routing=chooser.confirm)
     trimmer = Trimmer(runner)
     runner.trims = trimmer
     collector = GarbageCollector(runner, at_once=garbage_at_once, files_per_s=garbage_files_per_s)

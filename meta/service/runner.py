@@ -22,7 +22,7 @@ from fireflyfs.meta.core.keys import ID_BYTES
 from fireflyfs.meta.core.permission import Who
 from fireflyfs.meta.core.records import Outcome
 from fireflyfs.meta.ops.context import ChooseChains, Op
-from fireflyfs.meta.ops.needs import AskStorage, TrimFirst
+from fireflyfs.meta.ops.needs import AskRouting, AskStorage, TrimFirst
 from fireflyfs.meta.ops.reply import layout_of
 from fireflyfs.meta.service.storage import ChunkStore
 from fireflyfs.meta.store import outcomes
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Message)
 Body = Callable[[Op, Any], R]
+Need = TrimFirst | AskStorage | AskRouting
+NEEDS = (TrimFirst, AskStorage, AskRouting)
 
 
 class Trims(Protocol):
@@ -56,8 +58,16 @@ class Runner:
     trims: Trims
 
     def __init__(
-        self, engine: KvEngine, clock: Clock, ids: InodeIds, choose_chains: ChooseChains, storage: ChunkStore
+        self,
+        engine: KvEngine,
+        clock: Clock,
+        ids: InodeIds,
+        choose_chains: ChooseChains,
+        storage: ChunkStore,
+        *,
+        confirm_routing: Callable[[int], Awaitable[None]],
     ) -> None:
+        """`confirm_routing` waits a moment for routing newer than a version that lacks what `choose_chains` needs."""
         self.engine = engine
         self.clock = clock
         self.storage = storage
@@ -66,6 +76,7 @@ class Runner:
         self.commits = 0  # grows with every mutation; says whether there is something to sync
         self._ids = ids
         self._choose_chains = choose_chains
+        self._confirm_routing = confirm_routing
 
     def query(self, request: Any, body: Body[R]) -> R:
         """A read-only operation on one snapshot."""
@@ -75,31 +86,34 @@ class Runner:
     def mutate(self, method: Method, request: Any, body: Body[R]) -> R | Awaitable[R]:
         try:
             reply, op = self._attempt(method, request, body, {})
-        except (TrimFirst, AskStorage) as need:
+        except NEEDS as need:
             return self._mutate_slowly(method, request, body, need)
         except FfsError as exc:
             self._record_failure(method, request, exc)
             raise
         return self._trimmed(reply, op.trims) if op.trims else reply
 
-    async def _mutate_slowly(self, method: Method, request: Any, body: Body[R], need: TrimFirst | AskStorage) -> R:
+    async def _mutate_slowly(self, method: Method, request: Any, body: Body[R], need: Need) -> R:
         learned: dict[int, tuple[int, int]] = {}
         for _ in range(NEEDS_MAX):
             await self._satisfy(need, learned)
             try:
                 reply, op = self._attempt(method, request, body, learned)
-            except (TrimFirst, AskStorage) as again:
+            except NEEDS as again:
                 need = again
                 continue
             except FfsError as exc:
                 self._record_failure(method, request, exc)
                 raise
             return await self._trimmed(reply, op.trims)
-        raise error(Code.OVERLOADED, "the file's length changes all the time")
+        raise error(Code.OVERLOADED, "the file's length, or routing, changes all the time")
 
-    async def _satisfy(self, need: TrimFirst | AskStorage, learned: dict[int, tuple[int, int]]) -> None:
+    async def _satisfy(self, need: Need, learned: dict[int, tuple[int, int]]) -> None:
         if isinstance(need, TrimFirst):
             await self.trims.finish(need.inode_id)
+            return
+        if isinstance(need, AskRouting):
+            await self._confirm_routing(need.version)
             return
         inode = need.inode
         last = await self.storage.query_last_chunk(inode.id, layout_of(inode))

@@ -15,6 +15,9 @@ class RoutingNow(Protocol):
 
     def current(self) -> Routing: ...
 
+    async def wait_newer(self, version: int, timeout_s: float) -> Routing:
+        """The routing once it is newer than `version`, or the current one after `timeout_s`."""
+
 
 class LastChunk(Protocol):
     """The highest chunk of a file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fireflyfs.client.routing import Routing, apply_delta
-from fireflyfs.common.errors import Code, GiveUp
+from fireflyfs.common.errors import Code, GiveUp, RefreshRouting
 from fireflyfs.proto import common_pb2, mgmtd_pb2
 
 
@@ -51,6 +51,9 @@ def test_removed_entries_go() -> None:
     assert not routing.addresses
     with pytest.raises(Exception, match="chain 7 is not in routing version 6"):
         routing.chain(7)
+    with pytest.raises(RefreshRouting, match="no routing is known yet") as caught:
+        Routing().chain(7)
+    assert caught.value.code is Code.UNAVAILABLE
 
 
 def test_successor_skips_what_is_not_live() -> None:

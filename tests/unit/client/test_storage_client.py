@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import threading
@@ -202,6 +203,20 @@ def test_everything_down_ends_at_the_deadline(cluster: FakeCluster) -> None:
     with pytest.raises(FfsError):
         client.read_into(file, 0, memoryview(bytearray(5)))
     assert cluster.clock.monotonic_s() - began < 13
+
+
+def test_a_chain_that_does_not_exist_is_named_soon(cluster: FakeCluster) -> None:
+    client, file = cluster.client(RetryPolicy(deadline_s=math.inf)), make_file(cluster, chains=(77,))
+    for attempt in (
+        lambda: client.write_from(file, 0, memoryview(b"hello")),
+        lambda: client.read_into(file, 0, memoryview(bytearray(5))),
+        lambda: client.query_last(file),
+    ):
+        began = cluster.clock.monotonic_s()
+        with pytest.raises(FfsError, match="chain 77 is not in routing") as caught:
+            attempt()
+        assert caught.value.code is Code.NO_CHAIN
+        assert cluster.clock.monotonic_s() - began < 10
 
 
 def test_a_request_that_makes_no_sense_is_not_repeated(cluster: FakeCluster) -> None:

@@ -84,11 +84,14 @@ class FixedRouting:
         chains = {number: Chain(number, 1, ((number, mgmtd_pb2.PUBLIC_SERVING),)) for number in (1, 2, 3)}
         table = mgmtd_pb2.ChainTableInfo(table_id=1, version=1, chains=[1, 2, 3])
         self.routing = Routing(version=1, chains=chains, chain_tables={1: table})
+        self.next: Routing | None = None  # what comes when somebody waits for it
 
     def current(self) -> Routing:
         return self.routing
 
     async def wait_newer(self, version: int, timeout_s: float) -> Routing:
+        if self.next is not None:
+            self.routing, self.next = self.next, None
         return self.routing
 
 
@@ -98,11 +101,12 @@ class Service:
     def __init__(self, kv: MemoryKv, storage: FakeStorage, clock: ManualClock) -> None:
         self.kv, self.storage, self.clock = kv, storage, clock
         self.loop = asyncio.new_event_loop()
+        self.routing = FixedRouting()
         self.parts: MetaParts = assemble(
             kv,
             clock,
             storage,
-            FixedRouting(),
+            self.routing,
             root=(0, 0, 0o755),
             layout=LayoutRule(CHUNK, 2, 1),
         )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 from typing import Any
 
 import pytest
 
-from fireflyfs.common.errors import Code
+from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.limits import LINKS_MAX
-from fireflyfs.proto import common_pb2, meta_pb2
+from fireflyfs.proto import common_pb2, meta_pb2, mgmtd_pb2
 
 
 def test_root_exists_and_create_stat_remove(meta: Any) -> None:
@@ -273,9 +274,39 @@ def test_layouts_are_inherited_and_can_be_set(meta: Any) -> None:
     assert (inode.layout.chunk_size, len(inode.layout.chains)) == (1 << 20, 3)
     assert meta.code(lambda: meta.set_attr(b"wide/sub/f", layout=layout)) is Code.BUSY
     assert meta.code(lambda: meta.set_attr(b"wide", layout=common_pb2.Layout(chunk_size=3))) is Code.INVALID
-    gone = common_pb2.Layout(chain_table=9)
-    meta.set_attr(b"wide", layout=gone)
-    assert meta.code(lambda: meta.create(b"wide/g")) is Code.NO_CHAIN
+
+
+def test_unknown_chain_tables_are_refused(meta: Any) -> None:
+    unknown = common_pb2.Layout(chain_table=9)
+    meta.mkdir(b"dir")
+
+    def make_directory() -> Any:
+        at = meta_pb2.PathAt(dir=1, path=b"other")
+        return meta.call("make_node", meta_pb2.MakeNodeRequest(at=at, mode=stat.S_IFDIR, layout=unknown))
+
+    def make_file() -> Any:
+        at = meta_pb2.PathAt(dir=1, path=b"file")
+        return meta.call("open", meta_pb2.OpenRequest(at=at, flags=os.O_CREAT | os.O_WRONLY, layout=unknown))
+
+    for attempt in (make_directory, make_file, lambda: meta.set_attr(b"dir", layout=unknown)):
+        with pytest.raises(FfsError, match="no chain table 9; known in this cluster: 1") as caught:
+            attempt()
+        assert caught.value.code is Code.INVALID
+    assert meta.names() == [b"dir"]
+
+
+def test_a_chain_table_that_arrives_meanwhile_is_used(meta: Any) -> None:
+    source = meta.routing
+    tables = {9: mgmtd_pb2.ChainTableInfo(table_id=9, version=1, chains=[2])}
+    source.next = dataclasses.replace(source.routing, version=2, chain_tables=source.routing.chain_tables | tables)
+    meta.mkdir(b"dir")
+    meta.set_attr(b"dir", layout=common_pb2.Layout(chain_table=9))
+    assert meta.create(b"dir/f").layout.chains == [2]
+
+
+def test_without_any_chain_table_clients_come_again(meta: Any) -> None:
+    meta.routing.routing = dataclasses.replace(meta.routing.routing, version=2, chain_tables={})
+    assert meta.code(lambda: meta.create(b"f")) is Code.NO_CHAIN
 
 
 def test_statfs(meta: Any) -> None:

@@ -75,6 +75,10 @@ def test_nodes_targets_chains_and_tables() -> None:
         assert (
             await refused(client.update_chain(pb.UpdateChainRequest(chain_id=1, target_id=3, kind=1))) is Code.INVALID
         )
+        began_s = time.monotonic()
+        missing = client.update_chain(pb.UpdateChainRequest(chain_id=77, target_id=100, kind=1))
+        assert await refused(missing) is Code.NO_CHAIN
+        assert time.monotonic() - began_s < 1.5  # not asked again until patience (2 s) is out
         info = await client.set_node_disabled(pb.SetNodeDisabledRequest(node_id=1, disabled=True))
         assert info.disabled
 
