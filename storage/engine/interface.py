@@ -102,7 +102,7 @@ class LastChunk(NamedTuple):
 
 
 class WouldBlock(Exception):
-    """`read(..., nowait=True)` would have waited for the disk; nothing was placed."""
+    """A call with `nowait` would have waited for the disk or for a thread, or worked for long; nothing was changed."""
 
 
 class ChunkEngine(Protocol):
@@ -118,17 +118,18 @@ class ChunkEngine(Protocol):
         Raises CHUNK_NOT_FOUND, CHECKSUM, and WouldBlock.
         """
 
-    def apply(self, updates: Sequence[Update]) -> list[Version]:
+    def apply(self, updates: Sequence[Update], *, nowait: bool = False) -> list[Version]:
         """Store each as the chunk's pending version, replacing a pending one. All or nothing for each chunk.
 
         The updates are of distinct chunks. On an error for one, raises; chunks before it in order may be applied
-        (applying again is harmless).
+        (applying again is harmless). With `nowait`, raises WouldBlock instead of reading the disk or copying much.
         """
 
-    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int) -> None:
+    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int, *, nowait: bool = False) -> None:
         """Make pending version `n` of each (key, n) the committed one, stamped with `chain_version`.
 
         A version already committed is no error (its chain version is raised); another pending version is INVALID.
+        With `nowait`, raises WouldBlock instead of waiting.
         """
 
     def last_chunk(self, inode: int, begin: int, end: int) -> LastChunk | None:

@@ -15,7 +15,7 @@ from fireflyfs.common.limits import CHUNK_BYTES_MAX, CHUNK_EXTENTS_MAX, KiB
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.engine.blocks import BlockStore
 from fireflyfs.storage.engine.crc import combine, combine_units, crc32c, patch, unit_crcs
-from fireflyfs.storage.engine.interface import Extent, Update
+from fireflyfs.storage.engine.interface import Extent, Update, WouldBlock
 from fireflyfs.storage.engine.reader import VerifiedReader
 from fireflyfs.storage.engine.record import (
     BLOCK_SHIFT_MIN,
@@ -30,6 +30,7 @@ from fireflyfs.storage.engine.record import (
 DELTA_UPDATE_BYTES_MAX = 64 * KiB  # of one update; larger ones copy the chunk
 DELTA_CHUNK_BYTES_MAX = 256 * KiB  # waiting over one chunk; beyond, the next overwrite copies the chunk
 DELTA_CHUNK_REFS_MAX = 64
+NOWAIT_COPY_BYTES_MAX = 128 * KiB  # a larger chunk is copied only where the caller has time
 
 Part = tuple[int, memoryview]  # (offset in the chunk, bytes)
 
@@ -69,8 +70,19 @@ class Stager:
         self._next_delta_id = next_delta_id
         self.counters = dict.fromkeys(("append", "delta", "copy", "block_bytes", "delta_bytes"), 0)
 
-    def stage(self, update: Update, committed: Record | None, pending: Record | None, deltas_allowed: bool) -> Staged:
-        """The record that update makes of the committed one. Raises INVALID, NO_SPACE, DISK_FAILED, Mismatch."""
+    def stage(
+        self,
+        update: Update,
+        committed: Record | None,
+        pending: Record | None,
+        deltas_allowed: bool,
+        *,
+        nowait: bool = False,
+    ) -> Staged:
+        """The record that update makes of the committed one. Raises INVALID, NO_SPACE, DISK_FAILED, Mismatch.
+
+        With `nowait`, raises WouldBlock instead of reading the disk or copying more than NOWAIT_COPY_BYTES_MAX.
+        """
         kind = update.kind
         if committed is not None and committed.chunk_size != update.chunk_size and kind == UpdateKind.WRITE:
             raise error(
@@ -80,17 +92,21 @@ class Stager:
             return self._metadata_only(update, None, 0, FLAG_REMOVED)
         if kind == UpdateKind.TRUNCATE:
             assert committed is not None
+            if nowait:
+                raise WouldBlock
             return self._truncate(update, committed)
         if kind == UpdateKind.REPLACE:
-            return self._copy(update, None, update.length)
+            return self._copy(update, None, update.length, nowait)
         ends = [extent.offset + len(extent.data) for extent in update.extents if len(extent.data)]
         if committed is None:
-            return self._copy(update, None, max(ends, default=0))
+            return self._copy(update, None, max(ends, default=0), nowait)
         length = max([committed.length, *ends])
         if length == committed.length and not ends:
             return self._metadata_only(update, committed, length, 0)
-        in_place = self._in_place(update, committed, pending, length, deltas_allowed)
-        return in_place or self._copy(update, committed, length)
+        if nowait and length - committed.length > NOWAIT_COPY_BYTES_MAX:
+            raise WouldBlock  # a few bytes far beyond the end bring many zeros
+        in_place = self._in_place(update, committed, pending, length, deltas_allowed, nowait)
+        return in_place or self._copy(update, committed, length, nowait)
 
     def _record(self, update: Update, base: Record | None, length: int, crcs: Sequence[int], crc: int) -> Record:
         """A pending record over base's block."""
@@ -138,7 +154,7 @@ class Stager:
         return combine_units(crcs, 1 << base.unit_shift, length)
 
     def _in_place(
-        self, update: Update, base: Record, pending: Record | None, length: int, deltas_allowed: bool
+        self, update: Update, base: Record, pending: Record | None, length: int, deltas_allowed: bool, nowait: bool
     ) -> Staged | None:
         """Appended bytes go beyond the committed length, overwritten ones beside the block; None where neither may."""
         if not base.block_shift or length > 1 << base.block_shift:
@@ -163,7 +179,7 @@ class Stager:
         values: list[tuple[bytes, bytes]] = []
         refs: list[DeltaRef] = []
         if low:
-            whole = self._overwrite_crcs(update, base, low, crcs)
+            whole = self._overwrite_crcs(update, base, low, crcs, nowait)
             for offset, data in low:
                 ref = DeltaRef(offset, len(data), self._next_delta_id())
                 refs.append(ref)
@@ -182,7 +198,7 @@ class Stager:
             record._replace(written=length if high else base.written, deltas=base.deltas + tuple(refs)), values, None
         )
 
-    def _overwrite_crcs(self, update: Update, base: Record, low: list[Part], crcs: list[int]) -> int:
+    def _overwrite_crcs(self, update: Update, base: Record, low: list[Part], crcs: list[int], nowait: bool) -> int:
         """Put the new checksums of the units under the low parts into crcs; the new one of the base's bytes."""
         shift = base.unit_shift
         touched = sorted({unit for at, data in low for unit in range(at >> shift, ((at + len(data) - 1) >> shift) + 1)})
@@ -190,7 +206,7 @@ class Stager:
         for _, run in itertools.groupby(enumerate(touched), key=lambda pair: pair[1] - pair[0]):
             units = [unit for _, unit in run]
             begin, end = units[0] << shift, min((units[-1] + 1) << shift, base.length)
-            buffer = memoryview(self._reader.units(update.key, base, begin, end))
+            buffer = memoryview(self._reader.units(update.key, base, begin, end, nowait=nowait))
             for at, data in low:
                 start, stop = max(at, begin), min(at + len(data), end)
                 if start < stop:
@@ -201,10 +217,12 @@ class Stager:
                 crcs[unit] = crc
         return whole
 
-    def _copy(self, update: Update, base: Record | None, length: int) -> Staged:
+    def _copy(self, update: Update, base: Record | None, length: int, nowait: bool = False) -> Staged:
         """The whole new content in a new block; the old one stays what it is."""
         if length == 0:
             return Staged(self._record(update, None, 0, [], 0), [], None)
+        if nowait and length > NOWAIT_COPY_BYTES_MAX:
+            raise WouldBlock
         chunk_size = base.chunk_size if base else update.chunk_size
         unit_shift = unit_shift_of(chunk_size)
         extents = () if update.kind == UpdateKind.TRUNCATE else update.extents
@@ -214,7 +232,7 @@ class Stager:
             content = memoryview(bytearray(length))
             if base is not None and base.length:
                 keep = min(base.length, length)
-                self._reader.place(update.key, base, 0, content[:keep])
+                self._reader.place(update.key, base, 0, content[:keep], nowait=nowait)
             for extent in extents:
                 content[extent.offset : extent.offset + len(extent.data)] = extent.data
         crcs = unit_crcs(content, 1 << unit_shift)

@@ -28,6 +28,7 @@ from fireflyfs.storage.engine.interface import (
     Space,
     Update,
     Version,
+    WouldBlock,
     check_distinct,
 )
 from fireflyfs.storage.engine.metadata import MetaStore, new_batch
@@ -224,25 +225,27 @@ class Engine:
 
     # -- changing
 
-    def apply(self, updates: Sequence[Update]) -> list[Version]:
+    def apply(self, updates: Sequence[Update], *, nowait: bool = False) -> list[Version]:
         for update in updates:
             check_update(update)
         if not check_distinct(update.key for update in updates):
             raise error(Code.INVALID, "one chunk is named twice in one batch of updates")
         self._epochs.require_working()
         try:
-            return self._apply(updates)
+            return self._apply(updates, nowait)
         except FfsError as exc:
             self._epochs.fail(exc)
             if exc.code != Code.NO_SPACE or not (self._epochs.held_items or self._blocks.backed_free_bytes):
                 raise
+            if nowait:
+                raise WouldBlock from None
         # What replaced versions still hold, and free blocks of other sizes, may be enough. Nothing changed so far.
         self._epochs.sync()
         self._blocks.reclaim()
-        return self._apply(updates)
+        return self._apply(updates, False)
 
-    def _apply(self, updates: Sequence[Update]) -> list[Version]:
-        with self._holding([update.key for update in updates]):
+    def _apply(self, updates: Sequence[Update], nowait: bool) -> list[Version]:
+        with self._holding([update.key for update in updates], nowait):
             staged: list[Staged] = []
             batch = new_batch()
             superseded: list[tuple[int, int]] = []
@@ -250,7 +253,7 @@ class Engine:
                 for update in updates:
                     committed = self._record(COMMITTED, update.key)
                     waiting = self._record(PENDING, update.key) if update.key in self._pending else None
-                    now = self._stage(update, committed, waiting)
+                    now = self._stage(update, committed, waiting, nowait)
                     staged.append(now)
                     batch.put(chunk_key(PENDING, update.key), pack(now.record))
                     for raw_key, value in now.deltas:
@@ -274,22 +277,24 @@ class Engine:
                 self._epochs.hold(place, ())
         return [each.record.to_version() for each in staged]
 
-    def _stage(self, update: Update, committed: Record | None, waiting: Record | None) -> Staged:
+    def _stage(self, update: Update, committed: Record | None, waiting: Record | None, nowait: bool) -> Staged:
         try:
-            return self._stager.stage(update, committed, waiting, self._folder.accepting)
+            return self._stager.stage(update, committed, waiting, self._folder.accepting, nowait=nowait)
         except Mismatch:
             self._counters["checksum_errors"] += 1
             message = f"chunk {update.key.inode:#x}/{update.key.chunk_index} does not match its checksum"
             raise error(Code.CHECKSUM, message) from None
 
-    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int) -> None:
+    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int, *, nowait: bool = False) -> None:
         self._epochs.require_working()
-        with self._holding([key for key, _ in keys]):
+        if nowait and self._epochs.held_items > 4 * HELD_ITEMS_MAX:
+            raise WouldBlock
+        with self._holding([key for key, _ in keys], nowait):
             for key, version in keys:
                 self._commit(key, version, chain_version)
         if self._epochs.held_items > HELD_ITEMS_MAX or self._folder.due:
             self._background.wake()
-        if self._epochs.held_items > 4 * HELD_ITEMS_MAX:
+        if self._epochs.held_items > 4 * HELD_ITEMS_MAX and not nowait:
             self.sync()
 
     def _commit(self, key: ChunkKey, version: int, chain_version: int) -> None:
@@ -421,18 +426,21 @@ class Engine:
         return self._locks[hash(key) % LOCKS]
 
     @contextlib.contextmanager
-    def _holding(self, keys: list[ChunkKey]) -> Iterator[None]:
+    def _holding(self, keys: list[ChunkKey], nowait: bool = False) -> Iterator[None]:
+        """Hold the locks of all keys; with `nowait`, raises WouldBlock when another thread has one."""
         if len(keys) == 1:
-            with self._lock_of(keys[0]):
-                yield
-            return
-        locks = [self._locks[index] for index in sorted({hash(key) % LOCKS for key in keys})]
-        for lock in locks:
-            lock.acquire()
+            locks = [self._lock_of(keys[0])]
+        else:
+            locks = [self._locks[index] for index in sorted({hash(key) % LOCKS for key in keys})]
+        held = 0
         try:
+            for lock in locks:
+                if not lock.acquire(blocking=not nowait):
+                    raise WouldBlock
+                held += 1
             yield
         finally:
-            for lock in locks:
+            for lock in locks[:held]:
                 lock.release()
 
 

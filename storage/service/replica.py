@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from fireflyfs.client.routing import Chain, Routing
-from fireflyfs.common.clock import Clock
+from fireflyfs.common.clock import Clock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.api import AsyncLink
 from fireflyfs.proto import mgmtd_pb2
 from fireflyfs.storage.core import fence, forward, target
 from fireflyfs.storage.core.exactly_once import ExactlyOnce
 from fireflyfs.storage.core.target import Public, TargetState
-from fireflyfs.storage.engine.interface import ChunkEngine, Space
+from fireflyfs.storage.engine.interface import ChunkEngine, Space, WouldBlock
 from fireflyfs.storage.service.locks import Gate, KeyLocks
 from fireflyfs.storage.service.wire import Result
 
@@ -34,13 +34,26 @@ FORWARDED_UPDATES_MAX = 1024
 FORWARDED_UPDATE_BYTES_MAX = 192 << 20
 # Below this much free space an update is stored here before it is forwarded: it could still be refused.
 HEADROOM_BYTES = 512 << 20
+# Work on so few bytes costs less than handing it to a thread and back, as long as the disk does not make it wait.
+INLINE_BYTES_MAX = 128 << 10
+INLINE_ITEMS_MAX = 8
+INLINE_SLOW_S = 0.02  # a call on the loop that takes longer sends the next ones to threads,
+INLINE_REST_S = 0.5  # for so long
 CATCH_UP_MAX_S = 0.5  # for routing that a sender of a request has heard of before this worker
 
 
 class LocalTarget:
     """One target directory: its engine, its threads, its state in its chain."""
 
-    def __init__(self, target_id: int, engine: ChunkEngine, *, path: Path | None = None, threads: int = 4) -> None:
+    def __init__(
+        self,
+        target_id: int,
+        engine: ChunkEngine,
+        *,
+        path: Path | None = None,
+        threads: int = 4,
+        clock: Clock | None = None,
+    ) -> None:
         self.target_id = target_id
         self.engine = engine
         self.path = path
@@ -54,6 +67,8 @@ class LocalTarget:
         self.resync_total = 0
         self._running: set[asyncio.Task[Any]] = set()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"target-{target_id}")
+        self._threads_until_s = 0.0
+        self._clock = clock or SystemClock()
         self.on_change: Callable[[], None] = lambda: None
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -71,6 +86,31 @@ class LocalTarget:
         except OSError as exc:
             self.fail(str(exc))
             raise error(Code.DISK_FAILED, str(exc)) from exc
+
+    async def call_short(self, size: int, items: int, function: Callable[..., T], *args: Any) -> T:
+        """As `call`, for work on `size` bytes of `items` chunks: on the event loop when it is little and need not wait.
+
+        `function` takes `nowait`, raises WouldBlock where it would wait, and may be called again after that.
+        """
+        if size <= INLINE_BYTES_MAX and items <= INLINE_ITEMS_MAX:
+            began_s = self._clock.monotonic_s()
+            if began_s >= self._threads_until_s:
+                try:
+                    return function(*args, nowait=True)
+                except WouldBlock:
+                    pass
+                except FfsError as exc:
+                    if exc.code is Code.DISK_FAILED:
+                        self.fail(exc.message)
+                    raise
+                except OSError as exc:
+                    self.fail(str(exc))
+                    raise error(Code.DISK_FAILED, str(exc)) from exc
+                finally:
+                    ended_s = self._clock.monotonic_s()
+                    if ended_s - began_s > INLINE_SLOW_S:
+                        self._threads_until_s = ended_s + INLINE_REST_S
+        return await self.call(function, *args)
 
     async def finish_anyway(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`, to its end even when the caller is cancelled: it holds locks, and the caller's memory."""

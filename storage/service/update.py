@@ -26,11 +26,9 @@ from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.core.versions import Action, Decision
 from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Update, Version
 from fireflyfs.storage.service.forwarding import Forwarder
-from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.replica import INLINE_BYTES_MAX, INLINE_ITEMS_MAX, LocalTarget, Replicas
 from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, failed
 
-INLINE_BYTES_MAX = 128 << 10  # up to here checksums and look-ups cost less than handing them to a thread
-INLINE_ITEMS_MAX = 8
 FINISH_ROUNDS_MAX = 3
 LOCK_WAIT_MAX_S = 30.0
 
@@ -197,11 +195,12 @@ class Updater:
             )
             for item in fresh
         ]
+        size = request.data_bytes
         hop = forward.next_hop(chain, local.target_id)
         if hop is not None and hop.form is Form.NONE and not again:
-            # The tail commits at once, in the same visit to a thread. A successor that appears meanwhile misses
+            # The tail commits at once, in the same visit. A successor that appears meanwhile misses
             # nothing: its resync begins by waiting for the updates under way (`LocalTarget.drain`).
-            applied = await local.call(_apply_and_commit, local, updates, chain.version)
+            applied = await local.call_short(size, len(updates), _apply_and_commit, local, updates, chain.version)
             return {
                 key: _result(chain.version, found) if isinstance(found, Version) else failed(found)
                 for key, found in applied.items()
@@ -212,14 +211,14 @@ class Updater:
             state = states[item.key]
             if state is not None and state.pending is not None:
                 pendings[item.key] = state.pending
-        side_by_side = hop is not None and hop.form is Form.SAME and local.roomy(request.data_bytes)
+        side_by_side = hop is not None and hop.form is Form.SAME and local.roomy(size)
         writer = request.writer
         if side_by_side:
-            storing = asyncio.ensure_future(_applied(local, updates))
+            storing = asyncio.ensure_future(_applied_meanwhile(local, updates, size))
             outcome = await self.forwarder.forward(local, chain.chain_id, writer, items, deadline_s, storing)
             applied = await storing
         else:
-            applied = await _applied(local, updates)
+            applied = await _applied(local, updates, size)
             items = [item for item in items if not isinstance(applied.get(item.key), Code)]
             outcome = await self.forwarder.forward(local, chain.chain_id, writer, items, deadline_s)
         results: dict[ChunkKey, Result] = {}
@@ -259,7 +258,7 @@ class Updater:
             results[key] = _result(answer.chain_version, found)
         for chain_version, keys in by_version.items():
             try:
-                await local.call(local.engine.commit, keys, chain_version)
+                await local.call_short(0, len(keys), local.engine.commit, keys, chain_version)
             except FfsError as exc:
                 local.diverge(f"cannot commit: {exc.message}")
                 results.update((key, failed(exc.code)) for key, _ in keys)
@@ -277,12 +276,13 @@ def _stat_all(local: LocalTarget, keys: Sequence[ChunkKey]) -> dict[ChunkKey, Ch
     return {key: stat(key) for key in keys}
 
 
-def _apply(local: LocalTarget, updates: Sequence[Update]) -> Applied:
+def _apply(local: LocalTarget, updates: Sequence[Update], *, nowait: bool = False) -> Applied:
     """Versions that are pending now, or why not, chunk by chunk. Raises FfsError only for a failed disk."""
     if not updates:
         return {}
     try:
-        return dict(zip([update.key for update in updates], local.engine.apply(updates), strict=True))
+        versions = local.engine.apply(updates, nowait=nowait)
+        return dict(zip([update.key for update in updates], versions, strict=True))
     except FfsError as exc:
         if exc.code is Code.DISK_FAILED:
             raise
@@ -291,22 +291,30 @@ def _apply(local: LocalTarget, updates: Sequence[Update]) -> Applied:
     # One of them cannot be stored: find out which. Those that are stored already take it again without harm.
     applied: Applied = {}
     for update in updates:
-        applied.update(_apply(local, [update]))
+        applied.update(_apply(local, [update], nowait=nowait))
     return applied
 
 
-async def _applied(local: LocalTarget, updates: Sequence[Update]) -> Applied:
+async def _applied(local: LocalTarget, updates: Sequence[Update], size: int) -> Applied:
     try:
-        return await local.call(_apply, local, updates)
+        return await local.call_short(size, len(updates), _apply, local, updates)
     except FfsError as exc:
         return {update.key: exc.code for update in updates}
 
 
-def _apply_and_commit(local: LocalTarget, updates: Sequence[Update], chain_version: int) -> Applied:
-    applied = _apply(local, updates)
+async def _applied_meanwhile(local: LocalTarget, updates: Sequence[Update], size: int) -> Applied:
+    """As `_applied`, after what the loop already has to do: the request to the successor leaves first."""
+    await asyncio.sleep(0)
+    return await _applied(local, updates, size)
+
+
+def _apply_and_commit(
+    local: LocalTarget, updates: Sequence[Update], chain_version: int, *, nowait: bool = False
+) -> Applied:
+    applied = _apply(local, updates, nowait=nowait)
     keys = [(key, found.version) for key, found in applied.items() if isinstance(found, Version)]
     if keys:
-        local.engine.commit(keys, chain_version)
+        local.engine.commit(keys, chain_version, nowait=nowait)
     return applied
 
 

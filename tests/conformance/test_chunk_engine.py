@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.proto.storage_wire import UpdateKind
-from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, Extent, Update, Writer
+from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, Extent, Update, WouldBlock, Writer
 from fireflyfs.storage.engine.store import open_engine
 
 KiB = 1024
@@ -220,7 +220,10 @@ class EngineMachine(RuleBasedStateMachine):
         self.random = random.Random(5)
 
     def _apply(self, key: ChunkKey, update: Update, after: bytes | None) -> None:
-        (version,) = self.engine.apply([update])
+        try:
+            (version,) = self.engine.apply([update], nowait=self.random.random() < 0.5)
+        except WouldBlock:
+            (version,) = self.engine.apply([update])
         assert version.removed == (after is None)
         assert version.length == len(after or b"")
         assert version.crc32c == crc32c(after or b"")
@@ -281,7 +284,10 @@ class EngineMachine(RuleBasedStateMachine):
         if key not in self.pending:
             return
         version = self.versions.get(key, 0) + 1
-        self.engine.commit([(key, version)], 1)
+        try:
+            self.engine.commit([(key, version)], 1, nowait=self.random.random() < 0.5)
+        except WouldBlock:
+            self.engine.commit([(key, version)], 1)
         after = self.pending.pop(key)
         if after is None:
             self.committed.pop(key, None)

@@ -226,6 +226,29 @@ def test_syncs_share_rounds(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> 
     assert engine._epochs.durable >= engine._epochs.current - 1
 
 
+def test_nowait_never_waits_and_changes_nothing_then(engine: Engine) -> None:
+    data = random.Random(3).randbytes(MiB)
+    put(engine, A, 1, 0, data)
+    large = Extent(0, memoryview(data), crc32c(data))
+    small = Extent(5, memoryview(b"small"), crc32c(b"small"))
+
+    def update(version: int, extent: Extent) -> Update:
+        return Update(A, UpdateKind.WRITE, version, 1, MiB, 0, [extent], Writer(b"c" * 16, 0, version))
+
+    with pytest.raises(WouldBlock):  # a copy of much
+        engine.apply([update(2, large)], nowait=True)
+    with engine._lock_of(A):  # a thread folds the chunk
+        with pytest.raises(WouldBlock):
+            engine.apply([update(2, small)], nowait=True)
+        with pytest.raises(WouldBlock):
+            engine.commit([(A, 2)], 1, nowait=True)
+    assert engine.pending(10) == []
+    assert get(engine, A) == data
+    engine.apply([update(2, small)], nowait=True)
+    engine.commit([(A, 2)], 1, nowait=True)
+    assert get(engine, A) == data[:5] + b"small" + data[10:]
+
+
 def test_threads_read_while_others_write(tmp_path: Path, workload: Callable[..., Any]) -> None:
     """Each version has one fill byte: a reader that gets two of them saw a torn version."""
     engine = open_engine(tmp_path, checkpoint_interval_s=0.001, kept_bytes=0)

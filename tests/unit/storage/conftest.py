@@ -46,7 +46,7 @@ class _Chunk:
 
 
 class MemoryEngine:
-    """Keeps the engine contract in a dictionary. `cold`: reads would block. `full`: nothing more is stored."""
+    """Keeps the engine contract in a dictionary. `cold`: all would block. `full`: nothing more is stored."""
 
     def __init__(self) -> None:
         self.chunks: dict[ChunkKey, _Chunk] = {}
@@ -81,7 +81,9 @@ class MemoryEngine:
             len(data), crc32c_module.crc32c(data), chosen[0].version, len(chosen[1]), chunk.pending is not None
         )
 
-    def apply(self, updates: Sequence[Update]) -> list[Version]:
+    def apply(self, updates: Sequence[Update], *, nowait: bool = False) -> list[Version]:
+        if nowait and self.cold:
+            raise WouldBlock
         versions = []
         for update in updates:
             if self.full and update.kind is not UpdateKind.REMOVE:
@@ -108,7 +110,9 @@ class MemoryEngine:
             versions.append(version)
         return versions
 
-    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int) -> None:
+    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int, *, nowait: bool = False) -> None:
+        if nowait and self.cold:
+            raise WouldBlock
         for key, number in keys:
             chunk = self.chunks.get(key)
             if chunk is None:

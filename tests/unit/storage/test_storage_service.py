@@ -22,7 +22,7 @@ from fireflyfs.storage.background.pending import PendingResolver
 from fireflyfs.storage.background.resync import Resync
 from fireflyfs.storage.core import forward
 from fireflyfs.storage.core.target import Local, Public, TargetState
-from fireflyfs.storage.engine.interface import ChunkKey, Update, Writer
+from fireflyfs.storage.engine.interface import ChunkKey, Update, WouldBlock, Writer
 from fireflyfs.storage.service.wire import Item
 
 ALICE = b"a" * 16
@@ -393,7 +393,9 @@ def test_a_cancelled_caller_waits_for_what_works_on_its_memory(make_cluster: Mak
         apply = engine.apply
         stored = []
 
-        def slow(updates: Any) -> Any:
+        def slow(updates: Any, *, nowait: bool) -> Any:
+            if nowait:
+                raise WouldBlock
             time.sleep(0.2)
             stored.append(bytes(updates[0].extents[0].data))
             return apply(updates)

@@ -1,0 +1,40 @@
+"""Little work runs on the event loop, as long as nothing makes it wait."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from fireflyfs.common.clock import ManualClock
+from fireflyfs.storage.service import replica
+
+
+def test_work_that_takes_long_leaves_the_loop(make_cluster: Callable[[int], Any]) -> None:
+    """After a call on the loop that took long, threads do the work for a while."""
+
+    async def scenario() -> None:
+        cluster = make_cluster(1)
+        clock = ManualClock()
+        local = replica.LocalTarget(10, cluster.servers[10].engine, clock=clock)
+
+        def work(takes_s: float, *, nowait: bool = False) -> bool:
+            assert nowait is (threading.current_thread() is threading.main_thread())
+            clock.advance(takes_s)
+            return nowait
+
+        async def on_loop(takes_s: float, size: int = 10, items: int = 1) -> bool:
+            return await local.call_short(size, items, work, takes_s)
+
+        assert await on_loop(0)
+        assert not await on_loop(0, size=replica.INLINE_BYTES_MAX + 1)
+        assert not await on_loop(0, items=replica.INLINE_ITEMS_MAX + 1)
+        assert await on_loop(replica.INLINE_SLOW_S * 1.1)
+        assert not await on_loop(0)
+        clock.advance(replica.INLINE_REST_S)
+        assert await on_loop(0)
+        local.close()
+        cluster.close()
+
+    asyncio.run(scenario())
