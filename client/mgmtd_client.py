@@ -81,6 +81,40 @@ class MgmtdClient:
         for client in clients:
             client.close()
 
+    def meet(self, patience_s: float, *, call_deadline_s: float = CALL_DEADLINE_S) -> mgmtd_pb2.ClusterInfo:
+        """First contact: who answers, by `patience_s` from now; each address is tried, whatever the time.
+
+        Raises UNAVAILABLE that names every address when nobody answers, or the one where somebody does who is no
+        cluster manager.
+        """
+        retry = _retry(patience_s, self._clock, self._random)
+        reasons: dict[str, str] = {}
+        while True:
+            place, client = self._client()
+            address = self._addresses[place]
+            try:
+                info = client.call("GetClusterInfo", common_pb2.Empty(), deadline_s=call_deadline_s)
+            except FfsError as failure:
+                exc = _as_away(failure, self._closed)
+                if exc.code in (Code.UNKNOWN_METHOD, Code.PROTOCOL):
+                    text = f"what answers at {address} is no cluster manager ({_reason(exc)})"
+                    raise error(Code.UNAVAILABLE, text) from exc
+                reasons[address] = _reason(exc)
+                self._place = (place + 1) % len(self._addresses)
+                if len(reasons) < len(self._addresses) and _elsewhere(exc):
+                    continue
+                try:
+                    step = retry.after(exc)
+                except FfsError as last:
+                    if not _elsewhere(exc):
+                        raise
+                    tried = ", ".join(f"{each} ({why})" for each, why in reasons.items())
+                    raise error(Code.UNAVAILABLE, f"no cluster manager answers at {tried}") from last
+            else:
+                self._cluster_id = self._cluster_id or info.cluster_id
+                return cast(mgmtd_pb2.ClusterInfo, info)
+            time.sleep(step.pause_s)
+
     def routing(self) -> mgmtd_pb2.RoutingDelta:
         """All of routing, as of now."""
         return self.get_routing(mgmtd_pb2.GetRoutingRequest())
@@ -293,6 +327,13 @@ class AsyncMgmtdClient:
 def _elsewhere(exc: FfsError) -> bool:
     """Whether another address may answer better."""
     return exc.code in (Code.UNAVAILABLE, Code.TIMEOUT, Code.NOT_PRIMARY)
+
+
+def _reason(exc: FfsError) -> str:
+    """Why an address could not be reached, in a few words: gRPC wraps the reason in several layers of its own."""
+    if exc.code is Code.TIMEOUT:
+        return "no answer in time"
+    return exc.message.rpartition(": ")[2].rstrip("]").lower() or exc.message
 
 
 def _as_away(exc: FfsError, closed: bool) -> FfsError:

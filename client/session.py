@@ -155,6 +155,7 @@ class ClientContext:
         source: RoutingSource | None = None
         link: BlockingPool | None = None
         try:
+            manager.meet(connect_timeout_s)
             if cluster_id and cluster_id != manager.cluster_id:
                 raise error(Code.WRONG_CLUSTER, f"{mgmtd} lead cluster {manager.cluster_id!r}, not {cluster_id!r}")
             identity = Identity(manager.cluster_id) if shared_memory else Identity(manager.cluster_id, host_id="")

@@ -90,7 +90,7 @@ def wait_healthy(settings: Settings, timeout_s: float = HEALTHY_WAIT_S) -> None:
     """Return when every server lives and every replica serves. Raises TIMEOUT naming what is missing."""
     deadline = time.monotonic() + timeout_s
     last = "mgmtd does not answer"
-    with connect.mgmtd(settings) as client:
+    with connect.mgmtd(settings, meet=False) as client:
         while True:
             try:
                 routing = connect.routing_of(client)

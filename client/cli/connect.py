@@ -28,15 +28,30 @@ if TYPE_CHECKING:
     from fireflyfs.client.filesystem import FileSystem
 
 PATIENCE_S = 3.0  # for a manager that is away: a person waits
+FIRST_CALL_S = 3.0  # for each address: one that does not even refuse must not hide the next
 CONNECT_TIMEOUT_S = 10.0  # until a metadata server is known
 
 
 @contextmanager
-def mgmtd(settings: Settings) -> Iterator[MgmtdClient]:
-    """A blocking MgmtdClient, closed on leaving."""
+def mgmtd(settings: Settings, *, meet: bool = True) -> Iterator[MgmtdClient]:
+    """A blocking MgmtdClient, closed on leaving. `meet=False`: the manager may still be away.
+
+    Raises UNAVAILABLE that names all addresses when no manager answers within a few seconds.
+    """
     client = MgmtdClient(mgmtd_addresses(settings), patience_s=PATIENCE_S)
     try:
+        if meet:
+            client.meet(PATIENCE_S, call_deadline_s=FIRST_CALL_S)
         yield client
+    finally:
+        client.close()
+
+
+def meet(addresses: list[str]) -> None:
+    """Make sure that a cluster manager answers. Raises UNAVAILABLE that names all addresses, within a few seconds."""
+    client = MgmtdClient(addresses)
+    try:
+        client.meet(PATIENCE_S, call_deadline_s=FIRST_CALL_S)
     finally:
         client.close()
 
@@ -51,7 +66,9 @@ def filesystem(settings: Settings) -> Iterator[FileSystem]:
     """A FileSystem of the client library, closed on leaving."""
     from fireflyfs.client.filesystem import FileSystem
 
-    fs = FileSystem.connect(mgmtd_addresses(settings), connect_timeout_s=CONNECT_TIMEOUT_S)
+    addresses = mgmtd_addresses(settings)
+    meet(addresses)
+    fs = FileSystem.connect(addresses, connect_timeout_s=CONNECT_TIMEOUT_S)
     try:
         yield fs
     finally:

@@ -68,6 +68,9 @@ def mount(
         mount_in_background(settings, mountpoint, options)
         output.done(settings, f"mounted at {mountpoint.resolve()}", mountpoint=str(mountpoint.resolve()))
         return
+    addresses = connect.mgmtd_addresses(settings)
+    if ready_fd is None:  # else whoever started this process has met the cluster manager
+        connect.meet(addresses)
     _check_mountpoint(mountpoint)
     if ready_fd is not None:
         from fireflyfs.client.cli.logs import set_up
@@ -76,7 +79,7 @@ def mount(
     from fireflyfs.client.cli.serving_mount import serve
 
     serve(
-        connect.mgmtd_addresses(settings),
+        addresses,
         mountpoint,
         ready_fd=ready_fd,
         read_only=read_only,
@@ -97,6 +100,7 @@ def mount_in_background(settings: Settings, mountpoint: Path, options: list[str]
     addresses = connect.mgmtd_addresses(settings)
     if _is_there(mountpoint, addresses):
         return
+    connect.meet(addresses)
     mountpoint.mkdir(parents=True, exist_ok=True)
     _check_mountpoint(mountpoint)
     read_end, write_end = os.pipe()

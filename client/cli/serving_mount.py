@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from fireflyfs.client.cli.connect import CONNECT_TIMEOUT_S
 from fireflyfs.client.cli.mount_table import FS_SOURCE, unmount
 from fireflyfs.client.session import ClientContext
 from fireflyfs.common.errors import Code, error
@@ -25,7 +26,7 @@ def serve(
     """
     if read_only and os.geteuid() != 0:
         raise error(Code.NOT_PERMITTED, "--read-only needs root")
-    context = ClientContext.connect(addresses, NODE_TYPE_FUSE)
+    context = ClientContext.connect(addresses, NODE_TYPE_FUSE, connect_timeout_s=CONNECT_TIMEOUT_S)
     try:
         mount_options = MountOptions(source=f"{FS_SOURCE}#{addresses[0]}", **options)
         mount = Mount(backend_of(context), mountpoint, mount_options)
