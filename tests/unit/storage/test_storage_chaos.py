@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -31,16 +32,35 @@ CLIENTS = 3
 
 
 class Mortal:
-    """What a process uses of the world; after its death nothing of it reaches the world any more."""
+    """What a process uses of the world; after its death nothing of it reaches the world any more.
+
+    Its threads may go on after it died, as late as they like: each call looks whether it may still be made, and death
+    comes between two calls.
+    """
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
+        self._calling = threading.Lock()
         self.dead = False
 
-    def __getattr__(self, name: str) -> Any:
+    def die(self) -> None:
+        with self._calling:
+            self.dead = True
+
+    def _check(self) -> None:
         if self.dead:
             raise error(Code.CANCELLED, "this process is dead")
-        return getattr(self._inner, name)
+
+    def __getattr__(self, name: str) -> Any:
+        self._check()
+        found = getattr(self._inner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._calling:
+                self._check()
+                return found(*args, **kwargs)
+
+        return call if callable(found) else found
 
 
 class MortalNet(Mortal):
@@ -65,6 +85,7 @@ class Chaos:
         self.version_of: dict[bytes, tuple[int, int]] = {}
         self.floor = [0] * KEYS
         self.said: dict[int, int] = {}
+        self.witnesses: dict[int, set[int]] = {}
         self.finished = False
         self.crashes = 0
         for target_id in self.disks:
@@ -86,11 +107,21 @@ class Chaos:
             asyncio.ensure_future(Resync(server.replicas, server.service.updater, server.target).run()),
         ]
 
+    def may_crash(self, target_id: int) -> bool:
+        """Whether each request under way keeps a witness: a replica that served when it began, and lives since then.
+
+        What was done for whom is in the memory of those that saw it, and with a chunk only for its newest version: when
+        all of them die before a client hears, and others wrote to the chunk, its repeated request is a new one.
+        """
+        return all(seen - {target_id} for seen in self.witnesses.values())
+
     def crash(self, target_id: int) -> None:
         self.crashes += 1
+        for seen in self.witnesses.values():
+            seen.discard(target_id)
         self.cluster.net.down.add(str(target_id))
         for mortal in self.mortals[target_id]:
-            mortal.dead = True
+            mortal.die()
         for job in self.jobs[target_id]:
             job.cancel()
         self.crashed_at[target_id] = asyncio.get_running_loop().time()
@@ -135,7 +166,8 @@ class Chaos:
             what = self.chance.random()
             if what < 0.5 and len(alive) >= 2 and len(alive) == len(serving):
                 victim = self.chance.choice(alive)
-                self.crash(victim)
+                if self.may_crash(victim):
+                    self.crash(victim)
             elif what < 0.7:
                 victim = str(self.chance.choice(list(self.disks)))
                 trouble = self.chance.choice([net.hung, net.lose_answers_of])
@@ -151,7 +183,6 @@ class Chaos:
         while asyncio.get_running_loop().time() - self.crashed_at[target_id] < 0.06:
             await asyncio.sleep(0.01)
         self.step_chain()
-        await asyncio.sleep(0.02)  # threads of the dead process have ended
         del self.crashed_at[target_id]
         self.start(target_id, fresh=True)
         self.said[target_id] = int(Local.OFFLINE)
@@ -168,6 +199,11 @@ class Chaos:
             keys = chance.sample(range(KEYS), chance.choice([1, 1, 2, 3]))
             values = {index: f"c{client:02}s{sequence:05}k{index:02}".encode() for index in keys}
             todo = dict(values)
+            self.witnesses[client] = {
+                target_id
+                for target_id, public in self.cluster.states
+                if public is Public.SERVING and target_id not in self.crashed_at
+            }
             while todo:
                 head = self.cluster.states[0][0]
                 try:
@@ -188,6 +224,7 @@ class Chaos:
                         self.saw(index, result.version, value)
                         self.floor[index] = max(self.floor[index], result.version)
                         del todo[index]
+            del self.witnesses[client]
 
     async def read(self) -> None:
         while not self.finished:
@@ -228,7 +265,8 @@ def test_whatever_fails_the_history_is_one(seed: int, make_cluster: Callable[...
         chaos.finished = True
         await asyncio.gather(disturber, *readers)
         await manager  # until all replicas serve again
-        await asyncio.sleep(0.1)
+        while any(server.target.in_flight for server in cluster.servers.values()):
+            await asyncio.sleep(0.01)  # what clients had given up on
         for server in cluster.servers.values():
             await PendingResolver(server.replicas, server.service.updater, server.target).once()
         copies = []
