@@ -27,7 +27,7 @@ from fireflyfs.common.ids import ClientId, new_request_id
 from fireflyfs.common.net.api import Address, BlockingLink, Call
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto import meta_pb2
-from fireflyfs.proto.common_pb2 import Caller, Empty
+from fireflyfs.proto.common_pb2 import Caller
 
 R = TypeVar("R", bound=Message)
 
@@ -119,11 +119,11 @@ class MetaClient:
     def link(self, request: meta_pb2.LinkRequest) -> meta_pb2.InodeReply:
         return self._change(Method.META_LINK, request, request.caller, request.mutation, meta_pb2.InodeReply())
 
-    def remove(self, request: meta_pb2.RemoveRequest) -> Empty:
-        return self._change(Method.META_REMOVE, request, request.caller, request.mutation, Empty())
+    def remove(self, request: meta_pb2.RemoveRequest) -> meta_pb2.RemoveReply:
+        return self._change(Method.META_REMOVE, request, request.caller, request.mutation, meta_pb2.RemoveReply())
 
-    def rename(self, request: meta_pb2.RenameRequest) -> Empty:
-        return self._change(Method.META_RENAME, request, request.caller, request.mutation, Empty())
+    def rename(self, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply:
+        return self._change(Method.META_RENAME, request, request.caller, request.mutation, meta_pb2.RenameReply())
 
     def set_attr(self, request: meta_pb2.SetAttrRequest) -> meta_pb2.InodeReply:
         return self._change(Method.META_SET_ATTR, request, request.caller, request.mutation, meta_pb2.InodeReply())

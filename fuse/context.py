@@ -19,7 +19,6 @@ from fireflyfs.common.errors import Code, FfsError, Reaction
 from fireflyfs.common.net.api import MemoryPool, Piece
 from fireflyfs.fuse.backend import DataCalls, MetaCalls
 from fireflyfs.proto import meta_pb2 as m
-from fireflyfs.proto.common_pb2 import Empty
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +87,10 @@ class PatientMeta:
     def readlink(self, request: m.ReadlinkRequest, /) -> m.ReadlinkReply:
         return self._call(self._meta.readlink, request)
 
-    def remove(self, request: m.RemoveRequest, /) -> Empty:
+    def remove(self, request: m.RemoveRequest, /) -> m.RemoveReply:
         return self._call(self._meta.remove, request)
 
-    def rename(self, request: m.RenameRequest, /) -> Empty:
+    def rename(self, request: m.RenameRequest, /) -> m.RenameReply:
         return self._call(self._meta.rename, request)
 
     def list(self, request: m.ListRequest, /) -> m.ListReply:

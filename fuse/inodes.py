@@ -15,6 +15,7 @@ from fireflyfs.fuse.protocol import Attributes
 from fireflyfs.proto import meta_pb2 as m
 
 TOLD_MAX: Final = 131_072
+CHANGED_MAX: Final = 1024
 BLOCK_BYTES: Final = 512  # the unit of st_blocks
 IO_BLOCK_BYTES: Final = 128 * 1024  # what programs should read and write at once
 
@@ -178,6 +179,49 @@ class Handles:
     def open_files(self) -> list[FileHandle]:
         with self._lock:
             return list(self._files.values())
+
+
+class ChangedDirectories:
+    """Directories that were changed here a moment ago, as meta's answer to the change described them.
+
+    The kernel forgets a directory's attributes with every name that it makes or removes in it, and asks for them
+    before the next one: this spares asking meta again. Each answer is given once, within `valid_s` of the change.
+    """
+
+    def __init__(self, valid_s: float) -> None:
+        self._valid_s = valid_s
+        self._lock = threading.Lock()
+        self._changed: dict[int, tuple[float, m.Inode]] = {}
+
+    def learn(self, inode: m.Inode, now_s: float) -> None:
+        """`inode` with id 0 says nothing. Of two answers the one with the later change counts."""
+        if not inode.id:
+            return
+        with self._lock:
+            known = self._changed.get(inode.id)
+            if known is not None and known[1].ctime_ns > inode.ctime_ns:
+                return
+            if len(self._changed) >= CHANGED_MAX:
+                self._changed.clear()
+            self._changed[inode.id] = (now_s, inode)
+
+    def take(self, nodeid: int, now_s: float) -> tuple[m.Inode, float] | None:
+        """The attributes, and for how many seconds they may still be trusted."""
+        if nodeid not in self._changed:
+            return None
+        with self._lock:
+            since_s, inode = self._changed.pop(nodeid, (0.0, None))
+        left_s = since_s + self._valid_s - now_s
+        return (inode, left_s) if inode is not None and left_s > 0 else None
+
+    def forget(self, nodeid: int) -> None:
+        if nodeid in self._changed:
+            with self._lock:
+                self._changed.pop(nodeid, None)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._changed.clear()
 
 
 class InodeTable:

@@ -16,7 +16,7 @@ from fireflyfs.common.net.api import Piece
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.backend import Backend
 from fireflyfs.fuse.callers import Callers
-from fireflyfs.fuse.inodes import Handles, InodeTable, LiveInode, attributes_of
+from fireflyfs.fuse.inodes import ChangedDirectories, Handles, InodeTable, LiveInode, attributes_of
 from fireflyfs.fuse.options import MountOptions
 from fireflyfs.fuse.request import Request
 from fireflyfs.fuse.segments import SegmentPool
@@ -42,6 +42,7 @@ class Volume:
         self.notify = notify
         self.table = InodeTable()
         self.handles = Handles(options.handles_max)
+        self.changed = ChangedDirectories(options.attr_timeout_s)
         self.callers = Callers(backend.client_id, clock)
         self.segments = SegmentPool(backend.pool)
         self.write_behind = WriteBehind(
@@ -65,6 +66,10 @@ class Volume:
         """fuse_attr_out of the same."""
         self.table.told(inode)
         return protocol.encode_attr(attributes_of(inode, self.table.get(inode.id)), self.attr_valid)
+
+    def changed_directory(self, directory: m.Inode) -> None:
+        """A name was made or removed in it here."""
+        self.changed.learn(directory, self.clock.monotonic_s())
 
     def stat(self, nodeid: int, caller: Caller) -> m.Inode:
         """Ask meta; a live inode learns the answer."""

@@ -76,10 +76,12 @@ class Mutation(_message.Message):
     def __init__(self, request_id: _Optional[bytes] = ..., retry: _Optional[bool] = ...) -> None: ...
 
 class InodeReply(_message.Message):
-    __slots__ = ("inode",)
+    __slots__ = ("inode", "directory")
     INODE_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     inode: Inode
-    def __init__(self, inode: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
+    directory: Inode
+    def __init__(self, inode: _Optional[_Union[Inode, _Mapping]] = ..., directory: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
 
 class StatRequest(_message.Message):
     __slots__ = ("caller", "at")
@@ -154,12 +156,14 @@ class OpenRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., flags: _Optional[int] = ..., mode: _Optional[int] = ..., session: _Optional[bytes] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ...) -> None: ...
 
 class OpenReply(_message.Message):
-    __slots__ = ("inode", "created")
+    __slots__ = ("inode", "created", "directory")
     INODE_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     inode: Inode
     created: bool
-    def __init__(self, inode: _Optional[_Union[Inode, _Mapping]] = ..., created: _Optional[bool] = ...) -> None: ...
+    directory: Inode
+    def __init__(self, inode: _Optional[_Union[Inode, _Mapping]] = ..., created: _Optional[bool] = ..., directory: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
 
 class LengthHint(_message.Message):
     __slots__ = ("length", "truncate_version")
@@ -286,6 +290,20 @@ class RenameRequest(_message.Message):
     new: PathAt
     flags: int
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., old: _Optional[_Union[PathAt, _Mapping]] = ..., new: _Optional[_Union[PathAt, _Mapping]] = ..., flags: _Optional[int] = ...) -> None: ...
+
+class RemoveReply(_message.Message):
+    __slots__ = ("directory",)
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    directory: Inode
+    def __init__(self, directory: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
+
+class RenameReply(_message.Message):
+    __slots__ = ("old_directory", "new_directory")
+    OLD_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    NEW_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    old_directory: Inode
+    new_directory: Inode
+    def __init__(self, old_directory: _Optional[_Union[Inode, _Mapping]] = ..., new_directory: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ("caller", "at", "after", "limit", "attributes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fireflyfs.common.limits import NAME_BYTES_MAX
 from fireflyfs.fuse import protocol
-from fireflyfs.fuse.inodes import LiveInode
+from fireflyfs.fuse.inodes import LiveInode, attributes_of
 from fireflyfs.fuse.protocol import SetAttr
 from fireflyfs.fuse.request import Reply, Request
 from fireflyfs.fuse.volume import Volume
@@ -20,11 +20,17 @@ def getattr_(volume: Volume, request: Request) -> Reply:
         with live.lock:
             if volume.clock.monotonic_s() - live.checked_s < volume.options.attr_timeout_s:
                 return volume.attr(live.inode)
+    changed = volume.changed.take(request.nodeid, volume.clock.monotonic_s())
+    if changed is not None:
+        inode, left_s = changed
+        volume.table.told(inode)
+        return protocol.encode_attr(attributes_of(inode, None), protocol.Valid.of(left_s))
     return volume.attr(volume.stat(request.nodeid, volume.caller(request)))
 
 
 def setattr_(volume: Volume, request: Request) -> Reply:
     live = volume.table.hold(request.nodeid)
+    volume.changed.forget(request.nodeid)
     if live is None:
         return volume.attr(_set(volume, request, None))
     try:

@@ -100,6 +100,7 @@ def create(volume: Volume, request: Request) -> Reply:
             session=session,
         )
     )
+    volume.changed_directory(reply.directory)
     live = volume.table.enter(reply.inode, volume.clock.monotonic_s())
     with live.lock:
         if reply.created:

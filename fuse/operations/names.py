@@ -55,6 +55,7 @@ def symlink(volume: Volume, request: Request) -> Reply:
     name, target = protocol.decode_names(request.body)
     at = m.PathAt(dir=request.nodeid, path=name)
     reply = volume.meta.symlink(m.SymlinkRequest(caller=volume.caller(request), at=at, target=target))
+    volume.changed_directory(reply.directory)
     return volume.entry(reply.inode)
 
 
@@ -64,8 +65,10 @@ def mknod(volume: Volume, request: Request) -> Reply:
     caller = volume.caller(request)
     if stat.S_ISREG(mode):
         opened = volume.meta.open(m.OpenRequest(caller=caller, at=at, flags=O_CREAT_EXCL, mode=mode))
+        volume.changed_directory(opened.directory)
         return volume.entry(opened.inode)
     reply = volume.meta.make_node(m.MakeNodeRequest(caller=caller, at=at, mode=mode, rdev=rdev))
+    volume.changed_directory(reply.directory)
     return volume.entry(reply.inode)
 
 
@@ -74,6 +77,7 @@ def mkdir(volume: Volume, request: Request) -> Reply:
     at = m.PathAt(dir=request.nodeid, path=_name(request.body, protocol.MKDIR_IN.size))
     mode = stat.S_IFDIR | (mode & 0o7777)
     reply = volume.meta.make_node(m.MakeNodeRequest(caller=volume.caller(request), at=at, mode=mode))
+    volume.changed_directory(reply.directory)
     return volume.entry(reply.inode)
 
 
@@ -81,13 +85,15 @@ def unlink(volume: Volume, request: Request) -> Reply:
     name = _name(request.body, 0)
     volume.hold_removed(request.nodeid, name)
     at = m.PathAt(dir=request.nodeid, path=name)
-    volume.meta.remove(m.RemoveRequest(caller=volume.caller(request), at=at, kind=m.REMOVE_UNLINK))
+    reply = volume.meta.remove(m.RemoveRequest(caller=volume.caller(request), at=at, kind=m.REMOVE_UNLINK))
+    volume.changed_directory(reply.directory)
     return b""
 
 
 def rmdir(volume: Volume, request: Request) -> Reply:
     at = m.PathAt(dir=request.nodeid, path=_name(request.body, 0))
-    volume.meta.remove(m.RemoveRequest(caller=volume.caller(request), at=at, kind=m.REMOVE_RMDIR))
+    reply = volume.meta.remove(m.RemoveRequest(caller=volume.caller(request), at=at, kind=m.REMOVE_RMDIR))
+    volume.changed_directory(reply.directory)
     return b""
 
 
@@ -99,7 +105,8 @@ def _rename(volume: Volume, request: Request, new_parent: int, flags: int, offse
         raise error(Code.NAME_TOO_LONG)
     if not flags:
         volume.hold_removed(new_parent, new)
-    volume.meta.rename(
+    volume.changed.clear()  # what moves may be a directory that was changed, and is changed now
+    reply = volume.meta.rename(
         m.RenameRequest(
             caller=volume.caller(request),
             old=m.PathAt(dir=request.nodeid, path=old),
@@ -107,6 +114,8 @@ def _rename(volume: Volume, request: Request, new_parent: int, flags: int, offse
             flags=flags,
         )
     )
+    volume.changed_directory(reply.old_directory)
+    volume.changed_directory(reply.new_directory)
     return b""
 
 
@@ -126,4 +135,5 @@ def link(volume: Volume, request: Request) -> Reply:
     reply = volume.meta.link(
         m.LinkRequest(caller=volume.caller(request), old=m.PathAt(dir=old), new=m.PathAt(dir=request.nodeid, path=name))
     )
+    volume.changed_directory(reply.directory)
     return volume.entry(reply.inode)

@@ -86,7 +86,7 @@ def make_node(op: Op, request: meta_pb2.MakeNodeRequest) -> meta_pb2.InodeReply:
     inode = new_inode(op, parent, mode, layout=layout, rdev=device)
     attach(op, parent, place.name, inode)
     op.files_delta += 1
-    return inode_reply(inode)
+    return inode_reply(inode, parent)
 
 
 def _make_directories(op: Op, request: meta_pb2.MakeNodeRequest, mode: int) -> meta_pb2.InodeReply:
@@ -131,7 +131,7 @@ def symlink(op: Op, request: meta_pb2.SymlinkRequest) -> meta_pb2.InodeReply:
     inode.length = len(inode.target)
     attach(op, parent, place.name, inode)
     op.files_delta += 1
-    return inode_reply(inode)
+    return inode_reply(inode, parent)
 
 
 def link(op: Op, request: meta_pb2.LinkRequest) -> meta_pb2.InodeReply:
@@ -149,4 +149,4 @@ def link(op: Op, request: meta_pb2.LinkRequest) -> meta_pb2.InodeReply:
     inode.nlink += 1
     inode.ctime_ns = op.now_ns
     attach(op, parent, place.name, inode)
-    return inode_reply(inode)
+    return inode_reply(inode, parent)

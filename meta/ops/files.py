@@ -46,7 +46,7 @@ def open_file(op: Op, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
         _start_session(op, request, inode, mask)
         attach(op, parent, place.name, inode)
         op.files_delta += 1
-        return meta_pb2.OpenReply(inode=to_message(inode), created=True)
+        return meta_pb2.OpenReply(inode=to_message(inode), created=True, directory=to_message(parent))
     if exclusive:
         raise error(Code.EXISTS)
     _check_existing(op, inode, flags, mask)

@@ -6,14 +6,15 @@ from fireflyfs.common.errors import Code, error
 from fireflyfs.meta.core.permission import EXECUTE, READ, WRITE, Who, may, require, require_unlink
 from fireflyfs.meta.core.records import Flags, Garbage, GarbageKind, Inode
 from fireflyfs.meta.ops.context import Op
+from fireflyfs.meta.ops.reply import to_message
 from fireflyfs.meta.ops.resolve import resolve
 from fireflyfs.meta.store.tree import Tree
-from fireflyfs.proto import common_pb2, meta_pb2
+from fireflyfs.proto import meta_pb2
 
 RECURSIVE_CHECK_MAX = 4096  # entries looked at before a caller who is not root may remove a whole tree at once
 
 
-def remove(op: Op, request: meta_pb2.RemoveRequest) -> common_pb2.Empty:
+def remove(op: Op, request: meta_pb2.RemoveRequest) -> meta_pb2.RemoveReply:
     place = resolve(op.tree, op.who, request.at, entry=True)
     directory = request.kind != meta_pb2.REMOVE_UNLINK
     if place.name == b"." and directory:
@@ -46,7 +47,7 @@ def remove(op: Op, request: meta_pb2.RemoveRequest) -> common_pb2.Empty:
         drop_name(op, parent, place.name, inode)
     touch(op, parent)
     op.tree.put(parent)
-    return common_pb2.Empty()
+    return meta_pb2.RemoveReply(directory=to_message(parent))
 
 
 def touch(op: Op, directory: Inode) -> None:

@@ -9,16 +9,17 @@ from fireflyfs.meta.core.permission import EXECUTE, WRITE, require, require_unli
 from fireflyfs.meta.core.records import Inode
 from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.remove import drop_directory, drop_name, touch
+from fireflyfs.meta.ops.reply import to_message
 from fireflyfs.meta.ops.resolve import resolve
 from fireflyfs.meta.store.tree import Tree
-from fireflyfs.proto import common_pb2, meta_pb2
+from fireflyfs.proto import meta_pb2
 
 NOREPLACE = 1  # the values of renameat2(2)
 EXCHANGE = 2
 ANCESTORS_MAX = 4096  # deeper than any path reaches: a longer way up is a loop
 
 
-def rename(op: Op, request: meta_pb2.RenameRequest) -> common_pb2.Empty:
+def rename(op: Op, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply:
     flags = request.flags
     if flags & ~(NOREPLACE | EXCHANGE) or flags == NOREPLACE | EXCHANGE:
         raise error(Code.INVALID, f"rename flags {flags}")
@@ -53,7 +54,7 @@ def rename(op: Op, request: meta_pb2.RenameRequest) -> common_pb2.Empty:
             if moved is not None and moved.is_dir:
                 require(moved, who, WRITE)  # its `..` changes
     if other is not None and other.id == inode.id:
-        return common_pb2.Empty()  # two names of one file: POSIX says to do nothing
+        return meta_pb2.RenameReply()  # two names of one file: POSIX says to do nothing
     if flags & EXCHANGE:
         assert other is not None
         _place(op, source, goal, new.name, inode)
@@ -66,7 +67,10 @@ def rename(op: Op, request: meta_pb2.RenameRequest) -> common_pb2.Empty:
     for directory in (source, goal):
         touch(op, directory)
         tree.put(directory)
-    return common_pb2.Empty()
+    reply = meta_pb2.RenameReply(old_directory=to_message(source))
+    if goal is not source:
+        reply.new_directory.CopyFrom(to_message(goal))
+    return reply
 
 
 def _place(op: Op, source: Inode, goal: Inode, name: bytes, inode: Inode) -> None:

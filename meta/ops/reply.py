@@ -42,5 +42,8 @@ def to_message(inode: Inode) -> meta_pb2.Inode:
     return message
 
 
-def inode_reply(inode: Inode) -> meta_pb2.InodeReply:
-    return meta_pb2.InodeReply(inode=to_message(inode))
+def inode_reply(inode: Inode, directory: Inode | None = None) -> meta_pb2.InodeReply:
+    """`directory`: the one that got a new name for the inode."""
+    return meta_pb2.InodeReply(
+        inode=to_message(inode), directory=to_message(directory) if directory is not None else None
+    )

@@ -11,7 +11,7 @@ from fireflyfs.common.net.methods import Method
 from fireflyfs.meta.ops import attributes, create, files, query, remove, rename
 from fireflyfs.meta.service.runner import GroupSync, Runner
 from fireflyfs.meta.service.space import Space
-from fireflyfs.proto import common_pb2, meta_pb2
+from fireflyfs.proto import meta_pb2
 
 InodeAnswer = meta_pb2.InodeReply | Awaitable[meta_pb2.InodeReply]
 
@@ -76,10 +76,10 @@ class MetaHandlers:
     def link(self, request: meta_pb2.LinkRequest) -> InodeAnswer:
         return self._mutate(Method.META_LINK, request, create.link)
 
-    def remove(self, request: meta_pb2.RemoveRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+    def remove(self, request: meta_pb2.RemoveRequest) -> meta_pb2.RemoveReply | Awaitable[meta_pb2.RemoveReply]:
         return self._mutate(Method.META_REMOVE, request, remove.remove)
 
-    def rename(self, request: meta_pb2.RenameRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+    def rename(self, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply | Awaitable[meta_pb2.RenameReply]:
         return self._mutate(Method.META_RENAME, request, rename.rename)
 
     def set_attr(self, request: meta_pb2.SetAttrRequest) -> InodeAnswer:

@@ -184,8 +184,8 @@ REPLIES: dict[Method, type[Message]] = {
     Method.META_MAKE_NODE: meta_pb2.InodeReply,
     Method.META_SYMLINK: meta_pb2.InodeReply,
     Method.META_LINK: meta_pb2.InodeReply,
-    Method.META_REMOVE: common_pb2.Empty,
-    Method.META_RENAME: common_pb2.Empty,
+    Method.META_REMOVE: meta_pb2.RemoveReply,
+    Method.META_RENAME: meta_pb2.RenameReply,
     Method.META_SET_ATTR: meta_pb2.InodeReply,
 }
 

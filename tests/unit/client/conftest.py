@@ -34,7 +34,7 @@ from fireflyfs.common.net.api import Address, Call, MemoryPool, Reply
 from fireflyfs.common.net.memory import PrivatePool
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto import meta_pb2, mgmtd_pb2, storage_pb2
-from fireflyfs.proto.common_pb2 import NODE_TYPE_META, Empty, Endpoint, Layout
+from fireflyfs.proto.common_pb2 import NODE_TYPE_META, Endpoint, Layout
 from fireflyfs.proto.storage_wire import (
     EXTENT,
     READ_IO,
@@ -327,10 +327,10 @@ class FakeMeta:
                 reply.results.add(status=Code.NO_ENTRY)
         return reply
 
-    def remove(self, request: meta_pb2.RemoveRequest) -> Empty:
+    def remove(self, request: meta_pb2.RemoveRequest) -> meta_pb2.RemoveReply:
         self.find(request.at)
         del self.cluster.names[request.at.path]
-        return Empty()
+        return meta_pb2.RemoveReply()
 
     HANDLERS: dict[Method, tuple[Callable[[FakeMeta, Any], Message], type[Any]]] = {  # noqa: RUF012
         Method.META_OPEN: (open, meta_pb2.OpenRequest),

@@ -22,7 +22,7 @@ from fireflyfs.fuse import device
 from fireflyfs.fuse.mount import Mount
 from fireflyfs.fuse.options import MountOptions
 from fireflyfs.proto import meta_pb2 as m
-from fireflyfs.proto.common_pb2 import Empty, Layout
+from fireflyfs.proto.common_pb2 import Layout
 
 
 class PlainMemory:
@@ -146,7 +146,8 @@ class MemoryMeta:
             self._truncate(inode, 0)
         if request.session:
             self.sessions.setdefault(inode.id, set()).add(request.session)
-        return m.OpenReply(inode=inode, created=created)
+        directory = self.inodes[request.at.dir] if created else None
+        return m.OpenReply(inode=inode, created=created, directory=directory)
 
     def _truncate(self, inode, length):
         inode.truncate_version += length < inode.length
@@ -187,13 +188,12 @@ class MemoryMeta:
             self.children[inode.id] = {}
             inode.nlink = 2
             self.inodes[request.at.dir].nlink += 1
-        return self._reply(inode)
+        return m.InodeReply(inode=inode, directory=self.inodes[request.at.dir])
 
     def symlink(self, request):
         target = request.target
-        return self._reply(
-            self._add(request.at, stat.S_IFLNK | 0o777, request.caller, symlink_target=target, length=len(target))
-        )
+        inode = self._add(request.at, stat.S_IFLNK | 0o777, request.caller, symlink_target=target, length=len(target))
+        return m.InodeReply(inode=inode, directory=self.inodes[request.at.dir])
 
     def link(self, request):
         inode = self._at(request.old)
@@ -224,7 +224,7 @@ class MemoryMeta:
             self._drop(inode)
         del names[name]
         self._touch(request.at.dir)
-        return Empty()
+        return m.RemoveReply(directory=self.inodes[request.at.dir])
 
     def rename(self, request):
         old_names, old_name, old = self._child(request.old)
@@ -233,11 +233,11 @@ class MemoryMeta:
         if request.flags & 2:
             self._inode(new)
             old_names[old_name], new_names[new_name] = new, old
-            return Empty()
+            return m.RenameReply()
         if new and request.flags & 1:
             raise error(Code.EXISTS)
         if new == old:
-            return Empty()
+            return m.RenameReply()
         if new:
             target = self._inode(new)
             if stat.S_ISDIR(target.mode):
@@ -256,7 +256,7 @@ class MemoryMeta:
         inode.ctime_ns = time.time_ns()
         self._touch(request.old.dir)
         self._touch(request.new.dir)
-        return Empty()
+        return m.RenameReply(old_directory=self.inodes[request.old.dir], new_directory=self.inodes[request.new.dir])
 
     def list(self, request):
         directory = self._at(request.at)

@@ -174,6 +174,42 @@ def test_two_mounts_see_closed_files_at_once(backend, mounts):
     assert (b / "f").read_bytes() == b"replaced"
 
 
+def test_a_directory_changed_here_is_not_asked_for_again(backend, mounts):
+    root, other = mounts(backend).mountpoint, mounts(backend).mountpoint
+    os.mkdir(root / "d")
+    os.chmod(root / "d", 0o700)
+    number = os.stat(root / "d").st_ino
+    backend.meta.calls.clear()
+    for step, change in enumerate(
+        (
+            lambda: (root / "d/f").touch(),
+            lambda: os.mkdir(root / "d/sub"),
+            lambda: os.symlink("t", root / "d/l"),
+            lambda: os.rename(root / "d/f", root / "d/g"),
+            lambda: os.unlink(root / "d/g"),
+            lambda: os.rename(root / "d/l", root / "d/sub/l"),
+            lambda: os.unlink(root / "d/sub/l"),
+            lambda: os.rmdir(root / "d/sub"),
+        )
+    ):
+        change()
+        known, seen = backend.meta.inodes[number], os.stat(root / "d")
+        assert (seen.st_mtime_ns, seen.st_ctime_ns, seen.st_nlink) == (known.mtime_ns, known.ctime_ns, known.nlink), (
+            step
+        )
+    assert not [request for name, request in backend.meta.calls if name == "stat" and request.at.dir == number]
+    # What is changed in another way afterwards is seen, and what others change is seen when the kernel's time is up.
+    (root / "d/f").touch()
+    os.chmod(root / "d", 0o750)
+    assert os.stat(root / "d").st_mode & 0o777 == 0o750
+    (root / "d/h").touch()
+    os.chmod(other / "d", 0o755)
+    deadline = time.monotonic() + 5
+    while os.stat(root / "d").st_mode & 0o777 != 0o755:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_old_bytes_are_flushed_without_close(backend, mounts):
     root = mounts(backend, dirty_age_s=0.05).mountpoint
     with open(root / "f", "wb", buffering=0) as file:

@@ -25,6 +25,32 @@ def test_root_exists_and_create_stat_remove(meta: Any) -> None:
     assert meta.code(lambda: meta.stat(b"a")) is Code.NO_ENTRY
 
 
+def test_changes_tell_how_they_left_their_directory(meta: Any) -> None:
+    root = meta.stat(b"/").id
+
+    def at(path: bytes) -> meta_pb2.PathAt:
+        return meta_pb2.PathAt(dir=root, path=path)
+
+    def call(name: str, **fields: Any) -> Any:
+        kind = {"make_node": "MakeNode", "open": "Open", "symlink": "Symlink", "link": "Link"}
+        request = getattr(meta_pb2, f"{kind.get(name, name.capitalize())}Request")(**fields)
+        return meta.call(name, request)
+
+    made = call("make_node", at=at(b"d"), mode=stat.S_IFDIR | 0o755)
+    assert made.directory == meta.stat(b"/")
+    opened = call("open", at=at(b"f"), flags=os.O_CREAT | os.O_WRONLY, mode=0o600)
+    assert opened.directory == meta.stat(b"/")
+    assert not call("open", at=at(b"f"), flags=os.O_RDONLY).HasField("directory")
+    assert call("symlink", at=at(b"l"), target=b"t").directory == meta.stat(b"/")
+    assert call("link", old=at(b"f"), new=at(b"d/f")).directory == meta.stat(b"d")
+    moved = call("rename", old=at(b"l"), new=at(b"d/l"))
+    assert (moved.old_directory, moved.new_directory) == (meta.stat(b"/"), meta.stat(b"d"))
+    moved = call("rename", old=at(b"f"), new=at(b"g"))
+    assert moved.old_directory == meta.stat(b"/")
+    assert not moved.HasField("new_directory")
+    assert call("remove", at=at(b"d/l"), kind=meta_pb2.REMOVE_UNLINK).directory == meta.stat(b"d")
+
+
 def test_consecutive_files_start_on_different_chains(meta: Any) -> None:
     layouts = [tuple(meta.create(b"f%d" % number).layout.chains) for number in range(3)]
     assert len(set(layouts)) == 3
