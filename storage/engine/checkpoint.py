@@ -12,7 +12,7 @@ import itertools
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fireflyfs.common.errors import Code, FfsError, error
@@ -30,7 +30,7 @@ class Held(NamedTuple):
     """What the commits of one epoch made superfluous, to be given up once that epoch is durable."""
 
     epoch: int
-    block: tuple[int, int] | None  # (shift, number)
+    blocks: Sequence[tuple[int, int]]  # (shift, number)
     keys: tuple[bytes, ...]  # undo record, deltas
 
 
@@ -66,11 +66,11 @@ class Epochs:
         return self._delta_id_base() | (next(self._delta_ids) & 0xFFFFFFFF)
 
     def _delta_id_base(self) -> int:
-        return (self.current & 0xFFFFFFFF) << 32
+        return (self.current & 0x7FFFFFFF) << 32  # the highest bit means a patch
 
-    def hold(self, block: tuple[int, int] | None, keys: tuple[bytes, ...], epoch: int | None = None) -> None:
-        """Keep block and keys until everything committed so far (or in `epoch`) is durable."""
-        self._held.append(Held(self.current if epoch is None else epoch, block, keys))
+    def hold(self, blocks: Sequence[tuple[int, int]], keys: tuple[bytes, ...], epoch: int | None = None) -> None:
+        """Keep blocks and keys until everything committed so far (or in `epoch`) is durable."""
+        self._held.append(Held(self.current if epoch is None else epoch, blocks, keys))
 
     @property
     def held_items(self) -> int:
@@ -130,8 +130,7 @@ class Epochs:
         freed: list[tuple[int, int]] = []
         while self._held and self._held[0].epoch <= durable:
             held = self._held.popleft()
-            if held.block is not None:
-                freed.append(held.block)
+            freed += held.blocks
             for key in held.keys:
                 batch.delete(key)
             if len(batch) >= RELEASE_BATCH:

@@ -71,10 +71,15 @@ class VerifiedReader:
         for ref in record.deltas:
             start, stop = max(ref.offset, low), min(ref.offset + ref.length, high)
             if start < stop:
+                target = memoryview(buffer)[start - low : stop - low]
+                if ref.place is not None:
+                    if not self._blocks.read(*ref.place, start - ref.offset, [target], nowait=nowait):
+                        raise Mismatch
+                    continue
                 data = self._meta.get(delta_key(key, ref.id))
                 if data is None or len(data) != ref.length:
                     raise Mismatch
-                buffer[start - low : stop - low] = memoryview(data)[start - ref.offset : stop - ref.offset]
+                target[:] = memoryview(data)[start - ref.offset : stop - ref.offset]
         shift = record.unit_shift
         if crc32c(buffer) != self._expected(record, low >> shift, (high - 1) >> shift, low, high):
             raise Mismatch

@@ -6,7 +6,7 @@ parts and a CRC32C over itself. Keys:
 
     c inode index           committed version
     p inode index           pending version
-    d inode index id        bytes of a delta that a record names by id
+    d inode index id        bytes of a delta that a record names by id (those of a patch are in a block instead)
     u epoch inode index     the committed record that a commit in `epoch` replaced; empty: the chunk did not exist
     q inode index n         a quarantined record, after its reason
     m name                  about the whole store
@@ -31,6 +31,7 @@ RECORD_FORMAT = 1
 BLOCK_SHIFT_MIN = 12  # 4 KiB
 BLOCK_SHIFT_MAX = 26  # 64 MiB
 FLAG_REMOVED = 1
+PATCH = 1 << 63  # set in the id of a delta whose bytes are in a block of their own
 PARSED_RECORDS_MAX = 2048  # kept parsed: under 2 KiB each with chunks of 1 MiB, 32 KiB with chunks of 64 MiB
 
 _HEADER = struct.Struct("<BBBBIIIIIHHQQQII16s")
@@ -45,11 +46,24 @@ COMMITTED, PENDING, DELTA, UNDO, QUARANTINE, META = b"c", b"p", b"d", b"u", b"q"
 
 
 class DeltaRef(NamedTuple):
-    """Bytes [offset, offset + length) of the chunk that stand under key (d, chunk, id) and not yet in the block."""
+    """Bytes [offset, offset + length) of the chunk that are not yet in its block.
+
+    They stand under key (d, chunk, id), or, for a patch, at the beginning of a block that the id names.
+    """
 
     offset: int
     length: int
     id: int
+
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """(block shift, block) of a patch; None: the bytes are in the log."""
+        return (self.id >> 32 & 0xFF, self.id & 0xFFFFFFFF) if self.id & PATCH else None
+
+
+def patch_id(shift: int, block: int) -> int:
+    """The id of a delta whose bytes are in that block."""
+    return PATCH | shift << 32 | block
 
 
 class Record(NamedTuple):
@@ -164,6 +178,19 @@ def stamp(raw: bytes, *, epoch: int | None = None, chain_version: int | None = N
 def block_of(raw: bytes) -> tuple[int, int]:
     """(block shift, block) of a record without parsing the rest; for the scan at open."""
     return raw[2], int.from_bytes(raw[20:24], "little")
+
+
+def has_deltas(raw: bytes) -> bool:
+    return raw[26:28] != b"\0\0"
+
+
+def blocks_of(raw: bytes) -> list[tuple[int, int]]:
+    """Every block that a record names: its own, and those of its patches."""
+    own = block_of(raw)
+    places = [own] if own[0] else []
+    if has_deltas(raw):
+        places += [ref.place for ref in unpack(raw).deltas if ref.place is not None]
+    return places
 
 
 def chunk_key(prefix: bytes, key: ChunkKey) -> bytes:

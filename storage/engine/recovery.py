@@ -24,15 +24,21 @@ from fireflyfs.storage.engine.record import (
     UNDO,
     Record,
     block_of,
+    blocks_of,
     chunk_key,
+    has_deltas,
     key_of,
     unpack,
 )
 
 FORMAT_KEY = META + b"format"
 BOOT_KEY = META + b"boot"
-STORE_FORMAT = 1
+STORE_FORMAT = 2
+STORE_FORMAT_READ_MIN = 1  # without patches; opened, it becomes the newest
 _KEY_BYTES = 17
+
+
+HeldBack = tuple[int, list[tuple[int, int]], tuple[bytes, ...]]  # epoch; blocks and keys that wait until it is durable
 
 
 class Found(NamedTuple):
@@ -41,7 +47,7 @@ class Found(NamedTuple):
     chunks: int
     pending: list[ChunkKey]
     with_deltas: list[tuple[ChunkKey, Record]]
-    held: list[tuple[int, tuple[int, int] | None, tuple[bytes, ...]]]  # epoch, block, keys: until it is durable
+    held: list[HeldBack]
     quarantined: int
     rolled_back: int
 
@@ -58,8 +64,13 @@ def check_format(meta: MetaStore) -> bool:
         meta.put(FORMAT_KEY, struct.pack("<I", STORE_FORMAT))
         return True
     stored = struct.unpack("<I", raw)[0]
-    if stored != STORE_FORMAT:
-        raise error(Code.VERSION_MISMATCH, f"chunk store has format {stored}, this release reads {STORE_FORMAT}")
+    if not STORE_FORMAT_READ_MIN <= stored <= STORE_FORMAT:
+        raise error(
+            Code.VERSION_MISMATCH,
+            f"chunk store has format {stored}, this release reads {STORE_FORMAT_READ_MIN} to {STORE_FORMAT}",
+        )
+    if stored < STORE_FORMAT:
+        meta.put(FORMAT_KEY, struct.pack("<I", STORE_FORMAT))
     return False
 
 
@@ -107,35 +118,36 @@ def scan(meta: MetaStore, blocks: BlockStore, durable: int, rolled_back: int) ->
     """Rebuild bitmaps and counts, and delete what no record names any more."""
     chunks = 0
     mark = blocks.mark_used
-    for _, raw in meta.range(COMMITTED, end_of(COMMITTED)):
+    with_deltas: list[tuple[ChunkKey, Record]] = []
+    for raw_key, raw in meta.range(COMMITTED, end_of(COMMITTED)):
         chunks += 1
+        if has_deltas(raw):
+            with_deltas.append((key_of(raw_key), unpack(raw)))
+            for place in blocks_of(raw):
+                mark(*place)
+            continue
         shift, block = block_of(raw)
         if shift:
             mark(shift, block)
     pending: list[ChunkKey] = []
     for raw_key, raw in meta.range(PENDING, end_of(PENDING)):
         pending.append(key_of(raw_key))
-        shift, block = block_of(raw)
-        if shift:
-            mark(shift, block)
+        for place in blocks_of(raw):
+            mark(*place)
     quarantined = 0
     for _, raw in meta.range(QUARANTINE, end_of(QUARANTINE)):
         quarantined += 1
-        shift, block = block_of(raw[2 + int.from_bytes(raw[:2], "little") :])
-        if shift:
-            mark(shift, block)
-    held: list[tuple[int, tuple[int, int] | None, tuple[bytes, ...]]] = []
+        for place in blocks_of(raw[2 + int.from_bytes(raw[:2], "little") :]):
+            mark(*place)
+    held: list[HeldBack] = []
     for raw_key, raw in meta.range(UNDO, end_of(UNDO)):
         epoch = int.from_bytes(raw_key[1:9], "big")
-        block_place: tuple[int, int] | None = None
-        if raw and epoch > durable:
-            place = block_of(raw)
-            if place[0] and mark(*place):  # named by no newer record: free once the epoch is durable
-                block_place = place
-        held.append((epoch, block_place, (raw_key,)))
-    with_deltas, only_undo, orphans = _deltas(meta, durable)
+        # Named by no newer record: free once the epoch is durable.
+        old = [place for place in blocks_of(raw) if mark(*place)] if raw and epoch > durable else []
+        held.append((epoch, old, (raw_key,)))
+    only_undo, orphans = _deltas(meta, durable)
     last_epoch = max((epoch for epoch, _, _ in held), default=0)
-    held.extend((last_epoch, None, (raw_key,)) for raw_key in only_undo)
+    held.extend((last_epoch, [], (raw_key,)) for raw_key in only_undo)
     if orphans:
         batch = new_batch()
         for raw_key in orphans:
@@ -144,15 +156,12 @@ def scan(meta: MetaStore, blocks: BlockStore, durable: int, rolled_back: int) ->
     return Found(chunks, pending, with_deltas, held, quarantined, rolled_back)
 
 
-def _deltas(meta: MetaStore, durable: int) -> tuple[list[tuple[ChunkKey, Record]], list[bytes], list[bytes]]:
-    """Committed records with deltas; keys of deltas that only undo records name; keys that nothing names."""
+def _deltas(meta: MetaStore, durable: int) -> tuple[list[bytes], list[bytes]]:
+    """Keys of logged deltas that only undo records name; keys that nothing names."""
     undone: dict[ChunkKey, set[int]] = {}
     for raw_key, raw in meta.range(UNDO + (durable + 1).to_bytes(8, "big"), end_of(UNDO)):
-        if raw:
-            refs = unpack(raw).deltas
-            if refs:
-                undone.setdefault(key_of(raw_key, 9), set()).update(ref.id for ref in refs)
-    with_deltas: list[tuple[ChunkKey, Record]] = []
+        if raw and has_deltas(raw):
+            undone.setdefault(key_of(raw_key, 9), set()).update(ref.id for ref in unpack(raw).deltas)
     only_undo: list[bytes] = []
     orphans: list[bytes] = []
     current: ChunkKey | None = None
@@ -161,15 +170,9 @@ def _deltas(meta: MetaStore, durable: int) -> tuple[list[tuple[ChunkKey, Record]
         key = key_of(raw_key)
         if key != current:
             current = key
-            named = set()
-            for prefix in (COMMITTED, PENDING):
-                stored = meta.get(chunk_key(prefix, key))
-                if stored is not None:
-                    record = unpack(stored)
-                    named.update(ref.id for ref in record.deltas)
-                    if prefix == COMMITTED and record.deltas:
-                        with_deltas.append((key, record))
+            stored = [meta.get(chunk_key(prefix, key)) for prefix in (COMMITTED, PENDING)]
+            named = {ref.id for raw in stored if raw is not None for ref in unpack(raw).deltas}
         delta_id = int.from_bytes(raw_key[_KEY_BYTES:], "big")
         if delta_id not in named:
             (only_undo if delta_id in undone.get(key, ()) else orphans).append(raw_key)
-    return with_deltas, only_undo, orphans
+    return only_undo, orphans

@@ -15,7 +15,7 @@ from fireflyfs.common.limits import CHUNK_BYTES_MAX, CHUNK_EXTENTS_MAX, KiB
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.engine.blocks import BlockStore
 from fireflyfs.storage.engine.crc import combine, combine_units, crc32c, patch, unit_crcs
-from fireflyfs.storage.engine.interface import Extent, Update, WouldBlock
+from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, WouldBlock
 from fireflyfs.storage.engine.reader import VerifiedReader
 from fireflyfs.storage.engine.record import (
     BLOCK_SHIFT_MIN,
@@ -24,23 +24,31 @@ from fireflyfs.storage.engine.record import (
     Record,
     block_shift_of,
     delta_key,
+    patch_id,
     unit_shift_of,
 )
 
-DELTA_UPDATE_BYTES_MAX = 64 * KiB  # of one update; larger ones copy the chunk
-DELTA_CHUNK_BYTES_MAX = 256 * KiB  # waiting over one chunk; beyond, the next overwrite copies the chunk
-DELTA_CHUNK_REFS_MAX = 64
+LOGGED_PART_BYTES_MAX = 16 * KiB  # overwritten in one piece; a larger one becomes a patch: a block of its own
+DELTA_CHUNK_REFS_MAX = 64  # logged and patched pieces waiting over one chunk, of half its length together;
+# beyond, the next overwrite copies the chunk
 NOWAIT_COPY_BYTES_MAX = 128 * KiB  # a larger chunk is copied only where the caller has time
 
 Part = tuple[int, memoryview]  # (offset in the chunk, bytes)
 
 
 class Staged(NamedTuple):
-    """A pending record, the delta values to store with it, and the block that was taken for it."""
+    """A pending record, the delta values to store with it, and the blocks that were taken for it."""
 
     record: Record
     deltas: list[tuple[bytes, bytes]]
-    allocated: tuple[int, int] | None
+    allocated: Sequence[tuple[int, int]]
+
+
+class DeltaRoom(NamedTuple):
+    """Whether the store takes more deltas of each kind."""
+
+    logged: bool
+    patched: bool
 
 
 def check_update(update: Update) -> None:
@@ -68,14 +76,14 @@ class Stager:
         self._blocks = blocks
         self._reader = reader
         self._next_delta_id = next_delta_id
-        self.counters = dict.fromkeys(("append", "delta", "copy", "block_bytes", "delta_bytes"), 0)
+        self.counters = dict.fromkeys(("append", "delta", "patch", "copy", "block_bytes", "delta_bytes"), 0)
 
     def stage(
         self,
         update: Update,
         committed: Record | None,
         pending: Record | None,
-        deltas_allowed: bool,
+        room: DeltaRoom,
         *,
         nowait: bool = False,
     ) -> Staged:
@@ -105,7 +113,7 @@ class Stager:
             return self._metadata_only(update, committed, length, 0)
         if nowait and length - committed.length > NOWAIT_COPY_BYTES_MAX:
             raise WouldBlock  # a few bytes far beyond the end bring many zeros
-        in_place = self._in_place(update, committed, pending, length, deltas_allowed, nowait)
+        in_place = self._in_place(update, committed, pending, length, room, nowait)
         return in_place or self._copy(update, committed, length, nowait)
 
     def _record(self, update: Update, base: Record | None, length: int, crcs: Sequence[int], crc: int) -> Record:
@@ -132,14 +140,14 @@ class Stager:
     def _metadata_only(self, update: Update, base: Record | None, length: int, flags: int) -> Staged:
         crcs = list(base.crcs) if base else []
         record = self._record(update, base, length, crcs, base.crc if base else 0)
-        return Staged(record._replace(flags=flags), [], None)
+        return Staged(record._replace(flags=flags), [], ())
 
     def _truncate(self, update: Update, base: Record) -> Staged:
         length = min(update.length, base.length)
         if length == base.length:
             return self._metadata_only(update, base, length, 0)
         if length == 0:
-            return Staged(self._record(update._replace(chunk_size=base.chunk_size), None, 0, [], 0), [], None)
+            return Staged(self._record(update._replace(chunk_size=base.chunk_size), None, 0, [], 0), [], ())
         if base.deltas or block_shift_of(length) < base.block_shift - 1:
             return self._copy(update, base, length)
         low = (length - 1) >> base.unit_shift << base.unit_shift
@@ -147,14 +155,14 @@ class Stager:
         crcs = list(base.crcs[: (low >> base.unit_shift) + 1])
         crcs[-1] = crc32c(memoryview(unit)[: length - low])
         # `written` stays: the bytes cut off belong to a version that a power cut may bring back.
-        return Staged(self._record(update, base, length, crcs, self._whole(base, crcs, length)), [], None)
+        return Staged(self._record(update, base, length, crcs, self._whole(base, crcs, length)), [], ())
 
     @staticmethod
     def _whole(base: Record, crcs: Sequence[int], length: int) -> int:
         return combine_units(crcs, 1 << base.unit_shift, length)
 
     def _in_place(
-        self, update: Update, base: Record, pending: Record | None, length: int, deltas_allowed: bool, nowait: bool
+        self, update: Update, base: Record, pending: Record | None, length: int, room: DeltaRoom, nowait: bool
     ) -> Staged | None:
         """Appended bytes go beyond the committed length, overwritten ones beside the block; None where neither may."""
         if not base.block_shift or length > 1 << base.block_shift:
@@ -165,45 +173,67 @@ class Stager:
                 return None  # bytes of a version that a power cut may bring back stand there
             if pending is not None and pending.block_place == base.block_place and pending.written != base.written:
                 return None  # those of the pending version stand there, which must survive until it is replaced
-        low_bytes = sum(len(data) for _, data in low)
-        if low:
-            waiting = sum(ref.length for ref in base.deltas)
-            if (
-                not deltas_allowed
-                or low_bytes > min(DELTA_UPDATE_BYTES_MAX, base.length // 2)
-                or low_bytes + waiting > DELTA_CHUNK_BYTES_MAX
-                or len(low) + len(base.deltas) > DELTA_CHUNK_REFS_MAX
-            ):
-                return None
+        if low and not _may_wait(low, base, room):
+            return None
         crcs, whole = list(base.crcs), base.crc
         values: list[tuple[bytes, bytes]] = []
         refs: list[DeltaRef] = []
-        if low:
-            whole = self._overwrite_crcs(update, base, low, crcs, nowait)
-            for offset, data in low:
-                ref = DeltaRef(offset, len(data), self._next_delta_id())
-                refs.append(ref)
-                values.append((delta_key(update.key, ref.id), bytes(data)))
-            self.counters["delta"] += 1
-            self.counters["delta_bytes"] += low_bytes
-        if high:
-            added, added_crc = _compose(high, base.length, length)
-            self._blocks.write(base.block_shift, base.block, base.length, [added])
-            whole = combine(whole, added_crc, len(added))
-            _extend_crcs(crcs, base, added)
-            self.counters["append"] += 1
-            self.counters["block_bytes"] += len(added)
+        taken: list[tuple[int, int]] = []
+        try:
+            if low:
+                whole = self._overwrite_crcs(update, base, low, crcs, nowait)
+                for offset, data in low:
+                    refs.append(self._delta(update.key, offset, data, room, values, taken, nowait))
+            if high:
+                added, added_crc = _compose(high, base.length, length)
+                self._blocks.write(base.block_shift, base.block, base.length, [added])
+                whole = combine(whole, added_crc, len(added))
+                _extend_crcs(crcs, base, added)
+                self.counters["append"] += 1
+                self.counters["block_bytes"] += len(added)
+        except BaseException:
+            for place in taken:
+                self._blocks.free(*place)
+            raise
         record = self._record(update, base, length, crcs, whole)
         return Staged(
-            record._replace(written=length if high else base.written, deltas=base.deltas + tuple(refs)), values, None
+            record._replace(written=length if high else base.written, deltas=base.deltas + tuple(refs)), values, taken
         )
+
+    def _delta(
+        self,
+        key: ChunkKey,
+        offset: int,
+        data: memoryview,
+        room: DeltaRoom,
+        values: list[tuple[bytes, bytes]],
+        taken: list[tuple[int, int]],
+        nowait: bool,
+    ) -> DeltaRef:
+        """Put overwriting bytes beside the block: a short piece into `values` for the log, a long one into a block."""
+        if room.logged and len(data) <= LOGGED_PART_BYTES_MAX:
+            ref = DeltaRef(offset, len(data), self._next_delta_id())
+            values.append((delta_key(key, ref.id), bytes(data)))
+            self.counters["delta"] += 1
+            self.counters["delta_bytes"] += len(data)
+            return ref
+        if nowait and len(data) > NOWAIT_COPY_BYTES_MAX:
+            raise WouldBlock
+        shift = block_shift_of(len(data))
+        place = (shift, self._blocks.allocate(shift))
+        taken.append(place)
+        self._blocks.write(*place, 0, [data])
+        self.counters["patch"] += 1
+        self.counters["block_bytes"] += len(data)
+        return DeltaRef(offset, len(data), patch_id(*place))
 
     def _overwrite_crcs(self, update: Update, base: Record, low: list[Part], crcs: list[int], nowait: bool) -> int:
         """Put the new checksums of the units under the low parts into crcs; the new one of the base's bytes."""
         shift = base.unit_shift
+        fresh = _covered_units(low, shift, base.length)
         touched = sorted({unit for at, data in low for unit in range(at >> shift, ((at + len(data) - 1) >> shift) + 1)})
-        whole = base.crc
-        for _, run in itertools.groupby(enumerate(touched), key=lambda pair: pair[1] - pair[0]):
+        edges = [unit for unit in touched if unit not in fresh]
+        for _, run in itertools.groupby(enumerate(edges), key=lambda pair: pair[1] - pair[0]):
             units = [unit for _, unit in run]
             begin, end = units[0] << shift, min((units[-1] + 1) << shift, base.length)
             buffer = memoryview(self._reader.units(update.key, base, begin, end, nowait=nowait))
@@ -211,16 +241,18 @@ class Stager:
                 start, stop = max(at, begin), min(at + len(data), end)
                 if start < stop:
                     buffer[start - begin : stop - begin] = data[start - at : stop - at]
-            for unit, crc in zip(units, unit_crcs(buffer, 1 << shift), strict=True):
-                after = base.length - min((unit + 1) << shift, base.length)
-                whole = patch(whole, crcs[unit], crc, after)
-                crcs[unit] = crc
+            fresh.update(zip(units, unit_crcs(buffer, 1 << shift), strict=True))
+        whole = base.crc
+        for unit, crc in fresh.items():
+            after = base.length - min((unit + 1) << shift, base.length)
+            whole = patch(whole, crcs[unit], crc, after)
+            crcs[unit] = crc
         return whole
 
     def _copy(self, update: Update, base: Record | None, length: int, nowait: bool = False) -> Staged:
         """The whole new content in a new block; the old one stays what it is."""
         if length == 0:
-            return Staged(self._record(update, None, 0, [], 0), [], None)
+            return Staged(self._record(update, None, 0, [], 0), [], ())
         if nowait and length > NOWAIT_COPY_BYTES_MAX:
             raise WouldBlock
         chunk_size = base.chunk_size if base else update.chunk_size
@@ -249,7 +281,7 @@ class Stager:
         self.counters["copy"] += 1
         self.counters["block_bytes"] += length
         record = self._record(update._replace(chunk_size=chunk_size), None, length, crcs, whole)
-        return Staged(record._replace(block_shift=shift, block=block, written=length), [], (shift, block))
+        return Staged(record._replace(block_shift=shift, block=block, written=length), [], [(shift, block)])
 
 
 def _split(extents: Sequence[Extent], at: int) -> tuple[list[Part], list[Part]]:
@@ -263,6 +295,31 @@ def _split(extents: Sequence[Extent], at: int) -> tuple[list[Part], list[Part]]:
         if cut < len(extent.data):
             high.append((extent.offset + cut, extent.data[cut:]))
     return low, high
+
+
+def _may_wait(low: list[Part], base: Record, room: DeltaRoom) -> bool:
+    """Whether the overwritten parts may lie beside the block: with what lies there already they stay a small part."""
+    if len(low) + len(base.deltas) > DELTA_CHUNK_REFS_MAX:
+        return False
+    if not room.patched and not (room.logged and all(len(data) <= LOGGED_PART_BYTES_MAX for _, data in low)):
+        return False
+    waiting = sum([ref.length for ref in base.deltas])
+    return waiting + sum([len(data) for _, data in low]) <= base.length // 2
+
+
+def _covered_units(low: list[Part], shift: int, length: int) -> dict[int, int]:
+    """Checksums of the units that one part covers alone: nothing need be read for them."""
+    fresh: dict[int, int] = {}
+    ordered = sorted(low, key=lambda part: part[0])
+    if any(at + len(data) > later for (at, data), (later, _) in itertools.pairwise(ordered)):
+        return fresh
+    for at, data in ordered:
+        first, end = -(-at >> shift), at + len(data)
+        last = (length - 1) >> shift if end == length else (end >> shift) - 1
+        if first <= last:
+            inner = data[(first << shift) - at : min((last + 1) << shift, length) - at]
+            fresh.update(zip(range(first, last + 1), unit_crcs(inner, 1 << shift), strict=True))
+    return fresh
 
 
 def _compose(high: list[Part], begin: int, end: int) -> tuple[memoryview, int]:

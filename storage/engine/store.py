@@ -38,6 +38,8 @@ from fireflyfs.storage.engine.record import (
     PENDING,
     QUARANTINE,
     Record,
+    block_of,
+    blocks_of,
     chunk_key,
     delta_key,
     key_of,
@@ -113,8 +115,8 @@ class Engine:
         self._counters = dict.fromkeys(("reads", "read_bytes", "commits", "checksum_errors", "retried_reads"), 0)
         self._counters["rolled_back"] = found.rolled_back
         self._closed = False
-        for epoch, block, keys in found.held:
-            self._epochs.hold(block, keys, epoch)
+        for epoch, held_blocks, keys in found.held:
+            self._epochs.hold(held_blocks, keys, epoch)
         self._folder = Folder(self._meta, self._blocks, self._epochs, self._pending, self._lock_of)
         for key, record in found.with_deltas:
             self._folder.note(key, record)
@@ -261,25 +263,29 @@ class Engine:
                     if waiting is not None:
                         kept = {ref.id for ref in committed.deltas} if committed else set()
                         for ref in waiting.deltas:
-                            if ref.id not in kept:
+                            if ref.id in kept:
+                                continue
+                            if ref.place is not None:
+                                superseded.append(ref.place)
+                            else:
                                 batch.delete(delta_key(update.key, ref.id))
                         if waiting.block_shift and (committed is None or waiting.block_place != committed.block_place):
                             superseded.append(waiting.block_place)
                 self._blocks.require_reserve(batch.size_in_bytes())
             except BaseException:
                 for each in staged:
-                    if each.allocated:
-                        self._blocks.free(*each.allocated)
+                    for place in each.allocated:
+                        self._blocks.free(*place)
                 raise
             self._pending.update(update.key for update in updates)
             self._meta.write(batch)
-            for place in superseded:
-                self._epochs.hold(place, ())
+            if superseded:
+                self._epochs.hold(superseded, ())
         return [each.record.to_version() for each in staged]
 
     def _stage(self, update: Update, committed: Record | None, waiting: Record | None, nowait: bool) -> Staged:
         try:
-            return self._stager.stage(update, committed, waiting, self._folder.accepting, nowait=nowait)
+            return self._stager.stage(update, committed, waiting, self._folder.room, nowait=nowait)
         except Mismatch:
             self._counters["checksum_errors"] += 1
             message = f"chunk {update.key.inode:#x}/{update.key.chunk_index} does not match its checksum"
@@ -328,10 +334,15 @@ class Engine:
             self._chunks += (not new.removed) - (old is not None)
             kept = {ref.id for ref in new.deltas}
             gone = old is not None and old.block_shift and (new.removed or old.block_place != new.block_place)
+            blocks: list[tuple[int, int]] = []
             if old is not None:
-                held += tuple(delta_key(key, ref.id) for ref in old.deltas if ref.id not in kept)
-            if held or gone:
-                self._epochs.hold(old.block_place if old is not None and gone else None, held)
+                dead = [ref for ref in old.deltas if ref.id not in kept] if old.deltas else []
+                held += tuple([delta_key(key, ref.id) for ref in dead if ref.place is None])
+                blocks += [ref.place for ref in dead if ref.place is not None]
+                if gone:
+                    blocks.append(old.block_place)
+            if held or blocks:
+                self._epochs.hold(blocks, held)
         self._pending.discard(key)
         self._folder.note(key, None if new.removed else new)
         self._counters["commits"] += 1
@@ -346,25 +357,20 @@ class Engine:
             batch = new_batch()
             batch.delete(chunk_key(COMMITTED, key))
             batch.delete(chunk_key(PENDING, key))
-            freed: list[tuple[int, int]] = []
-            place = (raw[2], int.from_bytes(raw[20:24], "little")) if raw else (0, 0)
-            if raw_pending is not None and raw_pending[2]:
-                waiting = (raw_pending[2], int.from_bytes(raw_pending[20:24], "little"))
-                if waiting != place:
-                    freed.append(waiting)
+            places = blocks_of(raw) if raw else []
+            freed = [place for place in blocks_of(raw_pending) if place not in places] if raw_pending else []
             if raw is not None and self._quarantined < QUARANTINED_MAX:
                 text = reason.encode()[:REASON_BYTES_MAX]
                 name = chunk_key(QUARANTINE, key) + self._epochs.next_delta_id().to_bytes(8, "big")
                 batch.put(name, len(text).to_bytes(2, "little") + text + raw)
                 self._quarantined += 1
-            elif place[0]:
-                freed.append(place)
+            else:
+                freed += places
             with self._epochs.gate:
                 self._meta.write(batch)
                 self._epochs.note_change()
                 self._chunks -= raw is not None
-                for block in freed:
-                    self._epochs.hold(block, ())
+                self._epochs.hold(freed, ())
             self._pending.discard(key)
             self._folder.note(key, None)
 
@@ -374,8 +380,7 @@ class Engine:
         for raw_key, raw in itertools.islice(self._meta.range(QUARANTINE, end_of(QUARANTINE)), limit):
             size = int.from_bytes(raw[:2], "little")
             record = raw[2 + size :]
-            place = record[2], int.from_bytes(record[20:24], "little")
-            listed.append((key_of(raw_key), raw[2 : 2 + size].decode(errors="replace"), *place))
+            listed.append((key_of(raw_key), raw[2 : 2 + size].decode(errors="replace"), *block_of(record)))
         return listed
 
     # -- keeping
@@ -403,7 +408,8 @@ class Engine:
             "quarantined": self._quarantined,
             "sync_rounds": self._epochs.rounds,
             "held": self._epochs.held_items,
-            "delta_bytes_waiting": self._folder.waiting_bytes,
+            "delta_bytes_waiting": self._folder.logged_bytes,
+            "patch_bytes_waiting": self._folder.patched_bytes,
             "delta_bytes_folded": self._folder.folded_bytes,
         }
         staged = {f"staged_{name}": float(value) for name, value in self._stager.counters.items()}

@@ -234,7 +234,7 @@ class EngineMachine(RuleBasedStateMachine):
         """Anywhere: mostly copies."""
         self._write(key, pieces, at_end)
 
-    @rule(key=keys, spots=st.lists(st.floats(0, 1), min_size=1, max_size=3), size=st.integers(1, 6000))
+    @rule(key=keys, spots=st.lists(st.floats(0, 1), min_size=1, max_size=3), size=st.integers(1, 40_000))
     def overwrite(self, key: ChunkKey, spots: list[float], size: int) -> None:
         """A few bytes inside the chunk, and sometimes over its end: deltas."""
         length = len(self.committed.get(key, b""))

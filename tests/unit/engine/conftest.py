@@ -52,7 +52,9 @@ class Workload:
         version = self.versions[key] + 1
         kind, length, pieces = UpdateKind.WRITE, 0, []
         if which < 0.4 and len(base) > 8000:
-            pieces = [(roll.randrange(len(base) - 4000), roll.randint(1, 4000)) for _ in range(roll.randint(1, 3))]
+            longest = min(roll.choice([4000, 40_000]), len(base))  # pieces for the log, and for blocks of their own
+            sizes = [roll.randint(1, longest) for _ in range(roll.randint(1, 3))]
+            pieces = [(roll.randint(0, len(base) - size), size) for size in sizes]
         elif which < 0.7:
             pieces = [(len(base), roll.randint(0, min(9000, CHUNK - len(base))))]
         elif which < 0.85:

@@ -15,6 +15,7 @@ import pytest
 
 from fireflyfs.storage.engine import blocks
 from fireflyfs.storage.engine.interface import ChunkKey
+from fireflyfs.storage.engine.record import blocks_of, pack
 from fireflyfs.storage.engine.store import Engine, open_engine
 
 PAGE = 4096
@@ -82,8 +83,8 @@ def _no_block_is_lost(engine: Engine) -> None:
     for state in engine.scan(None, 10_000):
         for prefix in (b"c", b"p"):
             record = engine._record(prefix, state.key)
-            if record is not None and record.block_shift:
-                places.add(record.block_place)
+            if record is not None:
+                places.update(blocks_of(pack(record)))
     assert engine.space().used_bytes == sum(1 << shift for shift, _ in places)
     assert engine.stats()["held"] == 0
 

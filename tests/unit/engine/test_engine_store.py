@@ -107,6 +107,65 @@ def test_small_overwrites_do_not_rewrite_the_chunk(engine: Engine) -> None:
     assert get(engine, A) == content
 
 
+def test_larger_overwrites_become_patches_until_they_are_folded(engine: Engine) -> None:
+    content = bytearray(random.Random(4).randbytes(MiB))
+    put(engine, A, 1, 0, bytes(content))
+    used = engine.space().used_bytes
+    roll = random.Random(5)
+    for version, size in enumerate((64 * 1024, 20_000, 100_001, 64 * 1024), start=2):
+        at = roll.randrange(0, MiB - size)
+        content[at : at + size] = data = roll.randbytes(size)
+        put(engine, A, version, at, data)
+        assert get(engine, A) == content
+    before = engine.stats()
+    assert (before["staged_patch"], before["staged_copy"]) == (4, 1)
+    assert engine.space().used_bytes == used + (64 + 32 + 128 + 64) * 1024
+    engine.checkpoint()  # folds, and holds the patches until that is durable
+    assert engine.stats()["patch_bytes_waiting"] == 0
+    assert get(engine, A) == content
+    engine.checkpoint()
+    assert engine.space().used_bytes == used
+    assert get(engine, A) == content
+
+
+def test_patches_of_half_a_chunk_are_enough(engine: Engine) -> None:
+    put(engine, A, 1, 0, bytes(MiB))
+    for version in range(2, 11):
+        put(engine, A, version, version * 64 * 1024, b"x" * 64 * 1024)
+    assert (engine.stats()["staged_patch"], engine.stats()["staged_copy"]) == (8, 2)
+    assert get(engine, A) == bytes(128 * 1024) + b"x" * 9 * 64 * 1024 + bytes(MiB - 11 * 64 * 1024)
+
+
+def test_rot_in_a_patch_is_never_delivered(engine: Engine, tmp_path: Path) -> None:
+    put(engine, A, 1, 0, bytes(MiB))
+    put(engine, A, 2, 100_000, b"x" * 50_000)
+    record = engine._record(b"c", A)
+    assert record is not None
+    shift, block = record.deltas[0].place or (0, 0)
+    with open(tmp_path / "blocks" / f"{shift}-{block % 4}", "r+b") as file:
+        file.seek(((block // 4) << shift) + 777)
+        file.write(b"y")
+    assert get(engine, A, 0, 16_384) == bytes(16_384)
+    with pytest.raises(FfsError) as caught:
+        get(engine, A, 100_000, 4096)
+    assert caught.value.code is Code.CHECKSUM
+    engine.quarantine(A, "rot")
+    engine.close()
+    engine = open_engine(tmp_path, checkpoint_interval_s=0)
+    assert engine.space().used_bytes == MiB + 64 * 1024  # a person may still look at all of it
+    engine.close()
+
+
+def test_a_store_of_the_first_format_is_opened_and_becomes_the_newest(engine: Engine, tmp_path: Path) -> None:
+    put(engine, A, 1, 0, b"old" * 1000)
+    engine._meta.put(META + b"format", b"\x01\0\0\0")
+    engine.close()
+    engine = open_engine(tmp_path, checkpoint_interval_s=0)
+    assert get(engine, A) == b"old" * 1000
+    assert engine._meta.get(META + b"format") == b"\x02\0\0\0"
+    engine.close()
+
+
 def test_nowait_reads_what_is_cached(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     put(engine, A, 1, 0, b"cached" * 1000)
     assert get(engine, A, nowait=True) == b"cached" * 1000
