@@ -28,6 +28,7 @@ from pathlib import Path
 
 from fireflyfs.common.ids import ClientId
 from fireflyfs.common.limits import GiB, KiB, MiB
+from fireflyfs.common.net import busy_poll
 from fireflyfs.common.net.api import Address, Call, Piece, ServerRequest
 from fireflyfs.common.net.blocking import BlockingPool
 from fireflyfs.common.net.identity import Identity
@@ -72,7 +73,7 @@ def serve(folder: Path, profile: bool) -> None:
         profiler.runcall(asyncio.run, run())
         pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(22)
     else:
-        asyncio.run(run())
+        busy_poll.run(run())
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:

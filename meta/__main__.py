@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 from fireflyfs.common import config as configuration
+from fireflyfs.common.net import busy_poll
 from fireflyfs.meta.server import MetaConfig, serve
 
 
@@ -23,4 +24,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asyncio.run(_main(configuration.load(MetaConfig, parser.parse_args().config)))
+    busy_poll.run(_main(configuration.load(MetaConfig, parser.parse_args().config)))

@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import click
 
 from fireflyfs.client.cli import schemas
 from fireflyfs.common import config as configuration
+from fireflyfs.common.net import busy_poll
 
 ROLES = ("mgmtd", "meta", "storage")
 SUPERVISOR_LOG_ENV = "FFS_SUPERVISOR_LOG"
@@ -47,7 +48,7 @@ def run(role: str, config_path: Path, worker: int | None, check: bool, log_file:
     from fireflyfs.client.cli.logs import set_up
 
     set_up(_log_file(log_file, worker), log_level)
-    start: Callable[[asyncio.Event], Awaitable[None]]
+    start: Callable[[asyncio.Event], Coroutine[Any, Any, None]]
     if role == "mgmtd":
         start = lambda stop: module.serve(config, stop, config_parsers=schemas.config_parsers())  # noqa: E731
     elif role == "meta":
@@ -56,7 +57,7 @@ def run(role: str, config_path: Path, worker: int | None, check: bool, log_file:
         start = lambda stop: module.serve_node(config, stop)  # noqa: E731
     else:
         start = lambda stop: module.serve_worker(config, worker, stop)  # noqa: E731
-    asyncio.run(serve_until_signal(start))
+    busy_poll.run(serve_until_signal(start))
 
 
 def _log_file(named: Path | None, worker: int | None) -> Path | None:
@@ -72,7 +73,7 @@ def _log_file(named: Path | None, worker: int | None) -> Path | None:
     return named
 
 
-async def serve_until_signal(start: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+async def serve_until_signal(start: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
     """Run `start(stop)`; SIGTERM and SIGINT set `stop`, and the second signal ends the process."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

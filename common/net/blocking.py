@@ -17,6 +17,7 @@ from typing import Final
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import DEADLINE_S_MAX
 from fireflyfs.common.net.api import Address, Call, MemoryPool, Reply
+from fireflyfs.common.net.busy_poll import Waiters, busy_poll_s
 from fireflyfs.common.net.dial import dial
 from fireflyfs.common.net.exchange import Exchange, Pending
 from fireflyfs.common.net.identity import Identity
@@ -61,6 +62,7 @@ class BlockingPool(WithdrawListener):
         self._staging_pool = SharedPool()
         self._staging_pool.subscribe(self)
         self._staging = StagingPool(self._staging_pool)
+        self._waiters = Waiters(busy_poll_s())
         self._closed = False
 
     def call(self, address: Address, call: Call) -> Reply:
@@ -178,7 +180,7 @@ class BlockingPool(WithdrawListener):
                     server.waiting -= 1
         try:
             left_s = max(deadline_s - time.monotonic(), 0.0)
-            return Exchange(dial(self.identity, address, min(left_s, CONNECT_S_MAX)), self._staging)
+            return Exchange(dial(self.identity, address, min(left_s, CONNECT_S_MAX)), self._staging, self._waiters)
         except BaseException:
             self._leave(server)
             raise

@@ -15,6 +15,7 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import DEADLINE_S_MAX, REGIONS_MAX, KiB
 from fireflyfs.common.net import frame
 from fireflyfs.common.net.api import Call, Piece, Reply, Slice
+from fireflyfs.common.net.busy_poll import Waiters, Worthwhile, yield_processor
 from fireflyfs.common.net.dial import Dialed, timeval
 from fireflyfs.common.net.frame import HEADER_BYTES, INLINE, Buffer, Header, Kind, Segment
 from fireflyfs.common.net.memory import SharedMemory
@@ -29,6 +30,7 @@ DEADLINE_SLACK: Final = 0.1  # how far a socket's timeout may be from what is le
 _SEND: Final = int(socket.MSG_DONTWAIT) | int(socket.MSG_NOSIGNAL)
 _PEEK: Final = int(socket.MSG_DONTWAIT) | int(socket.MSG_PEEK)
 _WAITALL: Final = int(socket.MSG_WAITALL)
+_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 JOINED_BODY_BYTES_MAX: Final = 4 * KiB  # a short body is copied behind its header rather than sent as a piece
 
 
@@ -56,7 +58,7 @@ def view_of(piece: Piece) -> memoryview:
 class Exchange:
     """Used by one thread at a time. After `broken` is set the connection is of no use any more."""
 
-    def __init__(self, dialed: Dialed, staging: StagingPool | None) -> None:
+    def __init__(self, dialed: Dialed, staging: StagingPool | None, waiters: Waiters) -> None:
         self.sock = dialed.sock
         self.name = dialed.name
         self.shares = dialed.shares
@@ -77,6 +79,9 @@ class Exchange:
         self._earliest_s = 0.0  # no outstanding call's deadline is before this
         self._gather: list[Buffer] = []
         self._gathered = 0
+        self._waiters = waiters
+        self._me = id(self)
+        self._worthwhile = Worthwhile()
 
     # What the pool calls.
 
@@ -103,6 +108,7 @@ class Exchange:
 
     def receive(self) -> None:
         """Take all answers that are still to come."""
+        self._waiters.enter(self._me)
         try:
             while self._outstanding:
                 self._receive_one()
@@ -113,6 +119,8 @@ class Exchange:
         except BaseException:
             self._break(error(Code.CANCELLED, "interrupted"))
             raise
+        finally:
+            self._waiters.leave(self._me)
         self.last_used_s = time.monotonic()
 
     def is_stale(self) -> bool:
@@ -419,6 +427,9 @@ class Exchange:
             self._begin, self._end = 0, len(left)
         # Payload after the head goes to its place, so read little beyond the head where much of it is to come.
         room = len(self._scratch) if self._payload < INPUT_BYTES else self._begin + max(count, SMALL_READ_BYTES)
+        waiters = self._waiters
+        if self._begin == self._end and waiters.wait_s and waiters.alone and self._worthwhile:
+            self._look_again(room)
         while self._end - self._begin < count:
             self._arm()
             try:
@@ -428,6 +439,26 @@ class Exchange:
             if not got:
                 raise error(Code.UNAVAILABLE, f"{self.name} closed the connection")
             self._end += got
+
+    def _look_again(self, room: int) -> None:
+        """Receive without sleeping, if an answer comes soon."""
+        view = self._view[self._end : room]
+        receive, waiters = self.sock.recv_into, self._waiters
+        now_s = time.perf_counter()
+        end_s = now_s + waiters.wait_s
+        while now_s < end_s:
+            if not waiters.alone:
+                return
+            try:
+                got = receive(view, 0, _DONTWAIT)
+            except BlockingIOError:
+                yield_processor()
+                now_s = time.perf_counter()
+                continue
+            self._end += got  # none: the connection is closed, as the next receive finds out
+            self._worthwhile.note(True)
+            return
+        self._worthwhile.note(False)
 
     def _arm(self) -> None:
         """Let the next receive end at the earliest deadline. Raises TIMEOUT when it has passed."""

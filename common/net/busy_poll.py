@@ -1,0 +1,116 @@
+"""Looking again for a moment before going to sleep.
+
+A sleeping thread is woken in 10 to 40 microseconds, most of the time of a small request on one host: twice for each
+round trip. Who expects an answer within that time does better to look again and again. The cost is bounded: at most
+`FFS_BUSY_POLL_US` microseconds a wait (50; 0: never), a thread only while no other of its process waits, only while
+looking has been worth it lately, and the processor is offered to others between two looks. With a single processor it
+is never done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import selectors
+import time
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+from fireflyfs.common.errors import Code, error
+
+ENVIRONMENT: Final = "FFS_BUSY_POLL_US"
+BUSY_POLL_US_DEFAULT: Final = 50
+BUSY_POLL_US_MAX: Final = 10_000
+CREDIT_MAX: Final = 8  # waits in vain in a row until looking is given up
+TRY_EVERY: Final = 32  # waits after which it is tried again
+
+T = TypeVar("T")
+
+# Through ctypes, because os.sched_yield keeps the interpreter's lock.
+yield_processor: Final = ctypes.CDLL(None).sched_yield
+
+
+def busy_poll_s() -> float:
+    """How long a wait may look again, in seconds; 0: not at all. Raises CONFIG for a setting that is none."""
+    text = os.environ.get(ENVIRONMENT, "").strip() or str(BUSY_POLL_US_DEFAULT)
+    if not text.isdigit() or int(text) > BUSY_POLL_US_MAX:
+        raise error(Code.CONFIG, f"{ENVIRONMENT} is {text!r}; it takes microseconds from 0 to {BUSY_POLL_US_MAX}")
+    return int(text) / 1e6 if len(os.sched_getaffinity(0)) > 1 else 0.0
+
+
+class Worthwhile:
+    """Whether looking again has paid off lately."""
+
+    __slots__ = ("_credit", "_passed")
+
+    def __init__(self) -> None:
+        self._credit = CREDIT_MAX
+        self._passed = 0
+
+    def __bool__(self) -> bool:
+        if self._credit > 0:
+            return True
+        self._passed += 1
+        if self._passed < TRY_EVERY:
+            return False
+        self._passed = 0
+        return True
+
+    def note(self, came: bool) -> None:
+        if came:
+            self._credit = CREDIT_MAX
+        elif self._credit > 0:
+            self._credit -= 1
+
+
+class Waiters:
+    """Who of a process waits for answers. Only one that waits alone looks again: it would keep others from running."""
+
+    __slots__ = ("_present", "wait_s")
+
+    def __init__(self, wait_s: float) -> None:
+        self.wait_s = wait_s
+        self._present: set[int] = set()
+
+    def enter(self, who: int) -> None:
+        self._present.add(who)
+
+    def leave(self, who: int) -> None:
+        self._present.discard(who)
+
+    @property
+    def alone(self) -> bool:
+        return len(self._present) == 1
+
+
+class BusyPollSelector(selectors.EpollSelector):
+    """Epoll for an event loop that answers requests: after each it looks for the next one before it sleeps."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__()
+        self._wait_s = wait_s
+        self._worthwhile = Worthwhile()
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is not None and timeout <= 0:
+            return super().select(timeout)
+        if self._wait_s and self._worthwhile:
+            now_s = time.perf_counter()
+            end_s = now_s + (self._wait_s if timeout is None else min(self._wait_s, timeout))
+            while now_s < end_s:
+                ready = super().select(0)
+                if ready:
+                    self._worthwhile.note(True)
+                    return ready
+                yield_processor()
+                now_s = time.perf_counter()
+            self._worthwhile.note(False)
+        return super().select(timeout)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run` for a process that serves requests."""
+    wait_s = busy_poll_s()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(BusyPollSelector(wait_s))) as runner:
+        return runner.run(main)

@@ -1,0 +1,75 @@
+"""Busy polling: when it looks again, and when it lets others run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import selectors
+import time
+
+import pytest
+
+from fireflyfs.common.errors import FfsError
+from fireflyfs.common.net import busy_poll
+from fireflyfs.common.net.busy_poll import BusyPollSelector, Waiters, Worthwhile
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("", 50e-6), ("0", 0.0), (" 200 ", 200e-6)])
+def test_the_setting(monkeypatch: pytest.MonkeyPatch, text: str, seconds: float) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setenv(busy_poll.ENVIRONMENT, text)
+    assert busy_poll.busy_poll_s() == seconds
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert busy_poll.busy_poll_s() == 0
+
+
+@pytest.mark.parametrize("text", ["-1", "5us", "10001", "1.5"])
+def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(busy_poll.ENVIRONMENT, text)
+    with pytest.raises(FfsError, match=busy_poll.ENVIRONMENT):
+        busy_poll.busy_poll_s()
+
+
+def test_looking_in_vain_is_given_up_and_tried_again_now_and_then() -> None:
+    worthwhile = Worthwhile()
+    for _ in range(busy_poll.CREDIT_MAX):
+        assert worthwhile
+        worthwhile.note(False)
+    assert [bool(worthwhile) for _ in range(2 * busy_poll.TRY_EVERY)].count(True) == 2
+    worthwhile.note(True)
+    assert all(bool(worthwhile) for _ in range(100))
+
+
+def test_only_who_waits_alone_looks_again() -> None:
+    waiters = Waiters(1.0)
+    assert not waiters.alone
+    waiters.enter(1)
+    assert waiters.alone
+    waiters.enter(2)
+    assert not waiters.alone
+    waiters.leave(1)
+    waiters.leave(1)
+    assert waiters.alone
+
+
+def test_the_selector_returns_what_is_ready_and_keeps_timeouts() -> None:
+    read_end, write_end = os.pipe()
+    with BusyPollSelector(0.2) as selector:
+        selector.register(read_end, selectors.EVENT_READ)
+        began = time.monotonic()
+        assert selector.select(0.01) == []
+        assert selector.select(0) == []
+        assert time.monotonic() - began < 0.15  # the loop's timer, not the time that may be spent looking
+        os.write(write_end, b"x")
+        ((key, events),) = selector.select(None)
+        assert (key.fd, events) == (read_end, selectors.EVENT_READ)
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_a_loop_that_polls_runs_timers_and_threads() -> None:
+    async def main() -> str:
+        await asyncio.sleep(0.01)
+        return await asyncio.to_thread(lambda: "done")
+
+    assert busy_poll.run(main()) == "done"
