@@ -73,7 +73,7 @@ def serve(folder: Path, profile: bool) -> None:
         profiler.runcall(asyncio.run, run())
         pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(22)
     else:
-        busy_poll.run(run())
+        busy_poll.run(run)
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:

@@ -24,4 +24,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    busy_poll.run(_main(configuration.load(MetaConfig, parser.parse_args().config)))
+    config = configuration.load(MetaConfig, parser.parse_args().config)
+    busy_poll.run(lambda: _main(config))

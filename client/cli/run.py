@@ -57,7 +57,7 @@ def run(role: str, config_path: Path, worker: int | None, check: bool, log_file:
         start = lambda stop: module.serve_node(config, stop)  # noqa: E731
     else:
         start = lambda stop: module.serve_worker(config, worker, stop)  # noqa: E731
-    busy_poll.run(serve_until_signal(start))
+    busy_poll.run(lambda: serve_until_signal(start))
 
 
 def _log_file(named: Path | None, worker: int | None) -> Path | None:

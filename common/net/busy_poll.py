@@ -14,7 +14,7 @@ import ctypes
 import os
 import selectors
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from fireflyfs.common.errors import Code, error
@@ -109,8 +109,8 @@ class BusyPollSelector(selectors.EpollSelector):
         return super().select(timeout)
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
+def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """`asyncio.run` for a process that serves requests."""
     wait_s = busy_poll_s()
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(BusyPollSelector(wait_s))) as runner:
-        return runner.run(main)
+        return runner.run(main())

@@ -72,4 +72,4 @@ def test_a_loop_that_polls_runs_timers_and_threads() -> None:
         await asyncio.sleep(0.01)
         return await asyncio.to_thread(lambda: "done")
 
-    assert busy_poll.run(main()) == "done"
+    assert busy_poll.run(main) == "done"
