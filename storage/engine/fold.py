@@ -15,7 +15,7 @@ from fireflyfs.storage.engine.blocks import BlockStore
 from fireflyfs.storage.engine.checkpoint import Epochs
 from fireflyfs.storage.engine.interface import ChunkKey
 from fireflyfs.storage.engine.metadata import MetaStore, new_batch
-from fireflyfs.storage.engine.record import COMMITTED, Record, chunk_key, delta_key, pack, unpack
+from fireflyfs.storage.engine.record import COMMITTED, PATCH, Record, chunk_key, delta_key, pack, unpack
 from fireflyfs.storage.engine.stage import DeltaRoom
 
 FOLD_CHUNKS_MAX = 1024  # in one round
@@ -53,8 +53,12 @@ class Folder:
         deltas = record.deltas if record is not None else ()
         if not deltas and key not in self._waiting:
             return
-        patched = sum([ref.length for ref in deltas if ref.place is not None])
-        logged = sum([ref.length for ref in deltas]) - patched
+        logged = patched = 0
+        for _, length, number in deltas:
+            if number & PATCH:
+                patched += length
+            else:
+                logged += length
         with self._count_lock:
             was_logged, was_patched = self._waiting.pop(key, (0, 0))
             if deltas:

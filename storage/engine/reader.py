@@ -69,17 +69,19 @@ class VerifiedReader:
         if not self._blocks.read(record.block_shift, record.block, low, [memoryview(buffer)], nowait=nowait):
             raise Mismatch
         for ref in record.deltas:
-            start, stop = max(ref.offset, low), min(ref.offset + ref.length, high)
-            if start < stop:
-                target = memoryview(buffer)[start - low : stop - low]
-                if ref.place is not None:
-                    if not self._blocks.read(*ref.place, start - ref.offset, [target], nowait=nowait):
-                        raise Mismatch
-                    continue
-                data = self._meta.get(delta_key(key, ref.id))
-                if data is None or len(data) != ref.length:
+            offset, length, _ = ref
+            if offset >= high or offset + length <= low:
+                continue
+            start, stop = max(offset, low), min(offset + length, high)
+            target = memoryview(buffer)[start - low : stop - low]
+            if ref.place is not None:
+                if not self._blocks.read(*ref.place, start - offset, [target], nowait=nowait):
                     raise Mismatch
-                target[:] = memoryview(data)[start - ref.offset : stop - ref.offset]
+                continue
+            data = self._meta.get(delta_key(key, ref.id))
+            if data is None or len(data) != length:
+                raise Mismatch
+            target[:] = memoryview(data)[start - offset : stop - offset]
         shift = record.unit_shift
         if crc32c(buffer) != self._expected(record, low >> shift, (high - 1) >> shift, low, high):
             raise Mismatch

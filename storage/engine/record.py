@@ -18,7 +18,6 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from functools import lru_cache
 from typing import NamedTuple
 
 from crc32c import crc32c
@@ -32,7 +31,7 @@ BLOCK_SHIFT_MIN = 12  # 4 KiB
 BLOCK_SHIFT_MAX = 26  # 64 MiB
 FLAG_REMOVED = 1
 PATCH = 1 << 63  # set in the id of a delta whose bytes are in a block of their own
-PARSED_RECORDS_MAX = 2048  # kept parsed: under 2 KiB each with chunks of 1 MiB, 32 KiB with chunks of 64 MiB
+PARSED_RECORDS_MAX = 2048  # kept in both forms: under 2 KiB each with chunks of 1 MiB, 32 KiB with chunks of 64 MiB
 
 _HEADER = struct.Struct("<BBBBIIIIIHHQQQII16s")
 _DELTA = struct.Struct("<IIQ")
@@ -100,6 +99,34 @@ class Record(NamedTuple):
         return Version(self.version, self.chain_version, self.length, self.crc, writer, self.removed)
 
 
+class _Parsed:
+    """The stored form of records to the records, for the newest ones: what is written now is read again soon.
+
+    Two generations instead of an order: each step is one operation on a dict, so threads need no lock.
+    """
+
+    def __init__(self, records_max: int) -> None:
+        self._young_max = records_max // 2
+        self._young: dict[bytes, Record] = {}
+        self._old: dict[bytes, Record] = {}
+
+    def get(self, raw: bytes) -> Record | None:
+        record = self._young.get(raw)
+        if record is None:
+            record = self._old.get(raw)
+            if record is not None:
+                self.put(raw, record)
+        return record
+
+    def put(self, raw: bytes, record: Record) -> None:
+        if len(self._young) >= self._young_max:
+            self._old, self._young = self._young, {}
+        self._young[raw] = record
+
+
+_parsed = _Parsed(PARSED_RECORDS_MAX)
+
+
 def unit_shift_of(chunk_size: int) -> int:
     """4 KiB units for chunks to 128 KiB, 8 KiB to 512 KiB, 16 KiB above: a record stays near 300 bytes to 1 MiB."""
     if chunk_size <= 128 * KiB:
@@ -122,7 +149,9 @@ def pack(record: Record) -> bytes:
     parts = [head, _little_endian(record.crcs).tobytes()]
     parts += [_DELTA.pack(*ref) for ref in record.deltas]
     body = b"".join(parts)
-    return body + _CRC.pack(crc32c(body))
+    raw = body + _CRC.pack(crc32c(body))
+    _parsed.put(raw, record)
+    return raw
 
 
 def check(raw: bytes) -> None:
@@ -143,10 +172,17 @@ def _little_endian(crcs: array[int]) -> array[int]:
     return crcs
 
 
-@lru_cache(maxsize=PARSED_RECORDS_MAX)
 def unpack(raw: bytes) -> Record:
     """The record in raw. Raises as `check`."""
-    check(raw)
+    record = _parsed.get(raw)
+    if record is None:
+        check(raw)
+        record = _parse(raw)
+        _parsed.put(raw, record)
+    return record
+
+
+def _parse(raw: bytes) -> Record:
     (
         _, flags, block_shift, unit_shift, chunk_size, length, crc, written, block, crc_count, delta_count,
         version, epoch, sequence, chain_version, channel, client_id,
@@ -172,7 +208,17 @@ def stamp(raw: bytes, *, epoch: int | None = None, chain_version: int | None = N
     if chain_version is not None:
         struct.pack_into("<I", changed, _CHAIN_VERSION_AT, chain_version)
     _CRC.pack_into(changed, len(raw) - 4, crc32c(memoryview(changed)[:-4]))
-    return bytes(changed)
+    stamped = bytes(changed)
+    record = _parsed.get(raw)
+    if record is not None:
+        _parsed.put(
+            stamped,
+            record._replace(
+                epoch=record.epoch if epoch is None else epoch,
+                chain_version=record.chain_version if chain_version is None else chain_version,
+            ),
+        )
+    return stamped
 
 
 def block_of(raw: bytes) -> tuple[int, int]:
