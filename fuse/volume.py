@@ -1,6 +1,6 @@
 """The mounted file system's state, shared by all operations: live inodes, handles, write-behind, caches.
 
-Locks, in the order they are taken: a live inode's lock, then a file's flush lock, then those of the tables.
+Locks, in the order they are taken: a live inode's lock, then the books of write-behind, then those of the tables.
 """
 
 from __future__ import annotations

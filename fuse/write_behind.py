@@ -1,11 +1,13 @@
 """Bytes that programs have written and storage does not have yet: kept for a moment, merged, sent in batches.
 
-A lock for each file orders its flushes; the lock of this module guards only the books. Rules:
+One lock guards the books; nothing is sent under it. Rules:
 
 * At most `dirty_bytes_max` bytes wait; who writes more flushes first.
 * A file is flushed in the background when it has `start_bytes` waiting or its oldest byte is `age_s` old; by its
   writer when it has `file_bytes_max` waiting; and at fsync and close, before a truncate, and before a read that
   overlaps what waits.
+* Several flushes of a file may be under way: the next is on its way before the last has been acknowledged. Bytes
+  that overlap those under way are sent only when these have arrived: of two writes to a byte the later one wins.
 * Bytes under way are still "waiting" for a read: they leave the books when storage has acknowledged them.
 * A failed flush drops its bytes and keeps the error for the next fsync and close of the file, once: retries while
   servers are away happen below, in the client library, and do not end while the mount lives.
@@ -34,6 +36,7 @@ START_BYTES: Final = 4 * MiB  # of one file, before the background sends them
 FILE_BYTES_MAX: Final = 16 * MiB  # of one file, before its writer sends them itself
 START_EXTENTS: Final = 512
 FILE_EXTENTS_MAX: Final = 2048
+FLUSHES_MAX: Final = 3  # of one file, under way at once
 AGE_S: Final = 0.5
 JOIN_BYTES_MAX: Final = 64 * KiB  # neighbours smaller than this are copied together: fewer extents on the wire
 
@@ -68,6 +71,11 @@ class ExtentMap:
         if place and self.extents[place - 1].end > start:
             return True
         return place < len(self._starts) and self._starts[place] < end
+
+    def meets(self, other: ExtentMap) -> bool:
+        """Whether a byte is in both."""
+        few, many = (self, other) if len(self) < len(other) else (other, self)
+        return any(many.overlaps(extent.start, extent.end) for extent in few.extents)
 
     def insert(self, new: Extent, hold: Callable[[Segment], None], drop: Callable[[Segment], None]) -> int:
         """Place `new`, cut away what it covers. Returns by how many bytes the map grew.
@@ -104,16 +112,15 @@ class ExtentMap:
 
 
 class DirtyFile:
-    """The waiting bytes of one inode. `flush_lock` is held by who sends them; the rest is under the books' lock."""
+    """The bytes of one inode that storage does not have. All of it is under the books' lock."""
 
-    __slots__ = ("bytes", "error", "flush_lock", "key", "sending", "since_s", "waiting", "wanted")
+    __slots__ = ("bytes", "error", "key", "sending", "since_s", "waiting", "wanted")
 
     def __init__(self, key: int) -> None:
         self.key = key
-        self.flush_lock = threading.Lock()
         self.waiting = ExtentMap()
-        self.sending: ExtentMap | None = None
-        self.bytes = 0
+        self.sending: list[ExtentMap] = []
+        self.bytes = 0  # that wait
         self.since_s = 0.0
         self.wanted = False  # in the queue of the background
         self.error: FfsError | None = None
@@ -174,7 +181,7 @@ class WriteBehind:
         self._send = send
         self._segments = segments
         self._clock = clock
-        self._books = threading.Lock()
+        self._books = threading.Condition(threading.Lock())  # notified when a flush ends
         self._files: dict[int, DirtyFile] = {}
         self._dirty_bytes = 0
         self._dirty_bytes_max = dirty_bytes_max
@@ -214,7 +221,7 @@ class WriteBehind:
             if not full and self._dirty_bytes >= self._dirty_bytes_max:
                 other = max(self._files.values(), key=lambda each: each.bytes).key
         if full:
-            self._flush(file)
+            self._send_waiting(file)
         elif other:
             self.flush(other)
 
@@ -224,18 +231,22 @@ class WriteBehind:
         if file is None:
             return False
         with self._books:
-            sending = file.sending
-            return file.waiting.overlaps(start, end) or (sending is not None and sending.overlaps(start, end))
+            return any(each.overlaps(start, end) for each in (file.waiting, *file.sending))
 
     def is_dirty(self, key: int) -> bool:
         file = self._files.get(key)
-        return file is not None and (bool(file.waiting.extents) or file.sending is not None)
+        return file is not None and bool(file.waiting.extents or file.sending)
 
     def flush(self, key: int) -> None:
         """Send everything of one file that waits now, and wait for what is under way. Errors are kept."""
         file = self._files.get(key)
-        if file is not None:
-            self._flush(file)
+        if file is None:
+            return
+        self._send_waiting(file)
+        with self._books:
+            before = list(file.sending)
+            while any(each in before for each in file.sending):
+                self._books.wait()
 
     def take_error(self, key: int) -> FfsError | None:
         """The error since the last time this was asked: bytes were lost."""
@@ -258,7 +269,9 @@ class WriteBehind:
     def run_background(self) -> None:
         """Flush what is queued, until `stop_background`; a thread's body. Several may run."""
         while (key := self._wanted.get()) is not None:
-            self.flush(key)
+            file = self._files.get(key)
+            if file is not None:
+                self._send_waiting(file)
 
     def stop_background(self, threads: int) -> None:
         for _ in range(threads):
@@ -266,38 +279,45 @@ class WriteBehind:
 
     def dirty_keys(self) -> list[int]:
         with self._books:
-            return [file.key for file in self._files.values() if file.waiting.extents or file.sending is not None]
+            return [file.key for file in self._files.values() if file.waiting.extents or file.sending]
 
     def forget(self, key: int) -> None:
         """The file is closed everywhere here: drop its books if nothing waits."""
         with self._books:
             file = self._files.get(key)
-            if file is not None and not file.waiting.extents and file.sending is None and not file.flush_lock.locked():
+            if file is not None and not file.waiting.extents and not file.sending:
                 del self._files[key]
 
-    def _flush(self, file: DirtyFile) -> None:
-        with file.flush_lock:
+    def _send_waiting(self, file: DirtyFile) -> None:
+        """Send what waits of a file, once its turn has come; returns when that is stored or lost."""
+        with self._books:
+            file.wanted = False
+            while file.waiting.extents and (
+                len(file.sending) >= FLUSHES_MAX or any(each.meets(file.waiting) for each in file.sending)
+            ):
+                self._books.wait()
+            sending = file.waiting
+            if not sending.extents:
+                return
+            file.wanted = False
+            file.sending.append(sending)
+            file.waiting = ExtentMap()
+            sent_bytes, file.bytes = file.bytes, 0
+        lost: FfsError | None = None
+        try:
+            self._send(file.key, joined(sending.extents))
+        except FfsError as exc:
+            lost = exc
+            log.error("inode %d: %d bytes could not be stored: %s", file.key, sent_bytes, exc)
+        finally:
             with self._books:
-                sending = file.waiting
-                file.wanted = False
-                if not sending.extents:
-                    return
-                file.sending, file.waiting = sending, ExtentMap()
-                sent_bytes, file.bytes = file.bytes, 0
-            lost: FfsError | None = None
-            try:
-                self._send(file.key, joined(sending.extents))
-            except FfsError as exc:
-                lost = exc
-                log.error("inode %d: %d bytes could not be stored: %s", file.key, sent_bytes, exc)
-            finally:
-                with self._books:
-                    file.sending = None
-                    self._dirty_bytes -= sent_bytes
-                    self.flushes += 1
-                    self.flushed_bytes += sent_bytes
-                    if lost is not None:
-                        file.error = lost
-                        self.flush_errors += 1
-                for extent in sending.extents:
-                    self._segments.drop(extent.segment)
+                file.sending.remove(sending)
+                self._dirty_bytes -= sent_bytes
+                self.flushes += 1
+                self.flushed_bytes += sent_bytes
+                if lost is not None:
+                    file.error = lost
+                    self.flush_errors += 1
+                self._books.notify_all()
+            for extent in sending.extents:
+                self._segments.drop(extent.segment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from fireflyfs.common.clock import ManualClock
 from fireflyfs.common.errors import Code, error
+from fireflyfs.fuse import write_behind
 from fireflyfs.fuse.segments import SegmentPool
 from fireflyfs.fuse.write_behind import WriteBehind
 
@@ -21,10 +23,12 @@ class Store:
         self.files = {}
         self.batches = []
         self.fail = []
+        self.entered = 0
         self.gate = threading.Event()
         self.gate.set()
 
     def send(self, key, pieces):
+        self.entered += 1
         self.gate.wait()
         if self.fail:
             raise error(self.fail.pop(0))
@@ -138,3 +142,60 @@ def test_bounds_make_the_writer_flush(backend):
     bench.write(0, bytes(800), key=1)
     bench.write(0, bytes(700), key=2)
     assert bench.behind.dirty_bytes == 700  # the file with most bytes went
+
+
+def _background(bench, key=1):
+    thread = threading.Thread(target=bench.behind.flush, args=(key,))
+    thread.start()
+    return thread
+
+
+def _wait_for(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_flushes_of_other_bytes_are_under_way_together(bench):
+    bench.store.gate.clear()
+    flushers = []
+    for number in range(write_behind.FLUSHES_MAX + 1):
+        bench.write(number * 10, bytes([number]) * 10)
+        flushers.append(_background(bench))
+        _wait_for(lambda number=number: bench.store.entered == min(number + 1, write_behind.FLUSHES_MAX))
+    assert bench.behind.overlaps(1, 0, 1)
+    assert bench.behind.overlaps(1, 35, 36)
+    bench.store.gate.set()
+    for flusher in flushers:
+        flusher.join()
+    assert bench.store.files[1] == b"".join(bytes([number]) * 10 for number in range(write_behind.FLUSHES_MAX + 1))
+    assert bench.behind.dirty_bytes == 0
+
+
+def test_bytes_over_those_under_way_wait_for_them(bench):
+    bench.store.gate.clear()
+    bench.write(0, b"old" * 10)
+    first = _background(bench)
+    _wait_for(lambda: bench.store.entered == 1)
+    bench.write(29, b"new")
+    second = _background(bench)
+    time.sleep(0.05)
+    assert bench.store.entered == 1
+    bench.store.gate.set()
+    first.join()
+    second.join()
+    assert bench.store.files[1] == b"old" * 9 + b"olnew"
+
+
+def test_a_flush_waits_for_what_was_under_way(bench):
+    bench.store.gate.clear()
+    bench.write(0, b"x")
+    first = _background(bench)
+    _wait_for(lambda: bench.store.entered == 1)
+    second = _background(bench)  # nothing waits, but something is under way: fsync must not return
+    second.join(0.05)
+    assert second.is_alive()
+    bench.store.gate.set()
+    first.join()
+    second.join()
