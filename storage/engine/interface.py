@@ -139,7 +139,7 @@ class ChunkEngine(Protocol):
         """States in key order, strictly after `after`."""
 
     def scan_inode(self, inode: int, begin: int, end: int, limit: int) -> list[ChunkState]:
-        """States of one inode with begin <= index < end (end 0: no end), highest index first."""
+        """States of one inode with begin <= index < end (end 0: no end), lowest index first."""
 
     def pending(self, limit: int) -> list[ChunkState]:
         """Chunks with a pending version (a bounded list; what a restart or a chain change must resolve)."""

@@ -101,17 +101,18 @@ class MetaStore:
         except Exception as exc:
             raise _translate(exc, "syncing metadata") from exc
 
-    def range(self, begin: bytes, end: bytes, *, backwards: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        """(key, value) with begin <= key < end, in order or backwards, as of one moment."""
+    def range(self, begin: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """(key, value) with begin <= key < end, in order, as of one moment.
+
+        There is no way back: rocksdict 0.3.29 sets the upper bound when it is asked for a lower one, so that an
+        iterator that goes backwards would look at everything below the range, deleted keys included.
+        """
         options = ReadOptions()
-        options.set_iterate_lower_bound(begin)
         options.set_iterate_upper_bound(end)
         try:
-            start = end if backwards else begin
-            for key, value in self._db.items(backwards=backwards, from_key=start, read_opt=options):
+            for key, value in self._db.items(from_key=begin, read_opt=options):
                 assert isinstance(key, bytes)
-                if begin <= key < end:
-                    yield key, value
+                yield key, value
         except FfsError:
             raise
         except Exception as exc:

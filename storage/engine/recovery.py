@@ -89,8 +89,8 @@ def roll_back(meta: MetaStore, reader: VerifiedReader, durable: int) -> int:
     """After a power cut: undo commits whose bytes did not reach the disk; how many."""
     undo: dict[ChunkKey, list[bytes]] = {}
     first = UNDO + (durable + 1).to_bytes(8, "big")
-    for raw_key, raw in meta.range(first, end_of(UNDO), backwards=True):
-        undo.setdefault(key_of(raw_key, 9), []).append(raw)
+    for raw_key, raw in meta.range(first, end_of(UNDO)):
+        undo.setdefault(key_of(raw_key, 9), []).insert(0, raw)
     count = 0
     for key, older in undo.items():
         current = meta.get(chunk_key(COMMITTED, key))

@@ -173,14 +173,15 @@ class Engine:
         raise error(Code.CHECKSUM, f"chunk {key.inode:#x}/{key.chunk_index} does not match its checksum")
 
     def last_chunk(self, inode: int, begin: int, end: int) -> LastChunk | None:
-        highest: tuple[int, int] | None = None
+        highest: tuple[bytes, bytes] | None = None
         chunks = used = 0
-        for raw_key, raw in self._meta.range(*_inode_range(COMMITTED, inode, begin, end), backwards=True):
-            if highest is None:
-                highest = key_of(raw_key).chunk_index, unpack(raw).length
+        for highest in self._meta.range(*_inode_range(COMMITTED, inode, begin, end)):
+            shift = highest[1][2]
             chunks += 1
-            used += 1 << raw[2] if raw[2] else 0
-        return LastChunk(*highest, chunks, used) if highest else None
+            used += 1 << shift if shift else 0
+        if highest is None:
+            return None
+        return LastChunk(key_of(highest[0]).chunk_index, unpack(highest[1]).length, chunks, used)
 
     def scan(self, after: ChunkKey | None, limit: int) -> list[ChunkState]:
         begin = COMMITTED if after is None else chunk_key(COMMITTED, after) + b"\0"
@@ -190,13 +191,13 @@ class Engine:
 
     def scan_inode(self, inode: int, begin: int, end: int, limit: int) -> list[ChunkState]:
         bounds = _inode_range(COMMITTED, inode, begin, end)
-        stored = (key_of(raw_key) for raw_key, _ in self._meta.range(*bounds, backwards=True))
+        stored = (key_of(raw_key) for raw_key, _ in self._meta.range(*bounds))
         waiting = [
             key
             for key in self._pending_keys()
             if key.inode == inode and key.chunk_index >= begin and (not end or key.chunk_index < end)
         ]
-        return self._states(heapq.merge(stored, sorted(waiting, reverse=True), reverse=True), limit)
+        return self._states(heapq.merge(stored, sorted(waiting)), limit)
 
     def pending(self, limit: int) -> list[ChunkState]:
         return [state for state in self._states(sorted(self._pending_keys()), limit) if state.pending is not None]

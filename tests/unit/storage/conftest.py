@@ -128,10 +128,10 @@ class MemoryEngine:
 
     def last_chunk(self, inode: int, begin: int, end: int) -> LastChunk | None:
         states = [s for s in self.scan_inode(inode, begin, end, 1 << 30) if s.committed]
-        if not states or states[0].committed is None:
+        if not states or states[-1].committed is None:
             return None
         lengths = [s.committed.length for s in states if s.committed]
-        return LastChunk(states[0].key.chunk_index, lengths[0], len(states), sum(lengths))
+        return LastChunk(states[-1].key.chunk_index, lengths[-1], len(states), sum(lengths))
 
     def scan(self, after: ChunkKey | None, limit: int) -> list[ChunkState]:
         keys = sorted(key for key in self.chunks if after is None or key > after)[:limit]
@@ -139,7 +139,7 @@ class MemoryEngine:
 
     def scan_inode(self, inode: int, begin: int, end: int, limit: int) -> list[ChunkState]:
         keys = [k for k in self.chunks if k.inode == inode and begin <= k.chunk_index and (not end or k[1] < end)]
-        return [self._state(key, self.chunks[key]) for key in sorted(keys, reverse=True)[:limit]]
+        return [self._state(key, self.chunks[key]) for key in sorted(keys)[:limit]]
 
     def pending(self, limit: int) -> list[ChunkState]:
         return [self._state(key, chunk) for key, chunk in self.chunks.items() if chunk.pending][:limit]
