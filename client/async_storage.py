@@ -102,6 +102,22 @@ class AsyncStorageClient:
         parts = await asyncio.gather(*(remove(chain_id) for chain_id in file.chain_set))
         return Removed(sum(part.removed for part in parts), any(part.more for part in parts))
 
+    async def remove_files(self, chain_id: int, inodes: Sequence[int], limit: int = 1024) -> list[int]:
+        """Remove all chunks of these files on one chain, at most `limit`; the files that have more there."""
+
+        async def ask(chain: Chain, routing: Routing) -> list[int]:
+            request = storage_calls.remove_files_request(chain, inodes, limit, self._client_id, channel, sequence)
+            address = routing.address(storage_calls.serving_head(chain))
+            reply = await self._call(address, Method.STORAGE_REMOVE_FILES, request, storage_pb2.RemoveFilesReply())
+            return list(reply.left)
+
+        async with self._slots:
+            channel, sequence = self._take()
+            try:
+                return await self._on_chain(chain_id, ask)
+            finally:
+                self._free.append(channel)
+
     async def truncate_chunk(self, inode: int, layout: Layout, index: int, length: int) -> None:
         """Shorten one chunk to `length` bytes; a shorter or missing one stays as it is."""
         file = FileLayout.of(inode, layout)

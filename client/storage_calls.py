@@ -96,6 +96,20 @@ def truncate_request(
     )
 
 
+def remove_files_request(
+    chain: Chain, inodes: Iterable[int], limit: int, client_id: bytes, channel: int, sequence: int
+) -> storage_pb2.RemoveFilesRequest:
+    return storage_pb2.RemoveFilesRequest(
+        chain_id=chain.chain_id,
+        chain_version=chain.version,
+        inodes=inodes,
+        limit=limit,
+        client_id=client_id,
+        channel=channel,
+        sequence=sequence,
+    )
+
+
 def remove_request(
     chain: Chain, inode: int, begin: int, end: int, limit: int, client_id: bytes, channel: int, sequence: int
 ) -> storage_pb2.RemoveChunksRequest:

@@ -19,7 +19,7 @@ from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.kv.interface import KvEngine
 from fireflyfs.common.kv.memory import MemoryKv
 from fireflyfs.common.kv.rocksdb import RocksKv
-from fireflyfs.common.limits import CHUNK_BYTES_DEFAULT
+from fireflyfs.common.limits import CHUNK_BYTES_DEFAULT, UPDATE_ITEMS_MAX
 from fireflyfs.common.net.control import ControlServer
 from fireflyfs.common.net.dual import link_handlers
 from fireflyfs.common.net.identity import Identity
@@ -56,8 +56,8 @@ class MetaConfig:
     default_chunk_size: int = CHUNK_BYTES_DEFAULT  # of the root directory, when the store is new
     default_stripe_size: int = 4
     default_chain_table: int = 1
-    garbage_files_at_once: int = 16
-    garbage_files_per_s: float = 2000.0
+    garbage_files_at_once: int = 256
+    garbage_files_per_s: float = 10_000.0
     reap_sessions_every_s: float = 15.0
 
     def __post_init__(self) -> None:
@@ -67,8 +67,10 @@ class MetaConfig:
             raise ValueError("kv_path is needed with the rocksdb store")
         if not 0 <= self.root_mode <= 0o7777:
             raise ValueError(f"root_mode {self.root_mode:#o} is no mode")
-        if self.garbage_files_at_once < 1 or self.garbage_files_per_s <= 0 or self.reap_sessions_every_s <= 0:
-            raise ValueError("garbage_files_at_once, garbage_files_per_s and reap_sessions_every_s must be above 0")
+        if not 1 <= self.garbage_files_at_once <= UPDATE_ITEMS_MAX:
+            raise ValueError(f"garbage_files_at_once must be 1 to {UPDATE_ITEMS_MAX}, not {self.garbage_files_at_once}")
+        if self.garbage_files_per_s <= 0 or self.reap_sessions_every_s <= 0:
+            raise ValueError("garbage_files_per_s and reap_sessions_every_s must be above 0")
         try:
             checked(self.layout)
         except FfsError as exc:

@@ -134,6 +134,32 @@ class RemoveChunksReply(_message.Message):
     more: bool
     def __init__(self, removed: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
 
+class RemoveFilesRequest(_message.Message):
+    __slots__ = ("chain_id", "chain_version", "inodes", "limit", "client_id", "channel", "sequence")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    inodes: _containers.RepeatedScalarFieldContainer[int]
+    limit: int
+    client_id: bytes
+    channel: int
+    sequence: int
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., inodes: _Optional[_Iterable[int]] = ..., limit: _Optional[int] = ..., client_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class RemoveFilesReply(_message.Message):
+    __slots__ = ("removed", "left")
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    removed: int
+    left: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, removed: _Optional[int] = ..., left: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class TruncateChunkRequest(_message.Message):
     __slots__ = ("chain_id", "chain_version", "chunk", "length", "client_id", "channel", "sequence")
     CHAIN_ID_FIELD_NUMBER: _ClassVar[int]

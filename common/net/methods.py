@@ -24,6 +24,7 @@ class Method(IntEnum):
     STORAGE_QUERY_CHUNK = 0x0116
     STORAGE_SPACE = 0x0117
     STORAGE_STATS = 0x0118
+    STORAGE_REMOVE_FILES = 0x0119
 
     # Metadata, protobuf (proto/meta.proto)
     META_STAT = 0x0201

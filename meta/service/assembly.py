@@ -86,8 +86,8 @@ def assemble(
     *,
     root: tuple[int, int, int],
     layout: LayoutRule,
-    garbage_at_once: int = 16,
-    garbage_files_per_s: float = 2000.0,
+    garbage_at_once: int = 256,
+    garbage_files_per_s: float = 10_000.0,
 ) -> MetaParts:
     """`root`: uid, gid and mode of the root directory if this is the first start; `layout`: what it hands down."""
     uid, gid, mode = root

@@ -46,6 +46,9 @@ class ChunkStore(Protocol):
 
     def remove_chunks(self, inode: int, layout: Layout, begin: int = 0, limit: int = 1024) -> Awaitable[Removed]: ...
 
+    def remove_files(self, chain_id: int, inodes: Sequence[int], limit: int = 1024) -> Awaitable[list[int]]:
+        """Remove chunks of whole files on one chain; the files that have more there."""
+
     def truncate_chunk(self, inode: int, layout: Layout, index: int, length: int) -> Awaitable[None]: ...
 
     def sync_chains(self, chains: Iterable[int] | Layout) -> Awaitable[None]: ...

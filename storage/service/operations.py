@@ -15,7 +15,7 @@ from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.core import forward, target
 from fireflyfs.storage.core.target import Public
-from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Extent, Writer
+from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, ChunkState, Extent, Writer
 from fireflyfs.storage.service.reading import Reader
 from fireflyfs.storage.service.replica import LocalTarget, Replicas
 from fireflyfs.storage.service.update import Updater
@@ -107,6 +107,18 @@ class StorageService:
         writer = self._writer(request.client_id, request.channel, request.sequence)
         await self._through_chain(where.chain_id, where.chain_version, writer, items)
         return storage_pb2.RemoveChunksReply(removed=len(items), more=more)
+
+    async def remove_files(self, request: storage_pb2.RemoveFilesRequest) -> storage_pb2.RemoveFilesReply:
+        if not 0 < len(request.inodes) <= UPDATE_ITEMS_MAX:
+            raise error(Code.INVALID, f"{len(request.inodes)} files to remove, 1 to {UPDATE_ITEMS_MAX} are taken")
+        local = await self._head(request.chain_id, request.chain_version)
+        limit = min(request.limit or UPDATE_ITEMS_MAX, UPDATE_ITEMS_MAX)
+        states, left = await local.call(_chunks_of, local.engine, list(request.inodes), limit)
+        items = [Item(state.key, UpdateKind.REMOVE, 0, state.chunk_size, 0) for state in states]
+        if items:
+            writer = self._writer(request.client_id, request.channel, request.sequence)
+            await self._through_chain(request.chain_id, request.chain_version, writer, items)
+        return storage_pb2.RemoveFilesReply(removed=len(items), left=left)
 
     async def _through_chain(
         self, chain_id: int, chain_version: int, writer: Writer, items: list[Item]
@@ -285,6 +297,19 @@ class StorageService:
 
     def _deadline_s(self) -> float:
         return self._replicas.clock.monotonic_s() + CONTROL_DEADLINE_S
+
+
+def _chunks_of(engine: ChunkEngine, inodes: list[int], limit: int) -> tuple[list[ChunkState], list[int]]:
+    """Up to `limit` chunks of these files, and the files that have more."""
+    found: list[ChunkState] = []
+    left: list[int] = []
+    for inode in inodes:
+        room = limit - len(found)
+        states = engine.scan_inode(inode, 0, 0, room + 1)
+        found += states[:room]
+        if len(states) > room:
+            left.append(inode)
+    return found, left
 
 
 def _key(chunk: storage_pb2.ChunkId) -> ChunkKey:

@@ -183,6 +183,21 @@ class FakeWorker:
         reply = storage_pb2.RemoveChunksReply(removed=len(found[: request.limit]), more=len(found) > request.limit)
         return Reply(reply.SerializeToString())
 
+    def remove_files(self, call: Call) -> Reply:
+        request = storage_pb2.RemoveFilesRequest.FromString(bytes(call.body))
+        reply = storage_pb2.RemoveFilesReply()
+        for inode in request.inodes:
+            where = storage_pb2.ChunkRange(chain_id=request.chain_id, chain_version=request.chain_version, inode=inode)
+            self.check_chain(where.chain_id, where.chain_version)
+            found = self.on_chain(where)
+            room = request.limit - reply.removed
+            for index in found[:room]:
+                del self.cluster.chunks[inode, index]
+                reply.removed += 1
+            if len(found) > room:
+                reply.left.append(inode)
+        return Reply(reply.SerializeToString())
+
     def truncate(self, call: Call) -> Reply:
         request = storage_pb2.TruncateChunkRequest.FromString(bytes(call.body))
         self.check_chain(request.chain_id, request.chain_version)
@@ -208,6 +223,7 @@ class FakeWorker:
         Method.STORAGE_WRITE: write,
         Method.STORAGE_QUERY_LAST_CHUNK: query_last,
         Method.STORAGE_REMOVE_CHUNKS: remove,
+        Method.STORAGE_REMOVE_FILES: remove_files,
         Method.STORAGE_TRUNCATE_CHUNK: truncate,
         Method.STORAGE_SYNC_CHAINS: sync,
         Method.STORAGE_SPACE: space,

@@ -97,6 +97,21 @@ def test_removal_in_steps_and_truncation(cluster: FakeCluster) -> None:
     run(cluster, body)
 
 
+def test_whole_files_are_removed_chain_by_chain(cluster: FakeCluster) -> None:
+    async def body(storage: AsyncStorageClient) -> None:
+        assert await storage.remove_files(1, [7, 8], 2) == [7]
+        assert await storage.remove_files(1, [7], 2) == []
+        assert sorted(index % 3 for _, index in cluster.chunks) == [1] * 3 + [2] * 3
+        for chain_id in (2, 3):
+            while await storage.remove_files(chain_id, [7, 8], 2):
+                pass
+        assert cluster.chunks == {}
+
+    cluster.file_chains[8] = (2, 3)
+    fill(cluster, 10)
+    run(cluster, body)
+
+
 def test_sync_and_space_with_a_dead_worker(cluster: FakeCluster) -> None:
     async def body(storage: AsyncStorageClient) -> None:
         await storage.sync_chains(LAYOUT)

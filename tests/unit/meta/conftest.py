@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,7 @@ class FakeStorage:
     chunks: dict[tuple[int, int], int] = field(default_factory=dict)
     fail: FfsError | None = None
     calls: list[str] = field(default_factory=list)
+    chains_away: set[int] = field(default_factory=set)
 
     def _enter(self, name: str) -> None:
         self.calls.append(name)
@@ -64,6 +65,20 @@ class FakeStorage:
             del self.chunks[inode, index]
         await asyncio.sleep(0)
         return Step(min(2, len(found)), len(found) > 2)
+
+    async def remove_files(self, chain_id: int, inodes: Sequence[int], limit: int = 1024) -> list[int]:
+        self._enter("remove")
+        if chain_id in self.chains_away:
+            raise error(Code.UNAVAILABLE, f"chain {chain_id} is away")
+        left = []
+        for inode in inodes:
+            found = sorted(index for owner, index in self.chunks if owner == inode)
+            for index in found[:2]:
+                del self.chunks[inode, index]
+            if len(found) > 2:
+                left.append(inode)
+        await asyncio.sleep(0)
+        return left
 
     async def truncate_chunk(self, inode: int, layout: common_pb2.Layout, index: int, length: int) -> None:
         self._enter("truncate")

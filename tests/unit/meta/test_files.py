@@ -204,6 +204,28 @@ def test_a_file_being_collected_cannot_be_opened_again(meta: Any, unavailable: F
     assert meta.collect() == 1
 
 
+def test_many_files_are_collected_in_few_requests_and_a_chain_that_is_away_keeps_only_its_own(meta: Any) -> None:
+    layouts = {}
+    for number in range(100):
+        name = b"f%d" % number
+        inode = meta.create(name, session=ONE)
+        meta.close(inode.id, ONE, 5 << 20)
+        for index in range(5):
+            meta.storage.chunks[inode.id, index] = 100
+        layouts[inode.id] = set(inode.layout.chains)
+        meta.remove(name)
+    away = next(iter(next(iter(layouts.values()))))
+    meta.storage.chains_away = {away}
+    meta.storage.calls.clear()
+    assert meta.collect() == sum(away not in chains for chains in layouts.values())
+    assert meta.records(b"G") == sum(away in chains for chains in layouts.values()) > 0
+    meta.storage.chains_away = set()
+    meta.collect()
+    assert meta.storage.chunks == {}
+    assert [meta.records(letter) for letter in (b"G", b"S", b"T", b"I")] == [0, 0, 0, 1]
+    assert len(meta.storage.calls) < 40
+
+
 def test_an_open_file_that_was_never_written_is_kept_too(meta: Any) -> None:
     at = meta_pb2.PathAt(dir=1, path=b"f")
     inode = meta.call("make_node", meta_pb2.MakeNodeRequest(at=at, mode=0o100644)).inode

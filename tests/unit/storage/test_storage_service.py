@@ -263,6 +263,41 @@ def test_a_full_successor_refuses_and_a_removal_still_goes_through(
     run(scenario)
 
 
+def test_whole_files_are_removed_on_every_replica(make_cluster: MakeCluster, write_item: MakeItem) -> None:
+    async def scenario() -> None:
+        cluster = make_cluster(3)
+        for number in range(5):
+            await cluster.update(10, [write_item(number, b"abc")], writer(number + 1))
+        service = cluster.servers[10].service
+
+        async def remove(inodes: list[int], limit: int, sequence: int = 0) -> storage_pb2.RemoveFilesReply:
+            return await service.remove_files(
+                storage_pb2.RemoveFilesRequest(
+                    chain_id=1,
+                    chain_version=cluster.version,
+                    inodes=inodes,
+                    limit=limit,
+                    client_id=b"m" * 16 if sequence else b"",
+                    channel=1,
+                    sequence=sequence,
+                )
+            )
+
+        reply = await remove([99, 7, 100], 3, sequence=1)
+        assert (reply.removed, list(reply.left)) == (3, [7])
+        reply = await remove([7], 3, sequence=2)
+        assert (reply.removed, list(reply.left)) == (2, [])
+        assert (await remove([7], 3)).removed == 0
+        assert contents(cluster, 10) == contents(cluster, 20) == contents(cluster, 30) == {}
+        for inodes in ([], list(range(1025))):
+            with pytest.raises(FfsError) as caught:
+                await remove(inodes, 3)
+            assert caught.value.code is Code.INVALID
+        cluster.close()
+
+    run(scenario)
+
+
 def test_a_fenced_worker_serves_nothing(make_cluster: MakeCluster, write_item: MakeItem) -> None:
     async def scenario() -> None:
         cluster = make_cluster(1)
