@@ -143,6 +143,13 @@ def many(path: Path, chunks: int) -> None:
             f"{rss_mib():.0f} MiB after 100,000 random look-ups (interpreter before: {base:.0f} MiB)",
             flush=True,
         )
+        files = [roll.randrange(chunks // 1000) for _ in range(200)]
+        scan = timed(lambda: [engine.scan_inode(inode, 990, 0, 10) for inode in files] and None)
+        last = timed(lambda: [engine.last_chunk(inode, 0, 0) for inode in files] and None)
+        print(
+            f"with them: ten chunks of a file {scan / 200 * 1e6:.0f} us, the last of 1,000 {last / 200 * 1e6:.0f} us",
+            flush=True,
+        )
         os._exit(0)
     os.waitpid(pid, 0)
 

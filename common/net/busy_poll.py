@@ -3,8 +3,8 @@
 A sleeping thread is woken in 10 to 40 microseconds, most of the time of a small request on one host: twice for each
 round trip. Who expects an answer within that time does better to look again and again. The cost is bounded: at most
 `FFS_BUSY_POLL_US` microseconds a wait (50; 0: never), a thread only while no other of its process waits, only while
-looking has been worth it lately, and the processor is offered to others between two looks. With a single processor it
-is never done.
+looking has been worth it lately, and the processor is offered to others between two looks: when one takes it, looking
+ends. With a single processor it is never done.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ BUSY_POLL_US_DEFAULT: Final = 50
 BUSY_POLL_US_MAX: Final = 10_000
 CREDIT_MAX: Final = 8  # waits in vain in a row until looking is given up
 TRY_EVERY: Final = 32  # waits after which it is tried again
+TAKEN_COSTS: Final = 3  # what a wait counts in which somebody took the processor
+TAKEN_S: Final = 15e-6  # offering the processor takes a microsecond, unless somebody takes it
 
 T = TypeVar("T")
 
@@ -62,6 +64,10 @@ class Worthwhile:
             self._credit = CREDIT_MAX
         elif self._credit > 0:
             self._credit -= 1
+
+    def give_up(self) -> None:
+        """Others need the processor."""
+        self._credit = max(0, self._credit - TAKEN_COSTS)
 
 
 class Waiters:
@@ -104,8 +110,12 @@ class BusyPollSelector(selectors.EpollSelector):
                     self._worthwhile.note(True)
                     return ready
                 yield_processor()
-                now_s = time.perf_counter()
-            self._worthwhile.note(False)
+                before_s, now_s = now_s, time.perf_counter()
+                if now_s - before_s > TAKEN_S:
+                    self._worthwhile.give_up()
+                    break
+            else:
+                self._worthwhile.note(False)
         return super().select(timeout)
 
 

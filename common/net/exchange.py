@@ -15,7 +15,7 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import DEADLINE_S_MAX, REGIONS_MAX, KiB
 from fireflyfs.common.net import frame
 from fireflyfs.common.net.api import Call, Piece, Reply, Slice
-from fireflyfs.common.net.busy_poll import Waiters, Worthwhile, yield_processor
+from fireflyfs.common.net.busy_poll import TAKEN_S, Waiters, Worthwhile, yield_processor
 from fireflyfs.common.net.dial import Dialed, timeval
 from fireflyfs.common.net.frame import HEADER_BYTES, INLINE, Buffer, Header, Kind, Segment
 from fireflyfs.common.net.memory import SharedMemory
@@ -453,7 +453,10 @@ class Exchange:
                 got = receive(view, 0, _DONTWAIT)
             except BlockingIOError:
                 yield_processor()
-                now_s = time.perf_counter()
+                before_s, now_s = now_s, time.perf_counter()
+                if now_s - before_s > TAKEN_S:
+                    self._worthwhile.give_up()
+                    return
                 continue
             self._end += got  # none: the connection is closed, as the next receive finds out
             self._worthwhile.note(True)
