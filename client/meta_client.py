@@ -107,6 +107,10 @@ class MetaClient:
     def close(self, request: meta_pb2.CloseRequest) -> meta_pb2.InodeReply:
         return self._change(Method.META_CLOSE, request, request.caller, request.mutation, meta_pb2.InodeReply())
 
+    def end_sessions(self, request: meta_pb2.EndSessionsRequest) -> meta_pb2.EndSessionsReply:
+        reply = meta_pb2.EndSessionsReply()
+        return self._change(Method.META_END_SESSIONS, request, request.caller, request.mutation, reply)
+
     def sync(self, request: meta_pb2.SyncRequest) -> meta_pb2.InodeReply:
         return self._change(Method.META_SYNC, request, request.caller, request.mutation, meta_pb2.InodeReply())
 

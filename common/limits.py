@@ -38,6 +38,7 @@ GRPC_MESSAGE_BYTES_MAX = 16 * MiB
 
 # Storage
 CHUNK_EXTENTS_MAX = 256  # pieces of one chunk that one update may change
+SESSIONS_ENDED_MAX = 40  # in one request: each is three operations of one transaction
 UPDATE_ITEMS_MAX = 1024  # chunks in one update request
 READ_ITEMS_MAX = 4096
 REPLICAS_MAX = 16

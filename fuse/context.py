@@ -72,6 +72,9 @@ class PatientMeta:
     def close(self, request: m.CloseRequest, /) -> m.InodeReply:
         return self._call(self._meta.close, request)
 
+    def end_sessions(self, request: m.EndSessionsRequest, /) -> m.EndSessionsReply:
+        return self._call(self._meta.end_sessions, request)
+
     def sync(self, request: m.SyncRequest, /) -> m.InodeReply:
         return self._call(self._meta.sync, request)
 

@@ -82,6 +82,7 @@ class Mount:
             device.set_kernel_readahead(number, options.kernel_readahead_kib)
         for _ in range(options.flush_threads):
             self._spawn(self.volume.write_behind.run_background, "flush")
+        self._spawn(self.volume.session_ender.run, "sessions")
         self._spawn(self._maintain, "maintain")
         log.info("mounted on %s", self.mountpoint)
 
@@ -203,6 +204,7 @@ class Mount:
         for handle in self.volume.handles.open_files():
             drop_handle(self.volume, handle)
         self.volume.write_behind.stop_background(self.options.flush_threads)
+        self.volume.session_ender.stop()
         with contextlib.suppress(OSError):
             if device.is_mounted(self.mountpoint):
                 device.unmount(self.mountpoint)

@@ -20,6 +20,7 @@ from fireflyfs.fuse.inodes import ChangedDirectories, Handles, InodeTable, LiveI
 from fireflyfs.fuse.options import MountOptions
 from fireflyfs.fuse.request import Request
 from fireflyfs.fuse.segments import SegmentPool
+from fireflyfs.fuse.session_ender import Ended, SessionEnder
 from fireflyfs.fuse.write_behind import WriteBehind
 from fireflyfs.proto import meta_pb2 as m
 from fireflyfs.proto.common_pb2 import Caller
@@ -48,6 +49,7 @@ class Volume:
         self.write_behind = WriteBehind(
             self._store, self.segments, clock, dirty_bytes_max=options.dirty_bytes_max, age_s=options.dirty_age_s
         )
+        self.session_ender = SessionEnder(self._end_sessions)
         self.entry_valid = protocol.Valid.of(options.entry_timeout_s)
         self.attr_valid = protocol.Valid.of(options.attr_timeout_s)
         self.negative_valid = protocol.Valid.of(options.negative_timeout_s)
@@ -105,6 +107,10 @@ class Volume:
             live.sessions.append(session)
         return live.sessions[0]
 
+    def _end_sessions(self, ended: Sequence[Ended]) -> None:
+        sessions = [m.EndedSession(inode=inode, session=session) for inode, session in ended]
+        self.meta.end_sessions(m.EndSessionsRequest(caller=self.callers.root, sessions=sessions))
+
     def record(self, live: LiveInode, *, durable: bool = False, last: bool = False) -> None:
         """Tell meta the length and time of what was stored.
 
@@ -116,6 +122,10 @@ class Volume:
                 return
             now = self.clock.monotonic_s()
             mtime = m.Timestamp(ns=live.mtime_ns) if live.mtime_ns else None
+            if last and not (hint or live.mtime_ns or durable):
+                self.session_ender.add(live.id, live.sessions)
+                live.sessions.clear()
+                return
             end_session = live.sessions and (last or (live.writers <= 1 and live.inode.nlink > 0))
             inode: m.Inode | None = None
             if durable or not end_session:

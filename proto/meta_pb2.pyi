@@ -405,6 +405,28 @@ class RealPathReply(_message.Message):
     path: bytes
     def __init__(self, path: _Optional[bytes] = ...) -> None: ...
 
+class EndedSession(_message.Message):
+    __slots__ = ("inode", "session")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    session: bytes
+    def __init__(self, inode: _Optional[int] = ..., session: _Optional[bytes] = ...) -> None: ...
+
+class EndSessionsRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "sessions")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    sessions: _containers.RepeatedCompositeFieldContainer[EndedSession]
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., sessions: _Optional[_Iterable[_Union[EndedSession, _Mapping]]] = ...) -> None: ...
+
+class EndSessionsReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class AccessRequest(_message.Message):
     __slots__ = ("caller", "at", "mask")
     CALLER_FIELD_NUMBER: _ClassVar[int]

@@ -2,7 +2,7 @@
 
 A sleeping thread is woken in 10 to 40 microseconds, most of the time of a small request on one host: twice for each
 round trip. Who expects an answer within that time does better to look again and again. The cost is bounded: at most
-`FFS_BUSY_POLL_US` microseconds a wait (50; 0: never), a thread only while no other of its process waits, only while
+`FFS_BUSY_POLL_US` microseconds a wait (100; 0: never), a thread only while no other of its process waits, only while
 looking has been worth it lately, and the processor is offered to others between two looks: when one takes it, looking
 ends. With a single processor it is never done.
 """
@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 from fireflyfs.common.errors import Code, error
 
 ENVIRONMENT: Final = "FFS_BUSY_POLL_US"
-BUSY_POLL_US_DEFAULT: Final = 50
+BUSY_POLL_US_DEFAULT: Final = 100
 BUSY_POLL_US_MAX: Final = 10_000
 CREDIT_MAX: Final = 8  # waits in vain in a row until looking is given up
 TRY_EVERY: Final = 32  # waits after which it is tried again

@@ -45,6 +45,7 @@ class Method(IntEnum):
     META_STAT_FS = 0x0210
     META_REAL_PATH = 0x0211
     META_ACCESS = 0x0212
+    META_END_SESSIONS = 0x0213
 
 
 def service_methods(prefix: str) -> dict[str, Method]:

@@ -17,6 +17,7 @@ from fireflyfs.proto import meta_pb2 as m
 
 FMODE_EXEC = 0x20  # the kernel opens a program to run it
 _OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_APPEND
+_KEEP_CACHE, _NOFLUSH = int(OpenReply.KEEP_CACHE), int(OpenReply.NOFLUSH)
 _CREATE_FLAGS = _OPEN_FLAGS | os.O_CREAT | os.O_EXCL
 
 
@@ -83,7 +84,8 @@ def _opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes,
     if not reply.created and volume.table.kernel_attributes_differ(inode):
         # The kernel's length would cut reads short until its time is up: have it ask (we answer from `live`).
         volume.notify(protocol.encode_inval_inode(live.id, -1, 0))
-    return protocol.OPEN_OUT.pack(handle.fh, OpenReply.KEEP_CACHE if keep else 0, 0)
+    how = (_KEEP_CACHE if keep else 0) | (0 if writes else _NOFLUSH)  # close has nothing to say of what was only read
+    return protocol.OPEN_OUT.pack(handle.fh, how, 0)
 
 
 def create(volume: Volume, request: Request) -> Reply:

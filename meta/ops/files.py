@@ -6,7 +6,7 @@ import os
 import stat
 
 from fireflyfs.common.errors import Code, error
-from fireflyfs.common.limits import FILE_BYTES_MAX
+from fireflyfs.common.limits import FILE_BYTES_MAX, SESSIONS_ENDED_MAX
 from fireflyfs.meta.core.keys import ID_BYTES
 from fireflyfs.meta.core.length import Hint, lengthened, settles
 from fireflyfs.meta.core.permission import READ, WRITE, may, require, without_privilege_bits
@@ -100,6 +100,20 @@ def close_file(op: Op, request: meta_pb2.CloseRequest) -> meta_pb2.InodeReply:
         if inode.nlink == 0:
             op.garbage.append(inode.id)
     return inode_reply(inode)
+
+
+def end_sessions(op: Op, request: meta_pb2.EndSessionsRequest) -> meta_pb2.EndSessionsReply:
+    if len(request.sessions) > SESSIONS_ENDED_MAX:
+        raise error(Code.TOO_LARGE, f"{len(request.sessions)} sessions, at most {SESSIONS_ENDED_MAX} are ended at once")
+    for ended in request.sessions:
+        session = op.tree.session(ended.inode, ended.session) if len(ended.session) == ID_BYTES else None
+        if session is None or session.client_id != op.who.client_id:
+            continue
+        op.tree.delete_session(ended.inode, ended.session)
+        inode = op.tree.find(ended.inode)
+        if inode is not None and inode.nlink == 0:
+            op.garbage.append(inode.id)
+    return meta_pb2.EndSessionsReply()
 
 
 def end_session(op: Op, request: meta_pb2.CloseRequest, *, settle: bool) -> meta_pb2.InodeReply:

@@ -58,6 +58,11 @@ class MetaHandlers:
     def close(self, request: meta_pb2.CloseRequest) -> InodeAnswer:
         return self._mutate(Method.META_CLOSE, request, files.close_file)
 
+    def end_sessions(
+        self, request: meta_pb2.EndSessionsRequest
+    ) -> meta_pb2.EndSessionsReply | Awaitable[meta_pb2.EndSessionsReply]:
+        return self._mutate(Method.META_END_SESSIONS, request, files.end_sessions)
+
     def sync(self, request: meta_pb2.SyncRequest) -> InodeAnswer:
         answer = self._mutate(Method.META_SYNC, request, files.sync_file)
         return self._durably(answer) if request.durable else answer

@@ -180,6 +180,7 @@ class Runner:
 REPLIES: dict[Method, type[Message]] = {
     Method.META_OPEN: meta_pb2.OpenReply,
     Method.META_CLOSE: meta_pb2.InodeReply,
+    Method.META_END_SESSIONS: meta_pb2.EndSessionsReply,
     Method.META_SYNC: meta_pb2.InodeReply,
     Method.META_MAKE_NODE: meta_pb2.InodeReply,
     Method.META_SYMLINK: meta_pb2.InodeReply,

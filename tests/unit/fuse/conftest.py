@@ -175,6 +175,14 @@ class MemoryMeta:
         self._collect(inode)
         return reply
 
+    def end_sessions(self, request):
+        for ended in request.sessions:
+            self.sessions.get(ended.inode, set()).discard(ended.session)
+            inode = self.inodes.get(ended.inode)
+            if inode is not None:
+                self._collect(inode)
+        return m.EndSessionsReply()
+
     def sync(self, request):
         inode = self._inode(request.inode)
         self._apply(inode, request)

@@ -226,6 +226,28 @@ def test_many_files_are_collected_in_few_requests_and_a_chain_that_is_away_keeps
     assert len(meta.storage.calls) < 40
 
 
+def test_many_sessions_end_at_once(meta: Any) -> None:
+    files = [meta.create(b"f%d" % number, session=ONE) for number in range(3)]
+    meta.open(b"f1", os.O_RDONLY, session=TWO)
+    meta.remove(b"f0")
+    meta.remove(b"f1")
+
+    def end(*sessions: tuple[int, bytes]) -> Any:
+        ended = [meta_pb2.EndedSession(inode=inode, session=session) for inode, session in sessions]
+        return meta.call("end_sessions", meta_pb2.EndSessionsRequest(sessions=ended))
+
+    other = meta_pb2.EndSessionsRequest(sessions=[meta_pb2.EndedSession(inode=files[0].id, session=ONE)])
+    other.caller.client_id = b"somebody else..."
+    meta.handlers.end_sessions(other)
+    assert meta.records(b"S") == 4
+    end(*((inode.id, ONE) for inode in files), (12345, ONE), (files[0].id, b"short"))
+    assert meta.records(b"S") == 1
+    assert meta.collect() == 1  # the other is still open
+    end((files[1].id, TWO))
+    assert meta.collect() == 1
+    assert meta.code(lambda: end(*[(1, ONE)] * 41)) is Code.TOO_LARGE
+
+
 def test_an_open_file_that_was_never_written_is_kept_too(meta: Any) -> None:
     at = meta_pb2.PathAt(dir=1, path=b"f")
     inode = meta.call("make_node", meta_pb2.MakeNodeRequest(at=at, mode=0o100644)).inode

@@ -14,7 +14,7 @@ from fireflyfs.common.net import busy_poll
 from fireflyfs.common.net.busy_poll import BusyPollSelector, Waiters, Worthwhile
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("", 50e-6), ("0", 0.0), (" 200 ", 200e-6)])
+@pytest.mark.parametrize(("text", "seconds"), [("", 100e-6), ("0", 0.0), (" 200 ", 200e-6)])
 def test_the_setting(monkeypatch: pytest.MonkeyPatch, text: str, seconds: float) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setenv(busy_poll.ENVIRONMENT, text)
