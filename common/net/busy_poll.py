@@ -22,6 +22,7 @@ from fireflyfs.common.errors import Code, error
 ENVIRONMENT: Final = "FFS_BUSY_POLL_US"
 BUSY_POLL_US_DEFAULT: Final = 100
 BUSY_POLL_US_MAX: Final = 10_000
+ROUNDS_MAX: Final = 8  # of callbacks, until the kernel is asked for more whatever waits to be run
 CREDIT_MAX: Final = 8  # waits in vain in a row until looking is given up
 TRY_EVERY: Final = 32  # waits after which it is tried again
 TAKEN_COSTS: Final = 3  # what a wait counts in which somebody took the processor
@@ -97,8 +98,14 @@ class BusyPollSelector(selectors.EpollSelector):
         super().__init__()
         self._wait_s = wait_s
         self._worthwhile = Worthwhile()
+        self._rounds = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is not None and timeout <= 0:  # callbacks wait to be run: most lead to others, and none to the kernel
+            self._rounds += 1
+            if self._rounds < ROUNDS_MAX:
+                return []
+        self._rounds = 0
         if timeout is not None and timeout <= 0:
             return super().select(timeout)
         if self._wait_s and self._worthwhile:
