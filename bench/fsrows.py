@@ -42,7 +42,7 @@ def fio(folder: Path, seconds: float, options: list[str], unit: str) -> tuple[fl
     """(rate, 99th percentile of the latency in microseconds)."""
     command = ["fio", "--name=x", f"--directory={folder}", f"--size={FILE_MIB}M", "--ioengine=psync"]
     command += [f"--runtime={seconds}", "--time_based", "--output-format=json", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds * 4 + 90)
     if done.returncode != 0:
         raise RuntimeError(f"fio failed: {done.stderr.strip()[-300:]}")
     jobs = json.loads(done.stdout[done.stdout.index("{") :])["jobs"]

@@ -32,8 +32,8 @@ from fireflyfs.fuse.segments import Segment, SegmentPool
 log = logging.getLogger(__name__)
 
 DIRTY_BYTES_MAX: Final = 64 * MiB
-START_BYTES: Final = 4 * MiB  # of one file, before the background sends them
-FILE_BYTES_MAX: Final = 16 * MiB  # of one file, before its writer sends them itself
+START_BYTES: Final = 8 * MiB  # of one file, before the background sends them
+FILE_BYTES_MAX: Final = 32 * MiB  # of one file, before its writer sends them itself
 START_EXTENTS: Final = 512
 FILE_EXTENTS_MAX: Final = 2048
 FLUSHES_MAX: Final = 3  # of one file, under way at once

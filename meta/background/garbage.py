@@ -105,20 +105,25 @@ class GarbageCollector:
         return left
 
     async def _collect_tree(self, inode_id: int) -> bool:
+        gone, after = False, b""
         try:
-            while True:
-                if run(self._runner.engine, lambda txn: self._take_apart(txn, inode_id)):
-                    return True
+            while not gone:
+                gone, after = run(self._runner.engine, partial(self._take_apart, inode_id, after))
                 await asyncio.sleep(0)  # requests come in between
         except FfsError as exc:
             log.warning("garbage of directory %d waits: %s", inode_id, exc)
-            return False
+        return gone
 
-    def _take_apart(self, txn: Transaction, inode_id: int) -> bool:
-        """Take some entries out of a removed directory; whether it is gone now."""
+    def _take_apart(self, inode_id: int, after: bytes, txn: Transaction) -> tuple[bool, bytes]:
+        """Take some entries after the name `after` out of a removed directory; whether it is gone now, and the last.
+
+        What was taken out before is not looked at again: a store keeps deleted keys for a while, and passing over
+        all of them in each step would take longer the larger the directory is.
+        """
         op = Op(Tree(txn), Who(0, 0), self._runner.clock.unix_ns(), _no_id, _no_chains)
         tree = op.tree
-        for name, child_id, _ in list(tree.children(inode_id, limit=TREE_STEP)):
+        entries = list(tree.children(inode_id, after=after, limit=TREE_STEP))
+        for name, child_id, _ in entries:
             child = tree.find(child_id)
             tree.unlink(inode_id, name)
             if child is None:
@@ -129,14 +134,14 @@ class GarbageCollector:
                 tree.put_garbage(child_id, Garbage(GarbageKind.TREE, op.now_ns))
             else:
                 drop_link(op, child)
-        empty = tree.is_empty(inode_id)
-        if empty:
+        gone = len(entries) < TREE_STEP and tree.is_empty(inode_id)
+        if gone:
             _forget(tree, inode_id)
             op.files_delta -= 1
         # Counted before the commit: a conflict, which only another server could cause, makes the count a guess.
         self._runner.files += op.files_delta
         self._runner.commits += 1
-        return empty
+        return gone, entries[-1][0] if entries else b""
 
 
 def _parts(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:

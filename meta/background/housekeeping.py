@@ -11,7 +11,7 @@ from fireflyfs.meta.store import outcomes
 
 SYNC_EVERY_S = 1.0
 EXPIRE_EVERY_S = 60.0
-EXPIRE_PAUSE_S = 0.02  # between batches, so that requests come in between
+EXPIRE_PAUSE_S = 0.005  # between batches, so that requests come in between, and more expire than can be made
 log = logging.getLogger(__name__)
 
 
@@ -31,6 +31,8 @@ async def sync_commits(runner: Runner, sync: GroupSync) -> None:
 
 async def expire_outcomes(runner: Runner) -> None:
     """Until it is cancelled."""
+    after = b""
     while True:
-        removed = outcomes.expire(runner.engine, runner.clock.unix_ns())
+        removed = outcomes.expire(runner.engine, runner.clock.unix_ns(), after)
+        after = removed[-1] + b"\0" if removed else b""
         await asyncio.sleep(EXPIRE_PAUSE_S if removed else EXPIRE_EVERY_S)

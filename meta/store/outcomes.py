@@ -32,14 +32,17 @@ def record(txn: Transaction, request_id: bytes, outcome: Outcome) -> None:
     txn.put(keys.outcome(bucket_of(outcome.done_ns), request_id), outcome.pack())
 
 
-def expire(engine: KvEngine, now_ns: int) -> int:
-    """Remove one batch of expired outcomes; how many. 0: none are left."""
+def expire(engine: KvEngine, now_ns: int, after: bytes = b"") -> list[bytes]:
+    """Remove one batch of expired outcomes; their keys. None: all are gone.
+
+    With `after`, keys before it are not looked at: those that the batches before deleted are not passed over again.
+    """
     begin, end = keys.outcomes_before(bucket_of(now_ns) - BUCKETS_KEPT + 1)
 
-    def body(txn: Transaction) -> int:
-        old = [key for key, _ in txn.scan(begin, end, limit=EXPIRE_BATCH, snapshot=True)]
+    def body(txn: Transaction) -> list[bytes]:
+        old = [key for key, _ in txn.scan(max(begin, after), end, limit=EXPIRE_BATCH, snapshot=True)]
         for key in old:
             txn.delete(key)
-        return len(old)
+        return old
 
     return run(engine, body)

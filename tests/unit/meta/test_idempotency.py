@@ -83,11 +83,27 @@ def test_a_retry_half_an_hour_late_still_finds_its_outcome_and_expiry_takes_it_t
     send = lambda: meta.call("make_node", meta_pb2.MakeNodeRequest(at=at(b"d"), mode=0o040755, mutation=RETRY))  # noqa: E731
     made = send()
     meta.clock.advance(1800 - 1)
-    assert outcomes.expire(meta.kv, meta.clock.unix_ns()) == 0
+    assert outcomes.expire(meta.kv, meta.clock.unix_ns()) == []
     assert send() == made
     meta.clock.advance(1800)
-    assert outcomes.expire(meta.kv, meta.clock.unix_ns()) == 1
+    assert len(outcomes.expire(meta.kv, meta.clock.unix_ns())) == 1
     assert meta.code(send) is Code.EXISTS
+
+
+def test_many_outcomes_expire_batch_after_batch(meta: Any) -> None:
+    for _ in range(outcomes.EXPIRE_BATCH + 5):
+        meta.code(lambda: meta.call("remove", meta_pb2.RemoveRequest(at=at(b"none"))))
+        meta.create(b"f")
+        meta.remove(b"f")
+    meta.clock.advance(3600)
+    kept = meta.create(b"f")
+    removed, after = 0, b""
+    while batch := outcomes.expire(meta.kv, meta.clock.unix_ns(), after):
+        assert batch == sorted(batch)
+        removed, after = removed + len(batch), batch[-1] + b"\0"
+    assert removed == 2 * (outcomes.EXPIRE_BATCH + 5)
+    assert outcomes.expire(meta.kv, meta.clock.unix_ns()) == []
+    assert meta.stat(b"f").id == kept.id
 
 
 def test_ids_are_never_used_twice() -> None:
