@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Sequence
 from typing import Protocol
@@ -205,11 +206,17 @@ def open_inode(
     """Open or create what `at` names; `flags` are O_* bits, `mode` has the umask applied.
 
     `hold`: the file keeps its bytes while it is open here, even if it is removed. Without it opening for reading costs
-    the metadata service no transaction, and reading a file that someone removes meanwhile may give zeros.
+    the metadata service no transaction, and reading a file that someone removes meanwhile may give zeros. A directory
+    raises IS_DIRECTORY, as the builtin `open` does.
     """
     session = new_session_id() if hold or flags & os.O_ACCMODE != os.O_RDONLY else b""
     request = meta_pb2.OpenRequest(
         at=at, flags=flags, mode=0o100000 | (mode & 0o7777), session=session, layout=layout, caller=caller
     )
     reply = context.meta.open(request)
+    if stat.S_ISDIR(reply.inode.mode):  # may be opened, as POSIX has it, but holds no bytes
+        if session:
+            ended = meta_pb2.EndedSession(inode=reply.inode.id, session=session)
+            context.meta.end_sessions(meta_pb2.EndSessionsRequest(caller=caller, sessions=[ended]))
+        raise error(Code.IS_DIRECTORY)
     return OpenInode(context, context.inodes.learn(reply.inode), flags, session, caller)

@@ -101,7 +101,10 @@ def mount_in_background(settings: Settings, mountpoint: Path, options: list[str]
     if _is_there(mountpoint, addresses):
         return
     connect.meet(addresses)
-    mountpoint.mkdir(parents=True, exist_ok=True)
+    try:
+        mountpoint.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        pass  # a file, as the check says
     _check_mountpoint(mountpoint)
     read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "fireflyfs.client.cli.main", "--root", str(settings.root)]
@@ -157,6 +160,8 @@ def umount(settings: Settings, mountpoint: Path, lazy: bool) -> None:
 
 def _check_mountpoint(path: Path) -> None:
     if not path.is_dir():
+        if path.exists():
+            raise error(Code.NOT_DIRECTORY, f"{path} is not a directory")
         raise error(Code.NO_ENTRY, f"{path} is no directory: make it first")
     if not Path("/dev/fuse").exists():
         raise error(Code.NOT_SUPPORTED, "there is no /dev/fuse: load the kernel's fuse module (modprobe fuse)")

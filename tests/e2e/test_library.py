@@ -79,6 +79,9 @@ def test_names_and_attributes(fs: FileSystem, folder: str) -> None:
     fs.symlink("file", f"{folder}/a/link")
     fs.link(f"{folder}/a/file", f"{folder}/a/hard")
     assert sorted(fs.listdir(f"{folder}/a")) == ["b", "file", "hard", "link"]
+    for hold in (True, False):
+        with pytest.raises(IsADirectoryError):
+            fs.open_file(f"{folder}/a", hold=hold)
     assert fs.readlink(f"{folder}/a/link") == "file"
     assert fs.read_bytes(f"{folder}/a/link") == b"hello"
     found = fs.stat(f"{folder}/a/hard")
