@@ -7,8 +7,9 @@ update channel, so a repeated one happens once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -92,12 +93,8 @@ class AsyncStorageClient:
                 )
                 return Removed(reply.removed, reply.more)
 
-            async with self._slots:
-                channel, sequence = self._take()
-                try:
-                    return await self._on_chain(chain_id, ask)
-                finally:
-                    self._free.append(channel)
+            async with self._channel() as (channel, sequence):
+                return await self._on_chain(chain_id, ask)
 
         parts = await asyncio.gather(*(remove(chain_id) for chain_id in file.chain_set))
         return Removed(sum(part.removed for part in parts), any(part.more for part in parts))
@@ -111,12 +108,8 @@ class AsyncStorageClient:
             reply = await self._call(address, Method.STORAGE_REMOVE_FILES, request, storage_pb2.RemoveFilesReply())
             return list(reply.left)
 
-        async with self._slots:
-            channel, sequence = self._take()
-            try:
-                return await self._on_chain(chain_id, ask)
-            finally:
-                self._free.append(channel)
+        async with self._channel() as (channel, sequence):
+            return await self._on_chain(chain_id, ask)
 
     async def truncate_chunk(self, inode: int, layout: Layout, index: int, length: int) -> None:
         """Shorten one chunk to `length` bytes; a shorter or missing one stays as it is."""
@@ -127,15 +120,12 @@ class AsyncStorageClient:
             address = routing.address(storage_calls.serving_head(chain))
             await self._call(address, Method.STORAGE_TRUNCATE_CHUNK, request, storage_pb2.TruncateChunkReply())
 
-        async with self._slots:
-            channel, sequence = self._take()
+        async with self._channel() as (channel, sequence):
             try:
                 await self._on_chain(file.chain_of(index), ask)
             except FfsError as exc:
                 if exc.code is not Code.CHUNK_NOT_FOUND:
                     raise
-            finally:
-                self._free.append(channel)
 
     async def sync_chains(self, chains: Iterable[int] | Layout) -> None:
         """Everything acknowledged on these chains survives a power cut when this returns."""
@@ -189,10 +179,16 @@ class AsyncStorageClient:
 
         return [target for part in await asyncio.gather(*map(ask, addresses)) for target in part]
 
-    def _take(self) -> tuple[int, int]:
-        channel = self._free.pop()
-        self._sequences[channel] += 1
-        return channel, self._sequences[channel]
+    @contextlib.asynccontextmanager
+    async def _channel(self) -> AsyncIterator[tuple[int, int]]:
+        """An update channel and its next sequence: one request's, however often it is sent."""
+        async with self._slots:
+            channel = self._free.pop()
+            self._sequences[channel] += 1
+            try:
+                yield channel, self._sequences[channel]
+            finally:
+                self._free.append(channel)
 
     async def _call(self, address: Address, method: Method, request: Message, reply: R) -> R:
         answer = await self._link.call(
