@@ -32,8 +32,11 @@ CLIENT_UPDATES_MAX = 1024
 CLIENT_UPDATE_BYTES_MAX = 192 << 20
 FORWARDED_UPDATES_MAX = 1024
 FORWARDED_UPDATE_BYTES_MAX = 192 << 20
-# Below this much free space an update is stored here before it is forwarded: it could still be refused.
-HEADROOM_BYTES = 512 << 20
+# Below this much free space an update is stored here before it is forwarded: it could still be refused. It covers what
+# the updates under way may take together, on a disk that several targets share too, and what a fast disk takes in while
+# the last look at it is believed.
+HEADROOM_BYTES = 1 << 30
+SPACE_BELIEVED_S = 0.02
 # Work on so few bytes costs less than handing it to a thread and back, as long as the disk does not make it wait.
 INLINE_BYTES_MAX = 128 << 10
 INLINE_ITEMS_MAX = 8
@@ -68,6 +71,7 @@ class LocalTarget:
         self._running: set[asyncio.Task[Any]] = set()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"target-{target_id}")
         self._threads_until_s = 0.0
+        self._space_at_s = float("-inf")
         self._clock = clock or SystemClock()
         self.on_change: Callable[[], None] = lambda: None
 
@@ -152,6 +156,13 @@ class LocalTarget:
 
     def roomy(self, size: int) -> bool:
         """Whether there is so much space that an update of `size` bytes will certainly find room."""
+        now_s = self._clock.monotonic_s()
+        if now_s - self._space_at_s > SPACE_BELIEVED_S:
+            try:
+                self.space = self.engine.space()  # two looks at the file system's counters: microseconds
+            except (FfsError, OSError):
+                return False  # storing will say what is wrong with the disk
+            self._space_at_s = now_s
         return self.space.free_bytes > HEADROOM_BYTES + size
 
     def report(self) -> mgmtd_pb2.TargetReport:
