@@ -22,6 +22,7 @@ STRIPE_MAX = 1024
 LIST_ENTRIES_MAX = 4096
 BATCH_STAT_MAX = 4096
 GROUPS_MAX = 256
+SESSIONS_ENDED_MAX = 40  # in one request: each is three operations of one transaction
 
 # The data link
 FRAME_BODY_BYTES_MAX = 4 * MiB  # the packed or protobuf part of a frame
@@ -38,7 +39,6 @@ GRPC_MESSAGE_BYTES_MAX = 16 * MiB
 
 # Storage
 CHUNK_EXTENTS_MAX = 256  # pieces of one chunk that one update may change
-SESSIONS_ENDED_MAX = 40  # in one request: each is three operations of one transaction
 UPDATE_ITEMS_MAX = 1024  # chunks in one update request
 READ_ITEMS_MAX = 4096
 REPLICAS_MAX = 16

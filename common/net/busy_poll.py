@@ -78,12 +78,12 @@ class Waiters:
 
     def __init__(self, wait_s: float) -> None:
         self.wait_s = wait_s
-        self._present: set[int] = set()
+        self._present: set[object] = set()
 
-    def enter(self, who: int) -> None:
+    def enter(self, who: object) -> None:
         self._present.add(who)
 
-    def leave(self, who: int) -> None:
+    def leave(self, who: object) -> None:
         self._present.discard(who)
 
     @property
@@ -107,9 +107,9 @@ class BusyPollSelector(selectors.EpollSelector):
             self._rounds += 1
             if self._rounds < ROUNDS_MAX:
                 return []
-        self._rounds = 0
-        if timeout is not None and timeout <= 0:
+            self._rounds = 0
             return super().select(timeout)
+        self._rounds = 0
         if self._wait_s and self._worthwhile:
             now_s = time.perf_counter()
             end_s = now_s + (self._wait_s if timeout is None else min(self._wait_s, timeout))

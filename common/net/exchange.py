@@ -80,7 +80,6 @@ class Exchange:
         self._gather: list[Buffer] = []
         self._gathered = 0
         self._waiters = waiters
-        self._me = id(self)
         self._worthwhile = Worthwhile()
 
     # What the pool calls.
@@ -108,7 +107,7 @@ class Exchange:
 
     def receive(self) -> None:
         """Take all answers that are still to come."""
-        self._waiters.enter(self._me)
+        self._waiters.enter(self)
         try:
             while self._outstanding:
                 self._receive_one()
@@ -120,7 +119,7 @@ class Exchange:
             self._break(error(Code.CANCELLED, "interrupted"))
             raise
         finally:
-            self._waiters.leave(self._me)
+            self._waiters.leave(self)
         self.last_used_s = time.monotonic()
 
     def is_stale(self) -> bool:

@@ -70,7 +70,8 @@ class Epochs:
 
     def hold(self, blocks: Sequence[tuple[int, int]], keys: tuple[bytes, ...], epoch: int | None = None) -> None:
         """Keep blocks and keys until everything committed so far (or in `epoch`) is durable."""
-        self._held.append(Held(self.current if epoch is None else epoch, blocks, keys))
+        if blocks or keys:
+            self._held.append(Held(self.current if epoch is None else epoch, blocks, keys))
 
     @property
     def held_items(self) -> int:

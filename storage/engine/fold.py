@@ -99,9 +99,7 @@ class Folder:
                     if ref.place is None:
                         batch.delete(delta_key(key, ref.id))
                 self._meta.write(batch)
-                patches = [ref.place for ref in record.deltas if ref.place is not None]
-                if patches:
-                    self._epochs.hold(patches, ())
+                self._epochs.hold([ref.place for ref in record.deltas if ref.place is not None], ())
                 self.note(key, clean)
                 self.folded_bytes += sum(ref.length for ref in record.deltas)
                 done += 1

@@ -262,14 +262,10 @@ class Engine:
                     for raw_key, value in now.deltas:
                         batch.put(raw_key, value)
                     if waiting is not None:
-                        kept = {ref.id for ref in committed.deltas} if committed else set()
-                        for ref in waiting.deltas:
-                            if ref.id in kept:
-                                continue
-                            if ref.place is not None:
-                                superseded.append(ref.place)
-                            else:
-                                batch.delete(delta_key(update.key, ref.id))
+                        patches, logged = _dead_deltas(update.key, waiting, committed)
+                        superseded += patches
+                        for raw_key in logged:
+                            batch.delete(raw_key)
                         if waiting.block_shift and (committed is None or waiting.block_place != committed.block_place):
                             superseded.append(waiting.block_place)
                 self._blocks.require_reserve(batch.size_in_bytes())
@@ -280,8 +276,7 @@ class Engine:
                 raise
             self._pending.update(update.key for update in updates)
             self._meta.write(batch)
-            if superseded:
-                self._epochs.hold(superseded, ())
+            self._epochs.hold(superseded, ())
         return [each.record.to_version() for each in staged]
 
     def _stage(self, update: Update, committed: Record | None, waiting: Record | None, nowait: bool) -> Staged:
@@ -333,17 +328,14 @@ class Engine:
             self._meta.write(batch)
             self._epochs.note_change()
             self._chunks += (not new.removed) - (old is not None)
-            kept = {ref.id for ref in new.deltas}
             gone = old is not None and old.block_shift and (new.removed or old.block_place != new.block_place)
             blocks: list[tuple[int, int]] = []
             if old is not None:
-                dead = [ref for ref in old.deltas if ref.id not in kept] if old.deltas else []
-                held += tuple([delta_key(key, ref.id) for ref in dead if ref.place is None])
-                blocks += [ref.place for ref in dead if ref.place is not None]
+                blocks, logged = _dead_deltas(key, old, new)
+                held += tuple(logged)
                 if gone:
                     blocks.append(old.block_place)
-            if held or blocks:
-                self._epochs.hold(blocks, held)
+            self._epochs.hold(blocks, held)
         self._pending.discard(key)
         self._folder.note(key, None if new.removed else new)
         self._counters["commits"] += 1
@@ -449,6 +441,16 @@ class Engine:
         finally:
             for lock in locks[:held]:
                 lock.release()
+
+
+def _dead_deltas(key: ChunkKey, old: Record, new: Record | None) -> tuple[list[tuple[int, int]], list[bytes]]:
+    """What `old` names and `new` does not: the blocks of patches, and the keys of logged deltas."""
+    if not old.deltas:
+        return [], []
+    kept = {ref.id for ref in new.deltas} if new is not None else set()
+    dead = [ref for ref in old.deltas if ref.id not in kept]
+    patches = [ref.place for ref in dead if ref.place is not None]
+    return patches, [delta_key(key, ref.id) for ref in dead if ref.place is None]
 
 
 def _inode_range(prefix: bytes, inode: int, begin: int, end: int) -> tuple[bytes, bytes]:

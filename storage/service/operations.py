@@ -101,12 +101,8 @@ class StorageService:
         limit = min(request.limit or UPDATE_ITEMS_MAX, UPDATE_ITEMS_MAX)
         states = await local.call(local.engine.scan_inode, where.inode, where.begin, where.end, limit + 1)
         more = len(states) > limit
-        items = [Item(state.key, UpdateKind.REMOVE, 0, state.chunk_size, 0) for state in states[:limit]]
-        if not items:
-            return storage_pb2.RemoveChunksReply()
-        writer = self._writer(request.client_id, request.channel, request.sequence)
-        await self._through_chain(where.chain_id, where.chain_version, writer, items)
-        return storage_pb2.RemoveChunksReply(removed=len(items), more=more)
+        removed = await self._remove(where.chain_id, where.chain_version, request, states[:limit])
+        return storage_pb2.RemoveChunksReply(removed=removed, more=more)
 
     async def remove_files(self, request: storage_pb2.RemoveFilesRequest) -> storage_pb2.RemoveFilesReply:
         if not 0 < len(request.inodes) <= UPDATE_ITEMS_MAX:
@@ -114,11 +110,22 @@ class StorageService:
         local = await self._head(request.chain_id, request.chain_version)
         limit = min(request.limit or UPDATE_ITEMS_MAX, UPDATE_ITEMS_MAX)
         states, left = await local.call(_chunks_of, local.engine, list(request.inodes), limit)
+        removed = await self._remove(request.chain_id, request.chain_version, request, states)
+        return storage_pb2.RemoveFilesReply(removed=removed, left=left)
+
+    async def _remove(
+        self,
+        chain_id: int,
+        chain_version: int,
+        request: storage_pb2.RemoveChunksRequest | storage_pb2.RemoveFilesRequest,
+        states: list[ChunkState],
+    ) -> int:
+        """Remove these chunks through the chain; how many they are."""
         items = [Item(state.key, UpdateKind.REMOVE, 0, state.chunk_size, 0) for state in states]
         if items:
             writer = self._writer(request.client_id, request.channel, request.sequence)
-            await self._through_chain(request.chain_id, request.chain_version, writer, items)
-        return storage_pb2.RemoveFilesReply(removed=len(items), left=left)
+            await self._through_chain(chain_id, chain_version, writer, items)
+        return len(items)
 
     async def _through_chain(
         self, chain_id: int, chain_version: int, writer: Writer, items: list[Item]
