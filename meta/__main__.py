@@ -8,6 +8,7 @@ import logging
 import signal
 from pathlib import Path
 
+from fireflyfs.common import collector
 from fireflyfs.common import config as configuration
 from fireflyfs.common.net import busy_poll
 from fireflyfs.meta.server import MetaConfig, serve
@@ -25,4 +26,5 @@ if __name__ == "__main__":
     parser.add_argument("--config", type=Path, required=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = configuration.load(MetaConfig, parser.parse_args().config)
+    collector.settle()
     busy_poll.run(lambda: _main(config))

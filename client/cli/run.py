@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from fireflyfs.client.cli import schemas
+from fireflyfs.common import collector
 from fireflyfs.common import config as configuration
 from fireflyfs.common.net import busy_poll
 
@@ -57,6 +58,7 @@ def run(role: str, config_path: Path, worker: int | None, check: bool, log_file:
         start = lambda stop: module.serve_node(config, stop)  # noqa: E731
     else:
         start = lambda stop: module.serve_worker(config, worker, stop)  # noqa: E731
+    collector.settle()
     busy_poll.run(lambda: serve_until_signal(start))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from fireflyfs.client.cli.connect import CONNECT_TIMEOUT_S
 from fireflyfs.client.cli.mount_table import FS_SOURCE, unmount
 from fireflyfs.client.session import ClientContext
+from fireflyfs.common import collector
 from fireflyfs.common.errors import Code, error
 from fireflyfs.fuse.context import backend_of
 from fireflyfs.fuse.mount import Mount
@@ -31,6 +32,7 @@ def serve(
         mount_options = MountOptions(source=f"{FS_SOURCE}#{addresses[0]}", **options)
         mount = Mount(backend_of(context), mountpoint, mount_options)
         mount.start()
+        collector.settle()
         if read_only:
             _make_read_only(mountpoint)
         if ready_fd is not None:

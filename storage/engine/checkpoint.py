@@ -24,6 +24,9 @@ EPOCH_KEY = META + b"epoch"
 _EPOCH = struct.Struct("<QQ")  # durable, current
 RELEASE_BATCH = 4096  # keys deleted in one batch
 HELD_ITEMS_MAX = 65_536  # replaced versions held back; beyond, a checkpoint is due
+# The same for the blocks that they hold: soon, because a block that was used a moment ago is still in the page cache
+# when it is used again.
+HELD_BYTES_DUE = 64 << 20
 
 
 class Held(NamedTuple):
@@ -51,6 +54,8 @@ class Epochs:
         self.current = current
         self.gate = threading.Lock()  # held while a commit reads `current` and writes its batch
         self._held: deque[Held] = deque()
+        self._held_lock = threading.Lock()
+        self._held_bytes = 0
         self._delta_ids = itertools.count()
         self._rounds = threading.Condition()
         self._running = False
@@ -72,10 +77,21 @@ class Epochs:
         """Keep blocks and keys until everything committed so far (or in `epoch`) is durable."""
         if blocks or keys:
             self._held.append(Held(self.current if epoch is None else epoch, blocks, keys))
+            self._count_held(blocks, 1)
+
+    def _count_held(self, blocks: Sequence[tuple[int, int]], sign: int) -> None:
+        if blocks:
+            with self._held_lock:
+                self._held_bytes += sign * sum([1 << shift for shift, _ in blocks])
 
     @property
     def held_items(self) -> int:
         return len(self._held)
+
+    @property
+    def due(self) -> bool:
+        """Whether so much is held back that a sync should give it up."""
+        return self._held_bytes >= HELD_BYTES_DUE or len(self._held) > HELD_ITEMS_MAX
 
     def note_change(self) -> None:
         self._changes += 1
@@ -139,6 +155,7 @@ class Epochs:
                 batch = new_batch()
         if len(batch):
             self._meta.write(batch)
+        self._count_held(freed, -1)
         for shift, block in freed:
             self._blocks.free(shift, block)
 

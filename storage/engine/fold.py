@@ -1,5 +1,8 @@
 """Folding: deltas whose commit is durable are written into their blocks, and then forgotten.
 
+It can wait: what is overwritten again meanwhile need never be folded. So a chunk is folded when it has been left alone
+for QUIET_S, or when so much waits that what was left alone for longest has to go.
+
 Order, for each round: (1) the record with the delta is durable; (2) write the bytes in place; (3) fdatasync the block
 files; (4) replace the record by one without deltas and delete their values; (5) the blocks of patches get new owners
 when (4) is durable. A crash after (2) finds record and values and reads through them, whatever the block holds; a
@@ -8,9 +11,12 @@ reader with an older record gets a mismatch and asks again.
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
+from typing import NamedTuple
 
+from fireflyfs.common.clock import Clock
 from fireflyfs.storage.engine.blocks import BlockStore
 from fireflyfs.storage.engine.checkpoint import Epochs
 from fireflyfs.storage.engine.interface import ChunkKey
@@ -19,11 +25,26 @@ from fireflyfs.storage.engine.record import COMMITTED, PATCH, Record, chunk_key,
 from fireflyfs.storage.engine.stage import DeltaRoom
 
 FOLD_CHUNKS_MAX = 1024  # in one round
-# Waiting in a store: beyond the maximum, overwrites copy their chunk; from what is due on, a round starts at once.
+QUIET_S = 15.0  # so long a chunk's deltas are left where they are after the last change
+# Waiting in a store: beyond the maximum, overwrites copy their chunk; from what is due on, a round starts at once and
+# folds until half of that is left.
+WAITING_CHUNKS_MAX = 65_536
+WAITING_CHUNKS_DUE = 16_384
 LOGGED_BYTES_MAX = 64 << 20
 LOGGED_BYTES_DUE = 16 << 20
-PATCHED_BYTES_MAX = 512 << 20
-PATCHED_BYTES_DUE = 32 << 20
+PATCHED_BYTES_MAX = 1 << 30
+PATCHED_BYTES_DUE = 512 << 20
+
+
+class _Waiting(NamedTuple):
+    """What lies beside one chunk's block, in bytes, and since when it has not changed."""
+
+    logged: int
+    patched: int
+    since_s: float
+
+
+_NOTHING = _Waiting(0, 0, 0.0)
 
 
 class Folder:
@@ -36,13 +57,15 @@ class Folder:
         epochs: Epochs,
         pending: Container[ChunkKey],
         lock_of: Callable[[ChunkKey], threading.Lock],
+        clock: Clock,
     ) -> None:
         self._meta = meta
         self._blocks = blocks
         self._epochs = epochs
         self._pending = pending
         self._lock_of = lock_of
-        self._waiting: dict[ChunkKey, tuple[int, int]] = {}  # logged and patched bytes over each committed chunk
+        self._waiting: dict[ChunkKey, _Waiting] = {}  # committed chunks with deltas, the longest unchanged first
+        self._clock = clock
         self._count_lock = threading.Lock()
         self.logged_bytes = 0
         self.patched_bytes = 0
@@ -60,23 +83,52 @@ class Folder:
             else:
                 logged += length
         with self._count_lock:
-            was_logged, was_patched = self._waiting.pop(key, (0, 0))
+            was = self._waiting.pop(key, _NOTHING)
             if deltas:
-                self._waiting[key] = logged, patched
-            self.logged_bytes += logged - was_logged
-            self.patched_bytes += patched - was_patched
+                self._waiting[key] = _Waiting(logged, patched, self._clock.monotonic_s())
+            self.logged_bytes += logged - was.logged
+            self.patched_bytes += patched - was.patched
 
     @property
     def room(self) -> DeltaRoom:
-        return DeltaRoom(self.logged_bytes < LOGGED_BYTES_MAX, self.patched_bytes < PATCHED_BYTES_MAX)
+        few = len(self._waiting) < WAITING_CHUNKS_MAX
+        return DeltaRoom(few and self.logged_bytes < LOGGED_BYTES_MAX, few and self.patched_bytes < PATCHED_BYTES_MAX)
 
     @property
     def due(self) -> bool:
-        return self.logged_bytes >= LOGGED_BYTES_DUE or self.patched_bytes >= PATCHED_BYTES_DUE
+        return (
+            self.logged_bytes >= LOGGED_BYTES_DUE
+            or self.patched_bytes >= PATCHED_BYTES_DUE
+            or len(self._waiting) >= WAITING_CHUNKS_DUE
+        )
 
-    def fold(self, chunks_max: int = FOLD_CHUNKS_MAX) -> int:
-        """One round over at most chunks_max chunks; how many were folded. Raises DISK_FAILED."""
-        keys = list(self._waiting)[:chunks_max]
+    def fold_quiet(self) -> int:
+        """One round over chunks that were left alone, or that have to make room; how many. Raises DISK_FAILED."""
+        return self._fold(self._choose())
+
+    def fold(self) -> int:
+        """One round over whatever waits; how many were folded. Raises DISK_FAILED."""
+        with self._count_lock:
+            keys = list(itertools.islice(self._waiting, FOLD_CHUNKS_MAX))
+        return self._fold(keys)
+
+    def _choose(self) -> list[ChunkKey]:
+        chosen: list[ChunkKey] = []
+        quiet_since_s = self._clock.monotonic_s() - QUIET_S
+        with self._count_lock:
+            chunks = _excess(len(self._waiting), WAITING_CHUNKS_DUE)
+            logged = _excess(self.logged_bytes, LOGGED_BYTES_DUE)
+            patched = _excess(self.patched_bytes, PATCHED_BYTES_DUE)
+            for key, waiting in itertools.islice(self._waiting.items(), FOLD_CHUNKS_MAX):
+                if waiting.since_s > quiet_since_s and max(chunks, logged, patched) <= 0:
+                    break
+                chosen.append(key)
+                chunks -= 1
+                logged -= waiting.logged
+                patched -= waiting.patched
+        return chosen
+
+    def _fold(self, keys: Sequence[ChunkKey]) -> int:
         written: list[tuple[ChunkKey, Record]] = []
         for key in keys:
             with self._lock_of(key):
@@ -127,3 +179,8 @@ class Folder:
                 return False  # damaged: readers find out by the checksum
             self._blocks.write(record.block_shift, record.block, ref.offset, [data])
         return True
+
+
+def _excess(waits: int, due: int) -> int:
+    """How much has to go."""
+    return waits - due // 2 if waits >= due else 0

@@ -29,8 +29,8 @@ from fireflyfs.storage.engine.record import (
 )
 
 LOGGED_PART_BYTES_MAX = 16 * KiB  # overwritten in one piece; a larger one becomes a patch: a block of its own
-DELTA_CHUNK_REFS_MAX = 64  # logged and patched pieces waiting over one chunk, of half its length together;
-# beyond, the next overwrite copies the chunk
+DELTA_CHUNK_REFS_MAX = 64  # logged and patched pieces waiting over one chunk, together no longer than twice its length;
+# beyond, and for an overwrite of more than half of it, the chunk is copied
 NOWAIT_COPY_BYTES_MAX = 128 * KiB  # a larger chunk is copied only where the caller has time
 
 Part = tuple[int, memoryview]  # (offset in the chunk, bytes)
@@ -173,7 +173,8 @@ class Stager:
                 return None  # bytes of a version that a power cut may bring back stand there
             if pending is not None and pending.block_place == base.block_place and pending.written != base.written:
                 return None  # those of the pending version stand there, which must survive until it is replaced
-        if low and not _may_wait(low, base, room):
+        kept = _uncovered(base.deltas, low)
+        if low and not _may_wait(low, base, kept, room):
             return None
         crcs, whole = list(base.crcs), base.crc
         values: list[tuple[bytes, bytes]] = []
@@ -197,7 +198,7 @@ class Stager:
             raise
         record = self._record(update, base, length, crcs, whole)
         return Staged(
-            record._replace(written=length if high else base.written, deltas=base.deltas + tuple(refs)), values, taken
+            record._replace(written=length if high else base.written, deltas=kept + tuple(refs)), values, taken
         )
 
     def _delta(
@@ -297,14 +298,27 @@ def _split(extents: Sequence[Extent], at: int) -> tuple[list[Part], list[Part]]:
     return low, high
 
 
-def _may_wait(low: list[Part], base: Record, room: DeltaRoom) -> bool:
-    """Whether the overwritten parts may lie beside the block: with what lies there already they stay a small part."""
-    if len(low) + len(base.deltas) > DELTA_CHUNK_REFS_MAX:
+def _uncovered(deltas: tuple[DeltaRef, ...], low: list[Part]) -> tuple[DeltaRef, ...]:
+    """Those of which something still shows when the parts lie over them."""
+    if not deltas or not low:
+        return deltas
+    return tuple(
+        [
+            ref
+            for ref in deltas
+            if not any(at <= ref.offset and ref.offset + ref.length <= at + len(data) for at, data in low)
+        ]
+    )
+
+
+def _may_wait(low: list[Part], base: Record, kept: Sequence[DeltaRef], room: DeltaRoom) -> bool:
+    """Whether the overwritten parts may lie beside the block: with what else lies there they stay a bounded part."""
+    if len(low) + len(kept) > DELTA_CHUNK_REFS_MAX:
         return False
     if not room.patched and not (room.logged and all(len(data) <= LOGGED_PART_BYTES_MAX for _, data in low)):
         return False
-    waiting = sum([ref.length for ref in base.deltas])
-    return waiting + sum([len(data) for _, data in low]) <= base.length // 2
+    added = sum([len(data) for _, data in low])
+    return added <= base.length // 2 and added + sum([ref.length for ref in kept]) <= 2 * base.length
 
 
 def _covered_units(low: list[Part], shift: int, length: int) -> dict[int, int]:

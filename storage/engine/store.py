@@ -12,13 +12,15 @@ import contextlib
 import heapq
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from fireflyfs.common.clock import Clock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.storage.engine.blocks import KEPT_BYTES_DEFAULT, BlockStore
 from fireflyfs.storage.engine.checkpoint import HELD_ITEMS_MAX, Background, Epochs, read_epochs
-from fireflyfs.storage.engine.fold import Folder
+from fireflyfs.storage.engine.fold import FOLD_CHUNKS_MAX, Folder
 from fireflyfs.storage.engine.identity import create_target, require_identity
 from fireflyfs.storage.engine.interface import (
     ChunkKey,
@@ -61,6 +63,16 @@ _INDEX_MAX = (1 << 64) - 1
 __all__ = ["Engine", "create_target", "open_engine"]
 
 
+class _Change(NamedTuple):
+    """One chunk of a commit: the pending version that is to be the committed one, and the one that it replaces."""
+
+    key: ChunkKey
+    raw: bytes
+    new: Record
+    raw_old: bytes | None
+    old: Record | None
+
+
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
@@ -74,6 +86,7 @@ def open_engine(
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
     kept_bytes: int = KEPT_BYTES_DEFAULT,
     boot_id: str | None = None,
+    clock: Clock | None = None,
 ) -> Engine:
     """Open the target at path; one process at a time.
 
@@ -83,14 +96,22 @@ def open_engine(
     """
     if cluster_id is not None and target_id is not None:
         require_identity(path, cluster_id, target_id)
-    return Engine(path, capacity_bytes, checkpoint_interval_s, kept_bytes, boot_id or _boot_id())
+    return Engine(
+        path, capacity_bytes, checkpoint_interval_s, kept_bytes, boot_id or _boot_id(), clock or SystemClock()
+    )
 
 
 class Engine:
     """A `ChunkEngine`."""
 
     def __init__(
-        self, path: Path, capacity_bytes: int, checkpoint_interval_s: float, kept_bytes: int, boot_id: str
+        self,
+        path: Path,
+        capacity_bytes: int,
+        checkpoint_interval_s: float,
+        kept_bytes: int,
+        boot_id: str,
+        clock: Clock,
     ) -> None:
         self._meta = MetaStore(path / "meta")
         try:
@@ -117,13 +138,13 @@ class Engine:
         self._closed = False
         for epoch, held_blocks, keys in found.held:
             self._epochs.hold(held_blocks, keys, epoch)
-        self._folder = Folder(self._meta, self._blocks, self._epochs, self._pending, self._lock_of)
+        self._folder = Folder(self._meta, self._blocks, self._epochs, self._pending, self._lock_of, clock)
         for key, record in found.with_deltas:
             self._folder.note(key, record)
         self._stager = Stager(self._blocks, self._reader, self._epochs.next_delta_id)
         if power_cut:
             self._epochs.sync()
-        self._background = Background(self.checkpoint, checkpoint_interval_s, f"checkpoint {path.name}")
+        self._background = Background(self._tick, checkpoint_interval_s, f"checkpoint {path.name}")
 
     # -- looking
 
@@ -292,53 +313,60 @@ class Engine:
         if nowait and self._epochs.held_items > 4 * HELD_ITEMS_MAX:
             raise WouldBlock
         with self._holding([key for key, _ in keys], nowait):
-            for key, version in keys:
-                self._commit(key, version, chain_version)
-        if self._epochs.held_items > HELD_ITEMS_MAX or self._folder.due:
+            self._commit(keys, chain_version)
+        if self._epochs.due or self._folder.due:
             self._background.wake()
         if self._epochs.held_items > 4 * HELD_ITEMS_MAX and not nowait:
             self.sync()
 
-    def _commit(self, key: ChunkKey, version: int, chain_version: int) -> None:
-        raw = self._meta.get(chunk_key(PENDING, key)) if key in self._pending else None
-        raw_old = self._meta.get(chunk_key(COMMITTED, key))
-        old = unpack(raw_old) if raw_old is not None else None
-        new = unpack(raw) if raw is not None else None
-        if raw is None or new is None or new.version != version:
-            if old is not None and raw_old is not None and old.version >= version:
-                if old.version == version and old.chain_version < chain_version:
-                    self._meta.put(chunk_key(COMMITTED, key), stamp(raw_old, chain_version=chain_version))
-                return
-            if old is None and new is None:
-                return  # a removal that was committed before
-            raise error(Code.INVALID, f"version {version} of chunk {key} is not pending")
+    def _commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int) -> None:
+        """One batch for all. Raises INVALID with nothing changed."""
         batch = new_batch()
-        batch.delete(chunk_key(PENDING, key))
-        held: tuple[bytes, ...] = ()
+        changes: list[_Change] = []
+        for key, version in keys:
+            raw = self._meta.get(chunk_key(PENDING, key)) if key in self._pending else None
+            raw_old = self._meta.get(chunk_key(COMMITTED, key))
+            old = unpack(raw_old) if raw_old is not None else None
+            new = unpack(raw) if raw is not None else None
+            if raw is not None and new is not None and new.version == version:
+                changes.append(_Change(key, raw, new, raw_old, old))
+            elif old is not None and raw_old is not None and old.version >= version:
+                if old.version == version and old.chain_version < chain_version:
+                    batch.put(chunk_key(COMMITTED, key), stamp(raw_old, chain_version=chain_version))
+            elif old is not None or new is not None:  # where there is nothing, a removal was committed before
+                raise error(Code.INVALID, f"version {version} of chunk {key} is not pending")
         with self._epochs.gate:
             epoch = self._epochs.current
-            if new.removed:
-                batch.delete(chunk_key(COMMITTED, key))
-            else:
-                batch.put(chunk_key(COMMITTED, key), stamp(raw, epoch=epoch, chain_version=chain_version))
-            if (old is None and not new.removed) or (old is not None and old.epoch != epoch):
-                # What an fsync may have covered, or that nothing was there: a power cut may ask for it.
-                held = (undo_key(epoch, key),)
-                batch.put(held[0], raw_old or b"")
-            self._meta.write(batch)
-            self._epochs.note_change()
-            self._chunks += (not new.removed) - (old is not None)
-            gone = old is not None and old.block_shift and (new.removed or old.block_place != new.block_place)
-            blocks: list[tuple[int, int]] = []
-            if old is not None:
-                blocks, logged = _dead_deltas(key, old, new)
-                held += tuple(logged)
-                if gone:
-                    blocks.append(old.block_place)
-            self._epochs.hold(blocks, held)
-        self._pending.discard(key)
-        self._folder.note(key, None if new.removed else new)
-        self._counters["commits"] += 1
+            held: list[tuple[list[tuple[int, int]], tuple[bytes, ...]]] = []
+            for key, raw, new, raw_old, old in changes:
+                batch.delete(chunk_key(PENDING, key))
+                if new.removed:
+                    batch.delete(chunk_key(COMMITTED, key))
+                else:
+                    batch.put(chunk_key(COMMITTED, key), stamp(raw, epoch=epoch, chain_version=chain_version))
+                blocks: list[tuple[int, int]] = []
+                names: list[bytes] = []
+                if (old is None and not new.removed) or (old is not None and old.epoch != epoch):
+                    # What an fsync may have covered, or that nothing was there: a power cut may ask for it.
+                    names.append(undo_key(epoch, key))
+                    batch.put(names[0], raw_old or b"")
+                if old is not None:
+                    blocks, logged = _dead_deltas(key, old, new)
+                    names += logged
+                    if old.block_shift and (new.removed or old.block_place != new.block_place):
+                        blocks.append(old.block_place)
+                held.append((blocks, tuple(names)))
+            if len(batch):
+                self._meta.write(batch)
+            if changes:
+                self._epochs.note_change()
+            for (_, _, new, _, old), (blocks, dead) in zip(changes, held, strict=True):
+                self._chunks += (not new.removed) - (old is not None)
+                self._epochs.hold(blocks, dead)
+        for key, _, new, _, _ in changes:
+            self._pending.discard(key)
+            self._folder.note(key, None if new.removed else new)
+        self._counters["commits"] += len(changes)
 
     def quarantine(self, key: ChunkKey, reason: str) -> None:
         self._epochs.require_working()
@@ -383,13 +411,22 @@ class Engine:
 
     def checkpoint(self) -> None:
         """Sync, fold what became durable, give space back. Bounded: one round of each."""
+        self._checkpoint(self._folder.fold)
+
+    def _tick(self) -> None:
+        """As `checkpoint`, but what may soon be overwritten again is not folded yet."""
+        if self._checkpoint(self._folder.fold_quiet) == FOLD_CHUNKS_MAX:
+            self._background.wake()
+
+    def _checkpoint(self, fold: Callable[[], int]) -> int:
         self._epochs.sync()
         try:
-            self._folder.fold()
+            folded = fold()
         except FfsError as exc:
             self._epochs.fail(exc)
             raise
         self._blocks.trim()
+        return folded
 
     def space(self) -> Space:
         return Space(self._blocks.capacity_bytes(), self._blocks.free_bytes(), self._blocks.used_bytes, self._chunks)

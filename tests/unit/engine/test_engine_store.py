@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from crc32c import crc32c
 
+from fireflyfs.common.clock import ManualClock
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.proto.storage_wire import UpdateKind
-from fireflyfs.storage.engine import blocks
+from fireflyfs.storage.engine import blocks, fold
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, WouldBlock, Writer
 from fireflyfs.storage.engine.record import META
 from fireflyfs.storage.engine.store import Engine, open_engine
@@ -128,12 +129,67 @@ def test_larger_overwrites_become_patches_until_they_are_folded(engine: Engine) 
     assert get(engine, A) == content
 
 
-def test_patches_of_half_a_chunk_are_enough(engine: Engine) -> None:
+def test_patches_of_twice_the_chunk_are_enough(engine: Engine) -> None:
     put(engine, A, 1, 0, bytes(MiB))
-    for version in range(2, 11):
-        put(engine, A, version, version * 64 * 1024, b"x" * 64 * 1024)
-    assert (engine.stats()["staged_patch"], engine.stats()["staged_copy"]) == (8, 2)
-    assert get(engine, A) == bytes(128 * 1024) + b"x" * 9 * 64 * 1024 + bytes(MiB - 11 * 64 * 1024)
+    for version in range(2, 14):  # each laps over the one before, so that none is covered
+        put(engine, A, version, (version - 2) * 64 * 1024, b"x" * 256 * 1024)
+    assert (engine.stats()["staged_patch"], engine.stats()["staged_copy"]) == (11, 2)
+    assert get(engine, A) == b"x" * (11 * 64 + 256) * 1024 + bytes(MiB - (11 * 64 + 256) * 1024)
+
+
+def test_a_patch_that_is_overwritten_whole_is_given_up(engine: Engine) -> None:
+    content = bytearray(random.Random(6).randbytes(MiB))
+    put(engine, A, 1, 0, bytes(content))
+    used = engine.space().used_bytes
+    roll = random.Random(7)
+    version = 1
+    for _ in range(4):
+        for place in roll.sample(range(16), 16):
+            version += 1
+            at = place * 64 * 1024
+            content[at : at + 64 * 1024] = data = roll.randbytes(64 * 1024)
+            put(engine, A, version, at, data)
+        put(engine, A, version + 1, at + 5000, data[5000:9000])  # a piece for the log, given up the same way
+        version += 1
+    assert get(engine, A) == content
+    assert (engine.stats()["staged_patch"], engine.stats()["staged_copy"]) == (64, 1)
+    engine.sync()
+    assert engine.space().used_bytes == used + MiB
+    assert engine.stats()["held"] == 0
+    assert engine.stats()["delta_bytes_waiting"] == 4000
+    engine.checkpoint()
+    engine.checkpoint()
+    assert engine.stats()["delta_bytes_folded"] == MiB + 4000
+    assert engine.space().used_bytes == used
+    assert get(engine, A) == content
+
+
+def test_what_was_left_alone_is_folded_and_what_changes_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = ManualClock()
+    engine = open_engine(tmp_path, checkpoint_interval_s=0, clock=clock)
+    keys = [ChunkKey(1, index) for index in range(8)]
+    for key in keys:
+        put(engine, key, 1, 0, bytes(MiB))
+        put(engine, key, 2, 0, b"y" * 20_000)
+    engine._tick()
+    assert engine.stats()["patch_bytes_waiting"] == 8 * 20_000
+    clock.advance(fold.QUIET_S)
+    put(engine, keys[0], 3, 50_000, b"z" * 20_000)
+    engine._tick()
+    assert engine.stats()["patch_bytes_waiting"] == 2 * 20_000
+    for key in keys:
+        put(engine, key, 4, 100_000, b"y" * 20_000)
+    monkeypatch.setattr(fold, "PATCHED_BYTES_DUE", 160_000)
+    assert engine._folder.due
+    engine._tick()  # those left alone for longest make room
+    assert engine.stats()["patch_bytes_waiting"] == 4 * 20_000
+    monkeypatch.setattr(fold, "PATCHED_BYTES_DUE", 1 << 30)
+    monkeypatch.setattr(fold, "WAITING_CHUNKS_DUE", 4)
+    engine._tick()
+    assert engine.stats()["patch_bytes_waiting"] == 2 * 20_000
+    assert get(engine, keys[0], 0, 20_000) == b"y" * 20_000
+    assert get(engine, keys[0], 50_000, 20_000) == b"z" * 20_000
+    engine.close()
 
 
 def test_rot_in_a_patch_is_never_delivered(engine: Engine, tmp_path: Path) -> None:
