@@ -31,7 +31,7 @@ RESERVE_BYTES_MAX = 64 * MiB  # left free for RocksDB: its log must never meet a
 _STATVFS_EVERY_BYTES = MiB  # of allocations or metadata between two looks at the free space
 # Written at once this much goes to the disk right away and leaves the page cache when it is there (Linux 6.14, ext4 and
 # XFS): such data is seldom read again soon, its pages would push out others, and a later fsync finds little to do.
-UNCACHED_BYTES_MIN = 512 * KiB
+UNCACHED_BYTES_MIN = 64 * KiB
 _DONTCACHE = 0x80  # RWF_DONTCACHE
 _PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _NOWAIT = os.RWF_NOWAIT

@@ -26,6 +26,7 @@ from fireflyfs.storage.engine.stage import DeltaRoom
 
 FOLD_CHUNKS_MAX = 1024  # in one round
 QUIET_S = 15.0  # so long a chunk's deltas are left where they are after the last change
+QUIET_BYTES_MAX = 32 << 20  # folded in one round of chunks that were left alone: nobody waits for it
 # Waiting in a store: beyond the maximum, overwrites copy their chunk; from what is due on, a round starts at once and
 # folds until half of that is left.
 WAITING_CHUNKS_MAX = 65_536
@@ -119,10 +120,13 @@ class Folder:
             chunks = _excess(len(self._waiting), WAITING_CHUNKS_DUE)
             logged = _excess(self.logged_bytes, LOGGED_BYTES_DUE)
             patched = _excess(self.patched_bytes, PATCHED_BYTES_DUE)
+            spare = QUIET_BYTES_MAX
             for key, waiting in itertools.islice(self._waiting.items(), FOLD_CHUNKS_MAX):
-                if waiting.since_s > quiet_since_s and max(chunks, logged, patched) <= 0:
+                quiet = waiting.since_s <= quiet_since_s and spare > 0
+                if not quiet and max(chunks, logged, patched) <= 0:
                     break
                 chosen.append(key)
+                spare -= waiting.logged + waiting.patched
                 chunks -= 1
                 logged -= waiting.logged
                 patched -= waiting.patched

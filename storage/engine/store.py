@@ -20,7 +20,7 @@ from fireflyfs.common.clock import Clock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.storage.engine.blocks import KEPT_BYTES_DEFAULT, BlockStore
 from fireflyfs.storage.engine.checkpoint import HELD_ITEMS_MAX, Background, Epochs, read_epochs
-from fireflyfs.storage.engine.fold import FOLD_CHUNKS_MAX, Folder
+from fireflyfs.storage.engine.fold import Folder
 from fireflyfs.storage.engine.identity import create_target, require_identity
 from fireflyfs.storage.engine.interface import (
     ChunkKey,
@@ -415,7 +415,7 @@ class Engine:
 
     def _tick(self) -> None:
         """As `checkpoint`, but what may soon be overwritten again is not folded yet."""
-        if self._checkpoint(self._folder.fold_quiet) == FOLD_CHUNKS_MAX:
+        if self._checkpoint(self._folder.fold_quiet) and self._folder.due:
             self._background.wake()
 
     def _checkpoint(self, fold: Callable[[], int]) -> int:
