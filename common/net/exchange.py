@@ -24,6 +24,8 @@ from fireflyfs.common.net.staging import STAGED_PIECE_BYTES_MIN, StagingPool
 IOV_MAX: Final = 512
 INPUT_BYTES: Final = 64 * KiB
 SMALL_READ_BYTES: Final = 4 * KiB  # where payload follows: what is read here is copied once more
+# Of an answer's payload: so much must be there before the kernel wakes us, and is received while the caches have it.
+WAKE_BYTES: Final = 128 * KiB
 GATHER_BYTES_MAX: Final = 256 * KiB  # requests joined into one system call
 DEADLINE_SLACK: Final = 0.1  # how far a socket's timeout may be from what is left, before it is set anew
 # As plain numbers: combining the enum's members costs microseconds each time.
@@ -79,6 +81,9 @@ class Exchange:
         self._earliest_s = 0.0  # no outstanding call's deadline is before this
         self._gather: list[Buffer] = []
         self._gathered = 0
+        self._wakes_at = 1
+        self._poller = select.poll()
+        self._poller.register(self.sock, select.POLLIN)
         self._waiters = waiters
         self._worthwhile = Worthwhile()
 
@@ -391,17 +396,26 @@ class Exchange:
                 sinks.popleft()
             else:
                 sinks[0] = sink[count:]
+        left = sum(map(len, sinks))
         while sinks:
             self._arm()
+            how = _WAITALL
+            if left >= WAKE_BYTES:
+                self._wake_at(WAKE_BYTES)
+                self._poller.poll(self._timeout_s * 1000)
+                how = _DONTWAIT
+            elif self._wakes_at > 1:
+                self._wake_at(1)
             try:
                 if len(sinks) == 1:
-                    count = self.sock.recv_into(sinks[0], 0, _WAITALL)
+                    count = self.sock.recv_into(sinks[0], 0, how)
                 else:
-                    count = self.sock.recvmsg_into(list(itertools.islice(sinks, IOV_MAX)), 0, _WAITALL)[0]
+                    count = self.sock.recvmsg_into(list(itertools.islice(sinks, IOV_MAX)), 0, how)[0]
             except BlockingIOError:
                 continue  # the deadline is checked by _arm
             if not count:
                 raise error(Code.UNAVAILABLE, f"{self.name} closed the connection inside an answer")
+            left -= count
             while count:
                 sink = sinks[0]
                 if count >= len(sink):
@@ -410,6 +424,14 @@ class Exchange:
                 else:
                     sinks[0] = sink[count:]
                     count = 0
+        if self._wakes_at > 1:
+            self._wake_at(1)
+
+    def _wake_at(self, count: int) -> None:
+        """Have poll end when `count` bytes are there (or the kernel cannot hold more, or nothing more comes)."""
+        if count != self._wakes_at:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+            self._wakes_at = count
 
     def _need(self, count: int) -> None:
         """Have `count` bytes in the scratch buffer from `_begin`."""

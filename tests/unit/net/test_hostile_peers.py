@@ -286,3 +286,51 @@ def test_a_server_that_talks_nonsense_to_a_client() -> None:
         link.close()
     assert codes[-2:] == [Code.OVERLOADED, Code.TOO_LARGE]
     assert set(codes[:4]) == {Code.PROTOCOL}
+
+
+@pytest.mark.parametrize("end", ["whole", "closed", "stalled"])
+def test_a_large_answer_that_comes_in_pieces_of_every_size(end: str) -> None:
+    """The client wakes for much at a time; what is left at the end, and a server that stops, must wake it too."""
+    rng = random.Random(10)
+    data = rng.randbytes(3 * MiB + 12_345)
+    into = memoryview(bytearray(len(data)))
+    parts = [memoryview(into[:MiB]), memoryview(into[MiB : MiB + 100]), memoryview(into[MiB + 100 :])]
+    sent = len(data) if end == "whole" else 2 * MiB + 100_000
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def trickle() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.recv(4 * KiB)
+                sock.sendall(frame.pack_welcome(frame.Welcome(1, LinkKind.TCP, 16, 1 << 30)))
+                for number in (1, 2):
+                    sock.recv(4 * KiB)
+                    head = frame.pack_reply(number, [len(part) for part in parts], 0, len(data))
+                    stream, at = head + data[:sent], 0
+                    while at < len(stream):
+                        step = rng.choice([1, 1000, 70_000, 128 * KiB, 200_000, 900_000])
+                        sock.sendall(stream[at : at + step])
+                        at += step
+                    if end == "closed":
+                        return
+                    if end == "stalled":
+                        sock.recv(1)
+                        return
+
+        server = threading.Thread(target=trickle)
+        server.start()
+        link = BlockingPool(IDENTITY, pool=SharedPool())
+        address = Address(f"127.0.0.1:{listener.getsockname()[1]}")
+        call = Call(Method.PING, b"", into=parts, deadline_s=1.0 if end == "stalled" else 20)
+        if end == "whole":
+            for _ in range(2):
+                assert list(link.call(address, call).pushed) == [len(part) for part in parts]
+                assert into == data
+                into[:] = bytes(len(into))
+        else:
+            with pytest.raises(FfsError) as caught:
+                link.call(address, call)
+            assert caught.value.code is (Code.UNAVAILABLE if end == "closed" else Code.TIMEOUT)
+        server.join(5)
+        link.close()
