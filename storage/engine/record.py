@@ -15,6 +15,7 @@ Integers in keys are big-endian, 64 bits, so that keys sort as (inode, index).
 
 from __future__ import annotations
 
+import itertools
 import struct
 import sys
 from array import array
@@ -147,7 +148,7 @@ def pack(record: Record) -> bytes:
         record.version, record.epoch, record.sequence, record.chain_version, record.channel, record.client_id,
     )  # fmt: skip
     parts = [head, _little_endian(record.crcs).tobytes()]
-    parts += [_DELTA.pack(*ref) for ref in record.deltas]
+    parts += itertools.starmap(_DELTA.pack, record.deltas)
     body = b"".join(parts)
     raw = body + _CRC.pack(crc32c(body))
     _parsed.put(raw, record)

@@ -300,15 +300,10 @@ def _split(extents: Sequence[Extent], at: int) -> tuple[list[Part], list[Part]]:
 
 def _uncovered(deltas: tuple[DeltaRef, ...], low: list[Part]) -> tuple[DeltaRef, ...]:
     """Those of which something still shows when the parts lie over them."""
-    if not deltas or not low:
-        return deltas
-    return tuple(
-        [
-            ref
-            for ref in deltas
-            if not any(at <= ref.offset and ref.offset + ref.length <= at + len(data) for at, data in low)
-        ]
-    )
+    for at, data in low if deltas else ():
+        end = at + len(data)
+        deltas = tuple([ref for ref in deltas if ref[0] < at or ref[0] + ref[1] > end])
+    return deltas
 
 
 def _may_wait(low: list[Part], base: Record, kept: Sequence[DeltaRef], room: DeltaRoom) -> bool:

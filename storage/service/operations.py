@@ -17,7 +17,7 @@ from fireflyfs.storage.core import forward, target
 from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, ChunkState, Extent, Writer
 from fireflyfs.storage.service.reading import Reader
-from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.replica import LocalTarget, Replicas, to_its_end
 from fireflyfs.storage.service.update import Updater
 from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, decode_update, encode_results
 
@@ -134,7 +134,9 @@ class StorageService:
         request = UpdateRequest(chain_id, chain_version, writer, 0, items)
         request.data_bytes = sum(len(extent.data) for item in items for extent in item.extents)
         with self._replicas.client_gate.enter(request.data_bytes):
-            results = await self.updater.run(request, self._deadline_s(), from_client=True)
+            # A gRPC client that hangs up cancels its handler.
+            work = asyncio.ensure_future(self.updater.run(request, self._deadline_s(), from_client=True))
+            results = await to_its_end(work)
         for result in results:
             if result.code is not Code.OK:
                 raise error(result.code)

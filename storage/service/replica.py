@@ -6,8 +6,9 @@ Everything here belongs to the worker's event loop; only `LocalTarget.call` leav
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -37,9 +38,10 @@ FORWARDED_UPDATE_BYTES_MAX = 192 << 20
 # the last look at it is believed.
 HEADROOM_BYTES = 1 << 30
 SPACE_BELIEVED_S = 0.02
-# Work on so few bytes costs less than handing it to a thread and back, as long as the disk does not make it wait.
-INLINE_BYTES_MAX = 128 << 10
-INLINE_ITEMS_MAX = 8
+# Work on so few bytes costs less than handing it to a thread and back, as long as the disk does not make it wait: each
+# system call in a thread gives the interpreter to another one, and waits to have it back.
+INLINE_BYTES_MAX = 2 << 20
+INLINE_ITEMS_MAX = 64
 INLINE_SLOW_S = 0.02  # a call on the loop that takes longer sends the next ones to threads,
 INLINE_REST_S = 0.5  # for so long
 CATCH_UP_MAX_S = 0.5  # for routing that a sender of a request has heard of before this worker
@@ -68,7 +70,7 @@ class LocalTarget:
         self.space = Space(0, 0, 0, 0)
         self.resync_done = 0
         self.resync_total = 0
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: set[asyncio.Future[None]] = set()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"target-{target_id}")
         self._threads_until_s = 0.0
         self._space_at_s = float("-inf")
@@ -82,7 +84,7 @@ class LocalTarget:
         """
         work = asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*args, **kwargs))
         try:
-            return await _to_its_end(work)
+            return await to_its_end(work)
         except FfsError as exc:
             if exc.code is Code.DISK_FAILED:
                 self.fail(exc.message)
@@ -118,10 +120,20 @@ class LocalTarget:
 
     async def finish_anyway(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`, to its end even when the caller is cancelled: it holds locks, and the caller's memory."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return await _to_its_end(task)
+        with self.under_way():
+            return await to_its_end(asyncio.get_running_loop().create_task(work))
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        """An update that `drain` waits for."""
+        end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._running.add(end)
+        try:
+            yield
+        finally:
+            self._running.discard(end)
+            if not end.done():
+                end.set_result(None)
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait for the updates that are under way now, not for later ones. False when some did not end in time."""
@@ -184,7 +196,8 @@ class LocalTarget:
         self.engine.close()
 
 
-async def _to_its_end(work: asyncio.Future[T]) -> T:
+async def to_its_end(work: asyncio.Future[T]) -> T:
+    """Await `work`; a cancelled caller waits for it too, and is cancelled then."""
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -252,7 +265,7 @@ class Replicas:
         self._by_chain = by_chain
         for call in self._forwards:
             chain = call.target.chain
-            if chain is None or forward.next_hop(chain, call.target.target_id) != call.hop:
+            if not call.superseded and (chain is None or forward.next_hop(chain, call.target.target_id) != call.hop):
                 call.superseded = True
                 call.task.cancel()
         self._changed.set()
@@ -302,15 +315,17 @@ class Replicas:
 
     async def until_superseded(self, local: LocalTarget, hop: forward.Hop, work: Coroutine[Any, Any, T]) -> T:
         """Await a call to the successor `hop`. Raises UNAVAILABLE once it is no longer the next."""
-        task = asyncio.get_running_loop().create_task(work)
+        # As asyncio.timeout does it: this task is cancelled out of the call, and goes on.
+        task = asyncio.current_task()
+        assert task is not None
+        others = task.cancelling()
         call = _Forward(local, hop, task)
         self._forwards.add(call)
         try:
-            return await task
+            return await work
         except asyncio.CancelledError:
-            if call.superseded:
+            if call.superseded and task.uncancel() <= others:
                 raise error(Code.UNAVAILABLE, f"target {hop.target_id} is no longer the successor") from None
-            task.cancel()
             raise
         finally:
             self._forwards.discard(call)

@@ -7,7 +7,7 @@ The order, and why:
 3. From the moment of the lock a read of the chunk asks the tail (`KeyLocks.held`), so the successors may commit before
    this replica has even stored the update: storing and forwarding run side by side.
 4. This replica commits only what its successor has committed with the same checksum.
-The whole runs to its end when its caller goes away, because threads work under the locks.
+One that is cancelled (its server stops) waits for the threads that work on its memory, and leaves what a crash leaves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.core.versions import Action, Decision
 from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Update, Version
 from fireflyfs.storage.service.forwarding import Forwarder
-from fireflyfs.storage.service.replica import INLINE_BYTES_MAX, INLINE_ITEMS_MAX, LocalTarget, Replicas
+from fireflyfs.storage.service.replica import INLINE_BYTES_MAX, INLINE_ITEMS_MAX, LocalTarget, Replicas, to_its_end
 from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, failed
 
 FINISH_ROUNDS_MAX = 3
@@ -59,7 +59,8 @@ class Updater:
         fresh: dict[ChunkKey, Result] = {}
         try:
             if todo:
-                fresh = await local.finish_anyway(self._locked(local, request, todo, deadline_s, from_client))
+                with local.under_way():
+                    fresh = await self._locked(local, request, todo, deadline_s, from_client)
         finally:
             successes = [(key, result) for key, result in fresh.items() if result.code is Code.OK]
             if from_client:
@@ -214,9 +215,12 @@ class Updater:
         side_by_side = hop is not None and hop.form is Form.SAME and local.roomy(size)
         writer = request.writer
         if side_by_side:
-            storing = asyncio.ensure_future(_applied_meanwhile(local, updates, size))
-            outcome = await self.forwarder.forward(local, chain.chain_id, writer, items, deadline_s, storing)
-            applied = await storing
+            # It begins when this task first waits: the request to the successor has left then.
+            storing = asyncio.ensure_future(_applied(local, updates, size))
+            try:
+                outcome = await self.forwarder.forward(local, chain.chain_id, writer, items, deadline_s, storing)
+            finally:
+                applied = await to_its_end(storing)
         else:
             applied = await _applied(local, updates, size)
             items = [item for item in items if not isinstance(applied.get(item.key), Code)]
@@ -300,12 +304,6 @@ async def _applied(local: LocalTarget, updates: Sequence[Update], size: int) -> 
         return await local.call_short(size, len(updates), _apply, local, updates)
     except FfsError as exc:
         return {update.key: exc.code for update in updates}
-
-
-async def _applied_meanwhile(local: LocalTarget, updates: Sequence[Update], size: int) -> Applied:
-    """As `_applied`, after what the loop already has to do: the request to the successor leaves first."""
-    await asyncio.sleep(0)
-    return await _applied(local, updates, size)
 
 
 def _apply_and_commit(
