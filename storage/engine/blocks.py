@@ -55,6 +55,8 @@ class BlockStore:
         self._capacity_bytes = capacity_bytes
         self._kept_bytes = kept_bytes
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
+        self._lost = ""  # why a sync failed: what the kernel dropped then is not found by asking again
         shifts = range(BLOCK_SHIFT_MIN, BLOCK_SHIFT_MAX + 1)
         self._classes = {shift: ClassAllocator(REFILL_BYTES >> shift) for shift in shifts}
         self._fds: dict[tuple[int, int], int] = {}
@@ -292,14 +294,18 @@ class BlockStore:
 
     def sync(self) -> int:
         """Bring to disk all that was written before this call; returns the number of files. Raises DISK_FAILED."""
-        with self._lock:
-            dirty, self._dirty = self._dirty, set()
-        try:
-            for shift, stripe in dirty:
-                os.fdatasync(self._fds[shift, stripe])
-        except OSError as exc:
-            raise error(Code.DISK_FAILED, f"fdatasync of block files: {exc}") from exc
-        return len(dirty)
+        with self._syncing:  # another caller's files may hold our bytes: they are there when it is through
+            if self._lost:
+                raise error(Code.DISK_FAILED, self._lost)
+            with self._lock:
+                dirty, self._dirty = self._dirty, set()
+            try:
+                for shift, stripe in dirty:
+                    os.fdatasync(self._fds[shift, stripe])
+            except OSError as exc:
+                self._lost = f"fdatasync of block files: {exc}"
+                raise error(Code.DISK_FAILED, self._lost) from exc
+            return len(dirty)
 
     def stats(self) -> dict[str, float]:
         per_class = {

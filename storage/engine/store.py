@@ -20,7 +20,7 @@ from fireflyfs.common.clock import Clock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.storage.engine.blocks import KEPT_BYTES_DEFAULT, BlockStore
 from fireflyfs.storage.engine.checkpoint import HELD_ITEMS_MAX, Background, Epochs, read_epochs
-from fireflyfs.storage.engine.fold import Folder
+from fireflyfs.storage.engine.fold import FOLD_CHUNKS_MAX, WAITING_CHUNKS_MAX, Folder
 from fireflyfs.storage.engine.identity import create_target, require_identity
 from fireflyfs.storage.engine.interface import (
     ChunkKey,
@@ -54,6 +54,7 @@ from fireflyfs.storage.engine.recovery import BOOT_KEY, check_format, end_of, ro
 from fireflyfs.storage.engine.stage import Staged, Stager, check_update
 
 LOCKS = 64
+FOLD_ROUNDS_MAX = WAITING_CHUNKS_MAX // FOLD_CHUNKS_MAX  # to fold all that may wait
 READ_ATTEMPTS = 8  # a record replaced under a reader is read again; so often only under a storm of commits
 CHECKPOINT_INTERVAL_S = 5.0
 QUARANTINED_MAX = 1024
@@ -259,14 +260,21 @@ class Engine:
             return self._apply(updates, nowait)
         except FfsError as exc:
             self._epochs.fail(exc)
-            if exc.code != Code.NO_SPACE or not (self._epochs.held_items or self._blocks.backed_free_bytes):
+            held = self._epochs.held_items or self._folder.patched_bytes or self._blocks.backed_free_bytes
+            if exc.code != Code.NO_SPACE or not held:
                 raise
             if nowait:
                 raise WouldBlock from None
-        # What replaced versions still hold, and free blocks of other sizes, may be enough. Nothing changed so far.
+        self._make_room()  # nothing changed so far
+        return self._apply(updates, False)
+
+    def _make_room(self) -> None:
+        """Give up all that may be: patches, what replaced versions still hold, and free blocks of other sizes."""
+        for _ in range(FOLD_ROUNDS_MAX):
+            if not self._folder.patched_bytes or not self._checkpoint(self._folder.fold):
+                break
         self._epochs.sync()
         self._blocks.reclaim()
-        return self._apply(updates, False)
 
     def _apply(self, updates: Sequence[Update], nowait: bool) -> list[Version]:
         with self._holding([update.key for update in updates], nowait):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import threading
 from array import array
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fireflyfs.common.errors import Code, FfsError
-from fireflyfs.storage.engine import crc
+from fireflyfs.storage.engine import blocks, crc
 from fireflyfs.storage.engine.allocator import ClassAllocator
 from fireflyfs.storage.engine.identity import create_target, read_identity, require_identity
 from fireflyfs.storage.engine.interface import ChunkKey
@@ -178,3 +180,48 @@ def test_a_newer_target_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FfsError) as caught:
         read_identity(tmp_path)
     assert caught.value.code == Code.CONFIG
+
+
+def test_a_sync_waits_for_the_one_that_has_taken_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = blocks.BlockStore(tmp_path / "blocks")
+    block = store.allocate(12)
+    store.write(12, block, 0, [memoryview(bytes(4096))])
+    begun, go_on = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def slow(fd: int) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        done.append("on the disk")
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    first = threading.Thread(target=store.sync)
+    first.start()
+    assert begun.wait(30)
+    second = threading.Thread(target=lambda: (store.sync(), done.append("second returned")))
+    second.start()
+    second.join(0.1)
+    assert done == []
+    go_on.set()
+    first.join(30)
+    second.join(30)
+    assert done == ["on the disk", "second returned"]
+    store.close()
+
+
+def test_after_a_failed_sync_none_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = blocks.BlockStore(tmp_path / "blocks")
+    block = store.allocate(12)
+    store.write(12, block, 0, [memoryview(bytes(4096))])
+
+    def fails(fd: int) -> None:
+        raise OSError(errno.EIO, "told to")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fdatasync", fails)
+        with pytest.raises(FfsError):
+            store.sync()
+    with pytest.raises(FfsError) as caught:
+        store.sync()  # the kernel has dropped the pages and would say yes
+    assert caught.value.code is Code.DISK_FAILED
+    store.close()

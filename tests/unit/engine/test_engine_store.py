@@ -192,6 +192,28 @@ def test_what_was_left_alone_is_folded_and_what_changes_is_not(tmp_path: Path, m
     engine.close()
 
 
+def test_a_full_target_folds_its_patches_before_it_says_no(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path, capacity_bytes=16 * MiB, checkpoint_interval_s=0)
+    content = {}
+    for index in range(7):  # 7 MiB, and as much beside them
+        key = ChunkKey(1, index)
+        put(engine, key, 1, 0, bytes(MiB))
+        for place in range(16):
+            put(engine, key, 2 + place, place * 65_536, bytes([place + 1]) * 65_536)
+        content[key] = b"".join(bytes([place + 1]) * 65_536 for place in range(16))
+    assert engine.stats()["patch_bytes_waiting"] == 7 * MiB
+    for index in range(7, 16):
+        key = ChunkKey(1, index)
+        put(engine, key, 1, 0, bytes([index]) * MiB)
+        content[key] = bytes([index]) * MiB
+    with pytest.raises(FfsError) as caught:
+        put(engine, ChunkKey(1, 16), 1, 0, bytes(MiB))
+    assert caught.value.code is Code.NO_SPACE
+    for key, expected in content.items():
+        assert get(engine, key) == expected
+    engine.close()
+
+
 def test_rot_in_a_patch_is_never_delivered(engine: Engine, tmp_path: Path) -> None:
     put(engine, A, 1, 0, bytes(MiB))
     put(engine, A, 2, 100_000, b"x" * 50_000)
