@@ -31,7 +31,7 @@ RESERVE_BYTES_MAX = 64 * MiB  # left free for RocksDB: its log must never meet a
 _STATVFS_EVERY_BYTES = MiB  # of allocations or metadata between two looks at the free space
 # Written at once this much goes to the disk right away and leaves the page cache when it is there (Linux 6.14, ext4 and
 # XFS): such data is seldom read again soon, its pages would push out others, and a later fsync finds little to do.
-UNCACHED_BYTES_MIN = 64 * KiB
+UNCACHED_BYTES_MIN = 512 * KiB
 _DONTCACHE = 0x80  # RWF_DONTCACHE
 _PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _NOWAIT = os.RWF_NOWAIT
@@ -231,13 +231,18 @@ class BlockStore:
 
     # -- data
 
-    def write(self, shift: int, block: int, offset: int, parts: list[memoryview]) -> None:
-        """Write parts one after another from `offset` of the block. Raises NO_SPACE and DISK_FAILED."""
+    def write(
+        self, shift: int, block: int, offset: int, parts: list[memoryview], *, uncached_from: int = UNCACHED_BYTES_MIN
+    ) -> None:
+        """Write parts one after another from `offset` of the block. Raises NO_SPACE and DISK_FAILED.
+
+        They do not stay in the page cache when they are `uncached_from` bytes or more.
+        """
         try:
             fd, start = self._place(shift, block)
             at = start + offset
             pending = [part for part in parts if len(part)]
-            uncached = self._uncached and sum(map(len, pending)) >= UNCACHED_BYTES_MIN
+            uncached = self._uncached and sum(map(len, pending)) >= uncached_from
             while pending:
                 done = self._pwritev(fd, pending[:512], at, uncached)
                 at += done
