@@ -101,9 +101,8 @@ class BusyPollSelector(selectors.EpollSelector):
         self._rounds = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if (
-            timeout is not None and timeout <= 0
-        ):  # callbacks wait to be run: most lead to others, and none to the kernel
+        if timeout is not None and timeout <= 0:
+            # Callbacks wait to be run: most lead to others, and none to the kernel.
             self._rounds += 1
             if self._rounds < ROUNDS_MAX:
                 return []

@@ -386,26 +386,25 @@ class Exchange:
         )
         if sum(map(len, sinks)) != header.data_len:
             raise error(Code.PROTOCOL, f"{self.name} sent {header.data_len} bytes of payload, its table says otherwise")
+        left = header.data_len
         view = self._view
         while sinks and self._begin < self._end:
             sink = sinks[0]
             count = min(len(sink), self._end - self._begin)
             sink[:count] = view[self._begin : self._begin + count]
             self._begin += count
+            left -= count
             if count == len(sink):
                 sinks.popleft()
             else:
                 sinks[0] = sink[count:]
-        left = sum(map(len, sinks))
         while sinks:
             self._arm()
-            how = _WAITALL
-            if left >= WAKE_BYTES:
-                self._wake_at(WAKE_BYTES)
+            much = left >= WAKE_BYTES
+            self._wake_at(WAKE_BYTES if much else 1)
+            if much:
                 self._poller.poll(self._timeout_s * 1000)
-                how = _DONTWAIT
-            elif self._wakes_at > 1:
-                self._wake_at(1)
+            how = _DONTWAIT if much else _WAITALL
             try:
                 if len(sinks) == 1:
                     count = self.sock.recv_into(sinks[0], 0, how)
@@ -424,8 +423,7 @@ class Exchange:
                 else:
                     sinks[0] = sink[count:]
                     count = 0
-        if self._wakes_at > 1:
-            self._wake_at(1)
+        self._wake_at(1)
 
     def _wake_at(self, count: int) -> None:
         """Have poll end when `count` bytes are there (or the kernel cannot hold more, or nothing more comes)."""

@@ -24,8 +24,7 @@ EPOCH_KEY = META + b"epoch"
 _EPOCH = struct.Struct("<QQ")  # durable, current
 RELEASE_BATCH = 4096  # keys deleted in one batch
 HELD_ITEMS_MAX = 65_536  # replaced versions held back; beyond, a checkpoint is due
-# The same for the blocks that they hold: soon, because a block that was used a moment ago is still in the page cache
-# when it is used again.
+# The same for the blocks that they hold: soon, because a block that was used before costs less than a new one.
 HELD_BYTES_DUE = 64 << 20
 
 

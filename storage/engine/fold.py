@@ -49,7 +49,7 @@ _NOTHING = _Waiting(0, 0, 0.0)
 
 
 class Folder:
-    """Knows which chunks have deltas (bounded by their bytes) and folds them."""
+    """Knows which chunks have deltas (bounded in number and bytes) and folds them."""
 
     def __init__(
         self,

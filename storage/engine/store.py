@@ -346,6 +346,7 @@ class Engine:
         with self._epochs.gate:
             epoch = self._epochs.current
             held: list[tuple[list[tuple[int, int]], tuple[bytes, ...]]] = []
+            added = 0
             for key, raw, new, raw_old, old in changes:
                 batch.delete(chunk_key(PENDING, key))
                 if new.removed:
@@ -364,12 +365,13 @@ class Engine:
                     if old.block_shift and (new.removed or old.block_place != new.block_place):
                         blocks.append(old.block_place)
                 held.append((blocks, tuple(names)))
+                added += (not new.removed) - (old is not None)
             if len(batch):
                 self._meta.write(batch)
             if changes:
                 self._epochs.note_change()
-            for (_, _, new, _, old), (blocks, dead) in zip(changes, held, strict=True):
-                self._chunks += (not new.removed) - (old is not None)
+            self._chunks += added
+            for blocks, dead in held:
                 self._epochs.hold(blocks, dead)
         for key, _, new, _, _ in changes:
             self._pending.discard(key)

@@ -132,8 +132,7 @@ class LocalTarget:
             yield
         finally:
             self._running.discard(end)
-            if not end.done():
-                end.set_result(None)
+            end.set_result(None)
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait for the updates that are under way now, not for later ones. False when some did not end in time."""
