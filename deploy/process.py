@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,14 +39,27 @@ class ProcessStatus:
 class ServerProcess:
     """The process `name` of the cluster at `root`. Whoever holds the cluster's lock may start and stop it."""
 
-    def __init__(self, root: Path, name: str, arguments: Sequence[str]) -> None:
-        """`arguments` follow `python -m fireflyfs.client.cli.main`."""
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        launcher: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`arguments` follow `python -m fireflyfs.client.cli.main`.
+
+        `launcher`: a command that becomes the process, as `ip netns exec NAME` does. `environment`: on top of ours.
+        """
         self.name = name
         self.log = root / "log" / f"{name}.log"
         self.errors = root / "log" / f"{name}.err"  # what it and its own children write to stderr
         self._root = root
         self._pid_file = root / "run" / f"{name}.pid"
         self._arguments = [*arguments, "--log-file", str(self.log)]
+        self._launcher = list(launcher)
+        self._environment = dict(environment or {})
         self._child: subprocess.Popen[bytes] | None = None  # if this process started it: it must be waited for
 
     def pid(self) -> int:
@@ -71,8 +84,8 @@ class ServerProcess:
         for folder in (self.log.parent, self._pid_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
         _rotate(self.errors)
-        environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-        command = [sys.executable, "-P", "-m", "fireflyfs.client.cli.main", *self._arguments]
+        environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **self._environment}
+        command = [*self._launcher, sys.executable, "-P", "-m", "fireflyfs.client.cli.main", *self._arguments]
         with self.errors.open("wb") as errors:
             self._child = subprocess.Popen(
                 command,

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from fireflyfs.common.clock import Clock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.net.host import host_id
 from fireflyfs.storage.engine.blocks import KEPT_BYTES_DEFAULT, BlockStore
 from fireflyfs.storage.engine.checkpoint import HELD_ITEMS_MAX, Background, Epochs, read_epochs
 from fireflyfs.storage.engine.fold import FOLD_CHUNKS_MAX, WAITING_CHUNKS_MAX, Folder
@@ -75,7 +76,10 @@ class _Change(NamedTuple):
 
 
 def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    found = host_id()
+    if not found:
+        raise error(Code.CONFIG, "the kernel's boot id cannot be read: a power cut would pass for a restart")
+    return found
 
 
 def open_engine(
