@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-E2E = "tests/e2e/"  # where all real-process tests are
+E2E = ("tests/e2e/", "tests/fault/")  # where all real-process tests are
 NO_SKIPS = "FFS_NO_SKIPS"  # set by `make test`: a machine that lacks something must not look like a pass
 
 
@@ -23,7 +25,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class OneWorkerForClusters(LoadScopeScheduling):  # type: ignore[misc,unused-ignore]
         def _split_scope(self, nodeid: str) -> str:
-            return E2E if nodeid.startswith(E2E) else nodeid
+            return "real clusters" if nodeid.startswith(E2E) else nodeid
 
     return OneWorkerForClusters(config, log)
 
@@ -31,6 +33,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Real clusters take longest: they begin first."""
     items.sort(key=lambda item: not item.nodeid.startswith(E2E))
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Real clusters of one run must not run side by side: on two cores they would time each other out."""
+    base = tmp_path_factory.getbasetemp()
+    with (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base).joinpath("e2e.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pytest.fail("two workers run real clusters: see pytest_xdist_make_scheduler in tests/conftest.py")
+        yield
 
 
 @pytest.hookimpl(trylast=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,15 +16,8 @@ ClusterFactory = Callable[..., LocalCluster]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Real clusters of one run must not run side by side: on two cores they would time each other out."""
-    base = tmp_path_factory.getbasetemp()
-    with (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base).joinpath("e2e.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pytest.fail("two workers run tests of tests/e2e: see pytest_xdist_make_scheduler in tests/conftest.py")
-        yield
+def one_at_a_time(alone: None) -> None:
+    """See `alone` in tests/conftest.py."""
 
 
 @pytest.fixture(scope="session")

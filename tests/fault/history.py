@@ -88,6 +88,10 @@ class Recorder:
     def sync(self, file: int) -> int:
         return self._begin("s", file)
 
+    def own(self, op: str, args: list[Any]) -> int:
+        """An operation of names.py begins."""
+        return self._begin("p", op, args)
+
     def ok(self, number: int) -> None:
         self._line(["ok", number, time.monotonic()])
 
@@ -125,6 +129,10 @@ def load(path: Path) -> History:
     for number, line in begun.items():
         end = ended.get(number)
         kind = line[0]
+        if kind == "p":  # names.py judges these
+            if end is not None and end[0] == "no":
+                history.errors.append(f"{path.name}: {line[2]} {line[3]} from {line[4]:.3f} to {end[2]:.3f}: {end[3]}")
+            continue
         if end is not None and end[0] == "no":
             history.errors.append(
                 f"{path.name}: {kind} of file {line[2]} from {line[-1]:.3f} to {end[2]:.3f}: {end[3]}"

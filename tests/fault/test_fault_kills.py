@@ -1,0 +1,89 @@
+"""Processes are killed and stopped at random under load; all heals by itself, and every replica ends up the same."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from fault.cluster import FaultCluster
+from fault.run import Run, probing
+from fireflyfs.client.filesystem import FileSystem
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+HEAL_S = 60.0
+
+
+def connect(cluster: FaultCluster, **options: bool) -> FileSystem:
+    return FileSystem.connect(cluster.mgmtd_addresses(), **options)
+
+
+def kill_something(cluster: FaultCluster, chance: random.Random) -> str:
+    """SIGKILL of a worker, of a whole storage node, of a manager, of several or of all together; what it was."""
+    storage = chance.choice(cluster.plan().storage_names)
+    what = chance.choice(["worker", "worker", "node", "meta", "mgmtd", "two", "all"])
+    if what == "worker":
+        cluster.signal(storage, signal.SIGKILL, worker=True)
+        return f"worker of {storage}"
+    names = {
+        "node": [storage],
+        "meta": ["meta"],
+        "mgmtd": ["mgmtd"],
+        "two": chance.sample(cluster.names(), 2),
+        "all": cluster.names(),
+    }[what]
+    for name in names:
+        cluster.signal(name, signal.SIGKILL)
+    return ", ".join(names)
+
+
+def test_killed_processes_lose_nothing(cluster: FaultCluster, tmp_path: Path, seed: str, rounds: int) -> None:
+    chance = random.Random(seed)
+    run = Run(tmp_path / "run", ",".join(cluster.mgmtd_addresses()), first_file=1)
+    told = []
+    with connect(cluster) as fs:
+        run.prepare(fs)
+        with cluster.kept_running(chance), probing(run, fs):
+            run.start_client(seed=seed)
+            run.start_client("--tcp", seed=seed)
+            run.wait_operations(100)
+            for _ in range(6 * rounds):
+                told.append(f"{time.monotonic():.3f} {kill_something(cluster, chance)}")
+                time.sleep(chance.uniform(0.2, 3.0))
+            cluster.wait_healed(HEAL_S)
+            run.wait_operations(50)
+            run.stop_clients()
+            cluster.wait_healed(HEAL_S)
+        run.read_all(fs, "last")
+    history = run.judge()
+    assert len(history.writes) > 200, told
+    assert cluster.compare_replicas() > 100
+
+
+def test_stopped_processes_never_answer_with_what_is_old(
+    cluster: FaultCluster, tmp_path: Path, seed: str, rounds: int
+) -> None:
+    """SIGSTOP for 1 to 15 s: shorter than the fence, between fence and failure, longer; then SIGCONT."""
+    chance = random.Random(seed)
+    run = Run(tmp_path / "run", ",".join(cluster.mgmtd_addresses()), first_file=1, files=2)
+    with connect(cluster) as fs, connect(cluster, shared_memory=False) as probe:
+        run.prepare(fs)
+        with probing(run, probe, every_s=0.005):
+            run.start_client("--writes", "0.6", seed=seed)
+            run.start_client("--writes", "0.6", "--tcp", seed=seed)
+            run.wait_operations(100)
+            for stop_s in [7.5, *(chance.choice([1.0, 3.5, 4.6, 6.0, 8.0, 15.0]) for _ in range(2 * rounds - 1))]:
+                name = chance.choice(cluster.plan().storage_names)
+                cluster.signal(name, signal.SIGSTOP, worker=True)
+                time.sleep(stop_s)
+                cluster.signal(name, signal.SIGCONT, worker=True)
+                time.sleep(chance.uniform(0.0, 2.0))
+            cluster.wait_healed(HEAL_S)
+            run.wait_operations(50)
+            run.stop_clients()
+        run.read_all(fs, "last")
+    run.judge()
+    assert cluster.compare_replicas() > 50
