@@ -21,7 +21,7 @@ from fireflyfs.storage.engine.interface import ChunkKey
 from fireflyfs.storage.engine.store import Engine, create_target, open_engine
 
 CHUNK_BYTES = 1 << 17
-SPEC = ClusterSpec(replicas=3, targets_per_worker=1, capacity_bytes=2 * GiB, chunk_size=CHUNK_BYTES)
+SPEC = ClusterSpec(replicas=3, targets_per_worker=2, capacity_bytes=2 * GiB, chunk_size=CHUNK_BYTES)
 SCAN_PAGE = 1024
 
 
