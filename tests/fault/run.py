@@ -213,3 +213,15 @@ def probing(run: Run, fs: FileSystem, *, every_s: float = 0.02, seed: int = 0) -
         for thread in threads:
             thread.join()
     assert not failures, failures
+
+
+@contextmanager
+def mounted(mgmtd: str, point: Path, log: Path) -> Iterator[Path]:
+    """The file system on `point`, by a mount process of its own."""
+    point.mkdir()
+    ffs = [sys.executable, "-m", "fireflyfs.client.cli.main"]
+    subprocess.run([*ffs, "--mgmtd", mgmtd, "mount", f"--log-file={log}", str(point)], check=True, cwd="/")
+    try:
+        yield point
+    finally:
+        subprocess.run([*ffs, "umount", str(point)], check=True, cwd="/")

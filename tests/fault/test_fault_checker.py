@@ -11,6 +11,7 @@ import pytest
 from fault import cells
 from fault.checker import check, check_durable
 from fault.history import NEVER, History, Read, Recorder, Sync, Write, load
+from fault.names import check_names
 
 CHUNK = 64 * cells.CELL_BYTES
 
@@ -172,3 +173,52 @@ def test_a_history_file_says_what_was_recorded(tmp_path: Path) -> None:
     assert found.syncs[0].file == 2
     assert len(found.errors) == 1
     assert found.writes[0].began_s < found.reads[0].began_s < found.reads[0].ended_s < found.writes[0].ended_s
+
+
+def names(path: Path, *steps: tuple[str, list[object], object]) -> list[str]:
+    """What is wrong with these (operation, arguments, answer); the answer is True, a list, or what failed."""
+    recorder = Recorder(path)
+    for op, args, answer in steps:
+        number = recorder.own(op, args)
+        if isinstance(answer, OSError):
+            recorder.no(number, answer)
+        elif isinstance(answer, list):
+            recorder.got(number, answer)
+        else:
+            recorder.ok(number)
+    recorder.close()
+    return check_names(path)
+
+
+MADE: list[tuple[str, list[object], object]] = [("create", ["a", 4, 1], True), ("write", ["a", 6, 2, 2], True)]
+NAMES_RIGHT: list[list[tuple[str, list[object], object]]] = [
+    [("read", ["a"], [(1, 4), (0, 2), (2, 2)]), ("list", [], ["a"])],
+    [("truncate", ["a", 2], True), ("truncate", ["a", 3], True), ("read", ["a"], [(1, 2), (0, 1)])],
+    [("rename", ["a", "b"], True), ("list", [], ["b"]), ("read", ["b"], [(1, 4), (0, 2), (2, 2)])],
+    [("remove", ["a"], True), ("list", [], [])],
+    [("remove", ["a"], OSError()), ("list", [], ["a"])],
+    [("remove", ["a"], OSError()), ("list", [], [])],
+    [("write", ["a", 0, 4, 3], OSError()), ("read", ["a"], [(3, 1), (1, 3), (0, 2), (2, 2)])],
+    [("sync", ["a"], True), ("create", ["a", 1, 5], True), ("read", ["a"], [(5, 1)])],
+]
+NAMES_WRONG: list[list[tuple[str, list[object], object]]] = [
+    [("read", ["a"], [(1, 4)])],
+    [("read", ["a"], [(1, 4), (0, 2), (1, 2)])],
+    [("list", [], [])],
+    [("truncate", ["a", 2], True), ("truncate", ["a", 4], True), ("read", ["a"], [(1, 4)])],  # what was cut came back
+    [("rename", ["a", "b"], True), ("list", [], ["a", "b"])],
+    [("rename", ["a", "b"], True), ("read", ["a"], [(1, 4), (0, 2), (2, 2)])],
+    [("remove", ["a"], OSError()), ("list", [], ["a"]), ("list", [], [])],
+    [("remove", ["a"], True), ("read", ["a"], [(1, 4), (0, 2), (2, 2)])],
+    [("create", ["a", 1, 5], True), ("read", ["a"], [(5, 1), (1, 3)])],
+]
+
+
+@pytest.mark.parametrize("place", range(len(NAMES_RIGHT)))
+def test_names_that_are_right_pass(place: int, tmp_path: Path) -> None:
+    assert names(tmp_path / "names", *MADE, *NAMES_RIGHT[place]) == []
+
+
+@pytest.mark.parametrize("place", range(len(NAMES_WRONG)))
+def test_names_that_are_wrong_are_found(place: int, tmp_path: Path) -> None:
+    assert names(tmp_path / "names", *MADE, *NAMES_WRONG[place])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fault.cluster import FaultCluster
-from fault.run import Run, probing
+from fault.run import Run, mounted, probing
 from fireflyfs.client.filesystem import FileSystem
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -87,3 +87,27 @@ def test_stopped_processes_never_answer_with_what_is_old(
         run.read_all(fs, "last")
     run.judge()
     assert cluster.compare_replicas() > 50
+
+
+def test_a_mount_goes_on_while_processes_are_killed(
+    cluster: FaultCluster, tmp_path: Path, seed: str, rounds: int
+) -> None:
+    """One program after the other works on the mount: what it was told is all that it may see."""
+    chance = random.Random(seed)
+    run = Run(tmp_path / "run", ",".join(cluster.mgmtd_addresses()), first_file=1, files=2)
+    with connect(cluster) as fs:
+        run.prepare(fs)
+    with mounted(run.mgmtd, tmp_path / "mnt", tmp_path / "mount.log") as point, cluster.kept_running(chance):
+        run.start_client("--mount", str(point), "--threads", "1", seed=seed)
+        run.wait_operations(50)
+        for _ in range(3 * rounds):
+            kill_something(cluster, chance)
+            time.sleep(chance.uniform(0.5, 3.0))
+        cluster.wait_healed(HEAL_S)
+        run.wait_operations(20)
+        run.stop_clients()
+        cluster.wait_healed(HEAL_S)
+    with connect(cluster) as fs:  # what was written through the mount, read without it
+        run.read_all(fs, "last")
+    run.judge()
+    assert cluster.compare_replicas() > 30

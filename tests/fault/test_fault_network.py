@@ -41,7 +41,7 @@ def serves(cluster: NetworkCluster, name: str) -> bool:
 
 
 CUTS: dict[str, tuple[Callable[[Network, str, str], None], float, bool]] = {
-    # name: (what is cut between storage node `one`, the next one `two`, and the rest; for how long; whether `one` drops out)
+    # name: (what is cut between storage nodes `one` and `two` and the rest; for how long, s; whether `one` drops out)
     "a storage node, from everybody": (lambda net, one, two: net.cut(one), LOST_S, True),
     "a storage node, from mgmtd alone": (lambda net, one, two: net.cut(one, "mgmtd"), LOST_S, True),
     "mgmtd's answers to a storage node": (lambda net, one, two: net.cut("mgmtd", one, both_ways=False), LOST_S, True),
@@ -52,7 +52,7 @@ CUTS: dict[str, tuple[Callable[[Network, str, str], None], float, bool]] = {
     "a client's words to a storage node": (lambda net, one, two: net.cut("client", one, both_ways=False), 4.0, False),
     "a storage node's words to a client": (lambda net, one, two: net.cut(one, "client", both_ways=False), 4.0, False),
     "clients, from mgmtd and meta": (lambda net, one, two: net.cut("client", "mgmtd", "meta"), 4.0, False),
-    "mgmtd, from everybody": (lambda net, one, two: net.cut("mgmtd"), LOST_S, False),
+    "mgmtd, from everybody": (lambda net, one, two: net.cut("mgmtd"), LOST_S, True),
 }
 SHORT = [
     "a storage node, from mgmtd alone",
