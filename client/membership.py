@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fireflyfs import __version__
 from fireflyfs.client.mgmtd_client import AsyncMgmtdClient
@@ -28,6 +28,32 @@ POKE_PAUSE_S = 0.05  # between heartbeats at most this often, however often it i
 STOP_S = 2.0  # for the last heartbeat of a planned stop
 
 log = logging.getLogger(__name__)
+
+
+async def report_death(
+    addresses: Sequence[str], cluster_id: str, node_id: int, type: NodeType, worker: int, clock: Clock
+) -> None:
+    """Tell mgmtd that a worker has ended, from whoever waited for the process: seconds before its silence tells.
+
+    What the dead process may still have on its way counts as older than this, and this as older than its next life.
+    Raises FfsError or TimeoutError when mgmtd cannot be told.
+    """
+    request = mgmtd_pb2.HeartbeatRequest(
+        node_id=node_id,
+        type=type,
+        worker=worker,
+        generation=clock.unix_ns(),
+        sequence=1,
+        stopping=True,
+        hostname=socket.gethostname(),
+        release=__version__,
+    )
+    mgmtd = AsyncMgmtdClient(addresses, cluster_id)
+    try:
+        async with asyncio.timeout(STOP_S):
+            await mgmtd.heartbeat(request)
+    finally:
+        await mgmtd.close()
 
 
 class Membership:
@@ -150,6 +176,9 @@ class Membership:
             raise
         self.last_error = None
         if stopping:
+            # The last news that this process gets: it is out of its chains. Without it, what is under way here would be
+            # sent along chains that have moved on, again and again, until the doors close.
+            self._source.offer(reply.routing)
             return
         self.last_heartbeat_ok = sent_s
         if not self._source.offer(reply.routing):

@@ -13,11 +13,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from fireflyfs.client.membership import Membership
+from fireflyfs.client.membership import Membership, report_death
 from fireflyfs.client.mgmtd_client import AsyncMgmtdClient
 from fireflyfs.common import config as configuration
-from fireflyfs.common.clock import SystemClock
-from fireflyfs.common.errors import Code, error
+from fireflyfs.common.clock import Clock, SystemClock
+from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.control import ControlServer
 from fireflyfs.common.net.dual import link_handlers
 from fireflyfs.common.net.identity import Identity
@@ -220,6 +220,16 @@ async def _keep(config: StorageConfig, path: Path, worker: int, stop: asyncio.Ev
         log.error(
             "worker %d.%d ended with %s: it starts again in %g s", config.node_id, worker, process.returncode, pause_s
         )
+        telling = asyncio.create_task(_tell_of_death(config, worker, clock))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), pause_s)
+        await telling
         pause_s = min(RESTART_MAX_S, pause_s * 2)
+
+
+async def _tell_of_death(config: StorageConfig, worker: int, clock: Clock) -> None:
+    """Chains go on without a dead worker at once; without this, after mgmtd has missed it for its failure interval."""
+    try:
+        await report_death(config.mgmtd, config.cluster_id, config.node_id, NODE_TYPE_STORAGE, worker, clock)
+    except (FfsError, TimeoutError) as exc:
+        log.warning("mgmtd was not told that worker %d.%d ended: %s", config.node_id, worker, exc)

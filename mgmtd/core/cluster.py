@@ -53,7 +53,9 @@ class Cluster(ClusterState):
         self.seen[key] = Seen(request.sequence, now_s, unix_ns)
 
         draft = Draft(self)
-        worker = WorkerRecord(request.worker, request.generation, not request.stopping, request.endpoint)
+        # Who reports another process's death does not know its doors, and nobody needs them now.
+        endpoint = request.endpoint if request.HasField("endpoint") or old is None else old.endpoint
+        worker = WorkerRecord(request.worker, request.generation, not request.stopping, endpoint)
         others = tuple(other for other in node.workers if other.worker != request.worker)
         draft.node(
             replace(

@@ -12,6 +12,8 @@ import pytest
 from fault.cluster import FaultCluster
 from fault.run import Run, mounted, probing
 from fireflyfs.client.filesystem import FileSystem
+from fireflyfs.client.routing import SERVING
+from fireflyfs.storage.server import RESTART_FIRST_S
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 HEAL_S = 60.0
@@ -61,6 +63,19 @@ def test_killed_processes_lose_nothing(cluster: FaultCluster, tmp_path: Path, se
     history = run.judge()
     assert len(history.writes) > 200, told
     assert cluster.compare_replicas() > 100
+
+
+def test_a_dead_worker_leaves_its_chains_before_it_is_missed(cluster: FaultCluster) -> None:
+    """Its supervisor says so: neither the failure interval nor the next start is waited for."""
+    cluster.signal("storage-2", signal.SIGKILL, worker=True)
+    took_s = cluster.wait_routing(
+        lambda routing: all(
+            state != SERVING for c in routing.chains.values() for t, state in c.targets if t // 1000 == 2
+        ),
+        20,
+    )
+    assert took_s < RESTART_FIRST_S
+    cluster.wait_healed(HEAL_S)
 
 
 def test_stopped_processes_never_answer_with_what_is_old(

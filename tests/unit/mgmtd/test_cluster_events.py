@@ -12,6 +12,7 @@ from fireflyfs.mgmtd.core import operator
 from fireflyfs.mgmtd.core.chain import Local
 from fireflyfs.mgmtd.core.state import REMOVALS_KEPT_MAX
 from fireflyfs.proto import mgmtd_pb2
+from fireflyfs.proto.common_pb2 import NODE_TYPE_STORAGE
 
 OFF, ON, UP = Local.OFFLINE, Local.ONLINE, Local.UPTODATE
 
@@ -92,6 +93,22 @@ def test_a_planned_stop_counts_at_once(harness: Any) -> None:
     harness.beat(1, {101: UP}, stopping=True)
     assert harness.states(7)[2] == (101, "OFFLINE")
     assert not harness.cluster.nodes[1].alive
+
+
+def test_a_death_that_the_supervisor_reports_counts_at_once(harness: Any) -> None:
+    three_replicas(harness)
+    doors = harness.cluster.nodes[1].worker(0).endpoint
+    report = mgmtd_pb2.HeartbeatRequest(
+        node_id=1, type=NODE_TYPE_STORAGE, generation=2, sequence=1, stopping=True
+    )  # knows neither the targets nor the doors
+    harness.do(harness.cluster.heartbeat(report, harness.clock.monotonic_s(), harness.clock.unix_ns()))
+    assert harness.states(7)[2] == (101, "OFFLINE")
+    assert harness.cluster.nodes[1].worker(0).endpoint == doors
+    with pytest.raises(FfsError) as failure:
+        harness.beat(1, {101: UP}, generation=1)  # was still on its way
+    assert code_of(failure) is Code.STALE_HEARTBEAT
+    harness.beat(1, {101: ON}, generation=3)
+    assert harness.cluster.nodes[1].alive
 
 
 def test_all_lost_together_wait_for_the_first_that_returns(harness: Any) -> None:

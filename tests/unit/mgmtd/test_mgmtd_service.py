@@ -221,6 +221,7 @@ def test_membership_beats_follows_and_says_goodbye() -> None:
         await member.stop(planned=True)
         assert not server.manager.cluster.nodes[1].alive
         assert server.manager.cluster.chains[1].members[0][1].name == "LASTSRV"
+        assert seen[-1].chains[1].targets[0][1] == pb.PUBLIC_LASTSRV, "what it has under way must know that it is out"
 
     with_server(body)
 
