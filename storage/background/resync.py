@@ -210,3 +210,4 @@ class Resync:
             if committed is not None and answer.crc32c != committed.crc32c:
                 raise error(Code.CHECKSUM, f"chunk {key.inode}.{key.chunk_index} at target {hop.target_id}")
             self._replicas.count("resync_chunks")
+            self._replicas.count("resync_bytes", committed.length if committed is not None else 0)
