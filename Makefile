@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 FFS_ROOT ?= $(CURDIR)/.ffs
 MOUNT ?= mnt
 TEST_WORKERS ?= 2
+SOAK_MINUTES ?= 30
 PROTOS := common mgmtd meta storage
 
-.PHONY: venv dev proto proto-fresh check lint test test-packages up down bench clean
+.PHONY: venv dev proto proto-fresh check lint test soak test-packages up down bench clean
 
 $(BIN)/ffs: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +48,10 @@ check: lint proto-fresh
 # Everything, real clusters and mounts included. A skipped test fails the run: FFS_ALLOW_SKIPS=1 accepts skips.
 test: test-packages lint proto-fresh
 	$(if $(FFS_ALLOW_SKIPS),,FFS_NO_SKIPS=1) $(BIN)/pytest -n $(TEST_WORKERS) --dist load
+
+# Faults done to real clusters, with another seed each time, until SOAK_MINUTES are over or something is found.
+soak: dev test-packages
+	@tests/fault/soak.sh $(SOAK_MINUTES)
 
 test-packages:
 	@deploy/debian-packages.sh test

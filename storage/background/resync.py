@@ -155,6 +155,7 @@ class Resync:
                     while self._bytes and self._bytes + size > PARALLEL_BYTES_MAX:
                         await self._room.wait()
                     self._bytes += size
+                began_s, asked = self._replicas.clock.monotonic_s(), self._asked()
                 try:
                     await self._local.finish_anyway(self.repair(chain, hop, work.key))
                 except FfsError:
@@ -164,6 +165,8 @@ class Resync:
                     async with self._room:
                         self._bytes -= size
                         self._room.notify_all()
+                took_s = self._replicas.clock.monotonic_s() - began_s
+                await asyncio.sleep(resync.give_way_s(took_s, self._asked() > asked))
 
         workers = [asyncio.ensure_future(worker()) for _ in range(min(PARALLEL, len(queue)))]
         try:
@@ -174,6 +177,11 @@ class Resync:
             for task in workers:
                 task.cancel()
         self._check(chain)
+
+    def _asked(self) -> float:
+        """How much clients have asked of this worker so far."""
+        counters = self._replicas.counters
+        return counters.get("reads", 0) + counters.get("updates", 0)
 
     async def _pace(self, size: int) -> None:
         if not self._rate_bytes_s:

@@ -68,3 +68,15 @@ def decide(key: ChunkKey, ours: ChunkState | None, theirs: Held | None) -> Work:
     if (committed.version, committed.length, committed.crc32c) != (theirs.version, theirs.length, theirs.crc32c):
         return Work(key, Step.WRITE, f"version {theirs.version} there, {committed.version} here")
     return Work(key, Step.SKIP, "equal")
+
+
+GIVE_WAY_S_MAX = 0.1
+
+
+def give_way_s(took_s: float, asked: bool) -> float:
+    """How long to pause after a chunk that took `took_s`: as long again while clients ask for something here.
+
+    So bringing a replica up to date takes half of what the machine has to give when it has no more, and all of it when
+    nobody else wants any.
+    """
+    return min(took_s, GIVE_WAY_S_MAX) if asked else 0.0

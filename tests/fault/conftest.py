@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fault.cluster import SPEC, FaultCluster
+from fault.run import Run
 
 SEED_ENV = "FFS_FAULT_SEED"  # the faults and the load follow from it; what processes make of them does not
 ROUNDS_ENV = "FFS_FAULT_ROUNDS"  # how many times as many faults as in the short run
@@ -38,6 +39,21 @@ def chance(seed: str) -> random.Random:
 @pytest.fixture
 def rounds() -> int:
     return int(os.environ.get(ROUNDS_ENV, "1"))
+
+
+@pytest.fixture
+def new_run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Makes runs: `new_run(cluster, first_file=1)`. Clients that a failed test leaves are killed."""
+    made: list[Run] = []
+
+    def make(cluster: FaultCluster, *, first_file: int = 1, **choices: int) -> Run:
+        addresses = ",".join(cluster.mgmtd_addresses())
+        made.append(Run(tmp_path / f"run-{len(made) + 1}", addresses, first_file=first_file, **choices))
+        return made[-1]
+
+    yield make
+    for run in made:
+        run.kill_clients()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -18,9 +19,13 @@ from fault.run import Run, probing
 from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.client.routing import SERVING, Routing
 from fireflyfs.common.limits import MiB
+from fireflyfs.common.net.control import ControlClient
+from fireflyfs.proto import storage_pb2
 
+NewRun = Callable[..., Run]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 VICTIM = "storage-2"
+STORAGE = storage_pb2.DESCRIPTOR.services_by_name["Storage"]
 SMALL_DISK_BYTES = 160 * MiB
 HEAL_S = 60.0
 
@@ -62,9 +67,9 @@ def flip_bits(path: Path, chance: random.Random) -> bool:
         return bool(byte) and os.pwrite(file.fileno(), bytes([byte[0] ^ 1 << chance.randrange(8)]), offset) == 1
 
 
-def test_no_reader_sees_bytes_that_flipped(cluster: FaultCluster, tmp_path: Path, seed: str, rounds: int) -> None:
+def test_no_reader_sees_bytes_that_flipped(cluster: FaultCluster, new_run: NewRun, seed: str, rounds: int) -> None:
     chance = random.Random(seed)
-    run = Run(tmp_path / "run", ",".join(cluster.mgmtd_addresses()), first_file=1, files=3, cells_each=2047)
+    run = new_run(cluster, files=3, cells_each=2047)
     blocks = [path / "blocks" for name, path in cluster.target_paths().values() if name == VICTIM]
     flipped = 0
     with connect(cluster) as fs:
@@ -79,18 +84,19 @@ def test_no_reader_sees_bytes_that_flipped(cluster: FaultCluster, tmp_path: Path
                 time.sleep(0.02)
             run.wait_operations(50)
             run.stop_clients()
-        # Whoever answers.
-        for again in range(3):
-            run.read_all(fs, f"last-{again}")
+            # Whoever answers.
+            for again in range(3):
+                run.read_all(fs, f"last-{again}")
+        assert flipped > 50
+        assert checksum_errors(cluster, VICTIM), "no flipped byte was ever read: this shows nothing"
     run.judge()
-    assert flipped > 50
 
 
 def test_a_disk_that_fills_refuses_writes_and_keeps_what_it_has(
-    with_small_disk: tuple[FaultCluster, Disks, Path], tmp_path: Path, seed: str
+    with_small_disk: tuple[FaultCluster, Disks, Path], new_run: NewRun, seed: str
 ) -> None:
     cluster, _, _ = with_small_disk
-    run = Run(tmp_path / "run", ",".join(cluster.mgmtd_addresses()), first_file=1, files=2, cells_each=2047)
+    run = new_run(cluster, files=2, cells_each=2047)
     with connect(cluster) as fs:
         run.prepare(fs)
         run.start_client("--pause", "0.01", seed=seed)
@@ -132,10 +138,10 @@ def test_a_disk_that_fills_refuses_writes_and_keeps_what_it_has(
 
 
 def test_a_disk_that_answers_eio_goes_offline_alone(
-    with_small_disk: tuple[FaultCluster, Disks, Path], tmp_path: Path, seed: str
+    with_small_disk: tuple[FaultCluster, Disks, Path], new_run: NewRun, seed: str
 ) -> None:
     cluster, _, below = with_small_disk
-    run = Run(tmp_path / "run", ",".join(cluster.mgmtd_addresses()), first_file=1, files=2, cells_each=2047)
+    run = new_run(cluster, files=2, cells_each=2047)
     with connect(cluster) as fs:
         run.prepare(fs)
         run.start_client(seed=seed)
@@ -154,6 +160,15 @@ def test_a_disk_that_answers_eio_goes_offline_alone(
         assert fs.read_bytes("/after") == b"x" * CHUNK_BYTES
         assert fs.exists(load.path_of(1))
     run.judge()
+
+
+def checksum_errors(cluster: FaultCluster, name: str) -> float:
+    """How often the engines of a storage node have found bytes that do not match, since its worker started."""
+    node = int(name.rpartition("-")[2])
+    door = next(door.grpc for target, door in cluster.routing().endpoints.items() if target // 1000 == node)
+    with contextlib.closing(ControlClient(STORAGE, door)) as worker:
+        values = worker.call("Stats", storage_pb2.StatsRequest()).values
+    return sum(value for key, value in values.items() if key.endswith(".checksum_errors"))
 
 
 def _serves(routing: Routing, name: str) -> bool:

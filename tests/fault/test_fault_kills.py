@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.client.routing import SERVING
 from fireflyfs.storage.server import RESTART_FIRST_S
 
+NewRun = Callable[..., Run]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 HEAL_S = 60.0
 
@@ -42,9 +44,9 @@ def kill_something(cluster: FaultCluster, chance: random.Random) -> str:
     return ", ".join(names)
 
 
-def test_killed_processes_lose_nothing(cluster: FaultCluster, tmp_path: Path, seed: str, rounds: int) -> None:
+def test_killed_processes_lose_nothing(cluster: FaultCluster, new_run: NewRun, seed: str, rounds: int) -> None:
     chance = random.Random(seed)
-    run = Run(tmp_path / "run", ",".join(cluster.mgmtd_addresses()), first_file=1)
+    run = new_run(cluster)
     told = []
     with connect(cluster) as fs:
         run.prepare(fs)
@@ -79,11 +81,11 @@ def test_a_dead_worker_leaves_its_chains_before_it_is_missed(cluster: FaultClust
 
 
 def test_stopped_processes_never_answer_with_what_is_old(
-    cluster: FaultCluster, tmp_path: Path, seed: str, rounds: int
+    cluster: FaultCluster, new_run: NewRun, seed: str, rounds: int
 ) -> None:
     """SIGSTOP for 1 to 15 s: shorter than the fence, between fence and failure, longer; then SIGCONT."""
     chance = random.Random(seed)
-    run = Run(tmp_path / "run", ",".join(cluster.mgmtd_addresses()), first_file=1, files=2)
+    run = new_run(cluster, files=2)
     with connect(cluster) as fs, connect(cluster, shared_memory=False) as probe:
         run.prepare(fs)
         with probing(run, probe, every_s=0.005):
@@ -105,11 +107,11 @@ def test_stopped_processes_never_answer_with_what_is_old(
 
 
 def test_a_mount_goes_on_while_processes_are_killed(
-    cluster: FaultCluster, tmp_path: Path, seed: str, rounds: int
+    cluster: FaultCluster, tmp_path: Path, new_run: NewRun, seed: str, rounds: int
 ) -> None:
     """One program after the other works on the mount: what it was told is all that it may see."""
     chance = random.Random(seed)
-    run = Run(tmp_path / "run", ",".join(cluster.mgmtd_addresses()), first_file=1, files=2)
+    run = new_run(cluster, files=2)
     with connect(cluster) as fs:
         run.prepare(fs)
     with mounted(run.mgmtd, tmp_path / "mnt", tmp_path / "mount.log") as point, cluster.kept_running(chance):

@@ -16,6 +16,7 @@ from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.client.routing import SERVING
 from fireflyfs.common.net.host import BOOT_ID_ENV
 
+NewRun = Callable[..., Run]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 HEAL_S = 60.0
 LOST_S = 8.0  # for a cut that mgmtd must notice: its failure interval, and then some
@@ -62,10 +63,10 @@ SHORT = [
 ]
 
 
-def test_partitions_show_nobody_what_is_old(networked: NetworkCluster, tmp_path: Path, seed: str, rounds: int) -> None:
+def test_partitions_show_nobody_what_is_old(networked: NetworkCluster, new_run: NewRun, seed: str, rounds: int) -> None:
     chance = random.Random(seed)
     network = networked.network
-    run = Run(tmp_path / "run", ",".join(networked.mgmtd_addresses()), first_file=1, files=2)
+    run = new_run(networked, files=2)
     names = (
         SHORT if rounds == 1 else [name for _ in range(rounds // 2) for name in chance.sample(list(CUTS), len(CUTS))]
     )

@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from fault.run import Run
 from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.common.limits import MiB
 
+NewRun = Callable[..., Run]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 DISK_BYTES = 384 * MiB
 MADE_CELLS = 40
@@ -72,14 +73,12 @@ def read_made(run: Run, fs: FileSystem, numbers: list[int]) -> list[Read]:
 
 
 def test_what_was_fsynced_survives_a_power_cut(
-    powered: tuple[FaultCluster, PoweredDisks], tmp_path: Path, seed: str, rounds: int
+    powered: tuple[FaultCluster, PoweredDisks], new_run: NewRun, seed: str, rounds: int
 ) -> None:
     cluster, disks = powered
     chance = random.Random(seed)
     for turn in range(2 * rounds):
-        run = Run(
-            tmp_path / f"run-{turn}", ",".join(cluster.mgmtd_addresses()), first_file=1000 * (turn + 1), cells_each=2047
-        )
+        run = new_run(cluster, first_file=1000 * (turn + 1), cells_each=2047)
         with FileSystem.connect(cluster.mgmtd_addresses()) as fs:
             run.prepare(fs)
         for _ in range(2):

@@ -202,3 +202,9 @@ def test_the_tail_decides_which_version_is_read() -> None:
     assert read.choose(version(4), version(5, removed=True), 0) is read.Choice.MISSING
     assert read.choose(version(4), None, 5) is read.Choice.AGAIN
     assert read.choose(None, version(1), 0) is read.Choice.MISSING
+
+
+def test_a_resync_gives_way_to_clients_only() -> None:
+    assert resync.give_way_s(0.02, asked=True) == 0.02
+    assert resync.give_way_s(0.02, asked=False) == 0
+    assert resync.give_way_s(60, asked=True) == resync.GIVE_WAY_S_MAX, "a slow disk must not stretch it for ever"
