@@ -24,7 +24,11 @@ class InodeIds:
         """A new id. Runs a transaction of its own when the batch is used up."""
         with self._lock:
             if self._next == self._end:
-                self._next = run(self._engine, self._take_batch)
+                begin = run(self._engine, self._take_batch)
+                # Chunks of a file may reach disks before its name does: an id that was given out must stay so, whatever
+                # a power cut takes away.
+                self._engine.sync()
+                self._next = begin
                 self._end = self._next + self._batch
             taken = self._next
             self._next += 1
