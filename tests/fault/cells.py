@@ -68,7 +68,7 @@ def decode(file: int, first: int, data: bytes | memoryview) -> list[tuple[int, i
 def _words(file: int, first: int, values: Words) -> Words:
     count = len(values)
     places = np.arange(first, first + count, dtype=np.uint64) | np.uint64(file << 24)
-    words = (values[:, None] * _STEP) ^ (places[:, None] * np.uint64(0x94D049BB133111EB)) ^ _FILLER
+    words: Words = (values[:, None] * _STEP) ^ (places[:, None] * np.uint64(0x94D049BB133111EB)) ^ _FILLER
     words[:, 0] = _MAGIC
     words[:, 1] = values
     words[:, 2] = places

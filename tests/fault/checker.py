@@ -61,12 +61,12 @@ def check_durable(history: History, cut_s: float, after: Iterable[Read], chunk_b
                 continue
             where = f"after the power cut, file {read.file} cell {cell}"
             synced = durable.get((read.file, cell))
-            write = by_value.get(value)
+            held = by_value.get(value)
             if value == cells.DAMAGED:
                 found.append(f"{where} is damaged")
-            elif value and (write is None or not write.first <= cell < write.first + write.count):
+            elif value and (held is None or not held.first <= cell < held.first + held.count):
                 found.append(f"{where} holds {value}, which nobody wrote there")
-            elif synced is not None and (write is None or write.ended_s < synced.began_s):
+            elif synced is not None and (held is None or held.ended_s < synced.began_s):
                 found.append(f"{where} holds {value}, older than the synced write {synced.value}")
     found += _torn(history, chunk_bytes, after)
     return found[:VIOLATIONS_MAX]

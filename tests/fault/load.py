@@ -109,7 +109,7 @@ class Load:
         self._counter = itertools.count(1)
 
     def value(self) -> int:
-        return self.options.writer << 28 | next(self._counter)
+        return int(self.options.writer) << 28 | next(self._counter)
 
     def run(self) -> None:
         works: list[tuple[Callable[[Recorder, random.Random], None], str]] = [

@@ -89,7 +89,7 @@ def _put(old: list[Cell], first: int, count: int, value: int, failed: bool) -> l
 
 def _gives(state: State, op: str, args: list[Any], answer: Any) -> bool:
     if op == "list":
-        return sorted(state) == answer
+        return bool(sorted(state) == answer)
     if op == "read":
         values = [value for value, count in answer for _ in range(count)]
         held = state[args[0]]

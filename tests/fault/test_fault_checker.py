@@ -39,7 +39,7 @@ def test_cells_say_who_wrote_them() -> None:
     for place in (0, 100, 511):
         flipped = bytearray(data)
         flipped[place] ^= 0x10
-        assert cells.decode(3, 10, flipped)[0] == (cells.DAMAGED, 1), place
+        assert cells.decode(3, 10, bytes(flipped))[0] == (cells.DAMAGED, 1), place
     assert cells.decode(3, 12, bytes(511) + b"\1") == [(cells.DAMAGED, 1)]
 
 

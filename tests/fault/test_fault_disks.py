@@ -168,7 +168,7 @@ def checksum_errors(cluster: FaultCluster, name: str) -> float:
     door = next(door.grpc for target, door in cluster.routing().endpoints.items() if target // 1000 == node)
     with contextlib.closing(ControlClient(STORAGE, door)) as worker:
         values = worker.call("Stats", storage_pb2.StatsRequest()).values
-    return sum(value for key, value in values.items() if key.endswith(".checksum_errors"))
+    return sum(float(value) for key, value in values.items() if key.endswith(".checksum_errors"))
 
 
 def _serves(routing: Routing, name: str) -> bool:
