@@ -51,7 +51,7 @@ class Row:
     def line(self) -> str:
         verdict = "" if self.worst_s < self.goal_s else "  MISSED"
         figures = f"{self.worst_s:7.2f} s worst  {self.median_s:7.2f} s median  goal {self.goal_s:g} s"
-        return f"{self.name:28s} {figures}{verdict}"
+        return f"{self.name:32s} {figures}{verdict}"
 
 
 def client(mgmtd: str, kind: str, pipe: Connection) -> None:
