@@ -48,6 +48,7 @@ class UpdateKind(IntEnum):
     TRUNCATE = 2  # shorten to `length`; a shorter or missing chunk stays
     REMOVE = 3
     REPLACE = 4  # the whole chunk becomes the one extent: to a syncing successor
+    DAMAGED = 5  # to a syncing successor: `length` bytes with checksum `crc32c` that no replica has any more
 
 
 class UpdateFlag(IntFlag):
@@ -78,7 +79,7 @@ UPDATE_ITEM = np.dtype(
         ("kind", "<u2"),
         ("extents", "<u2"),  # how many of the EXTENT array are this item's, in order
         ("chunk_size", "<u4"),  # bytes
-        ("length", "<u4"),  # TRUNCATE: the new length; REPLACE: the chunk's length
+        ("length", "<u4"),  # TRUNCATE: the new length; REPLACE, DAMAGED: the chunk's length
         ("crc32c", "<u4"),  # from a replica: of the whole chunk after the update, checked by the successor
     ]
 )  # 40 bytes

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,12 +19,14 @@ from fireflyfs.common.clock import Clock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.storage.engine.blocks import KEPT_BYTES_DEFAULT, BlockStore
 from fireflyfs.storage.engine.checkpoint import HELD_ITEMS_MAX, Background, Epochs, read_epochs
+from fireflyfs.storage.engine.damage import Damage
 from fireflyfs.storage.engine.fold import FOLD_CHUNKS_MAX, WAITING_CHUNKS_MAX, Folder
 from fireflyfs.storage.engine.identity import create_target, require_identity
 from fireflyfs.storage.engine.interface import (
     ChunkKey,
     ChunkState,
     LastChunk,
+    Quarantined,
     ReadResult,
     Space,
     Update,
@@ -37,13 +38,12 @@ from fireflyfs.storage.engine.metadata import MetaStore, new_batch
 from fireflyfs.storage.engine.reader import Mismatch, VerifiedReader
 from fireflyfs.storage.engine.record import (
     COMMITTED,
+    FLAG_DAMAGED,
     PENDING,
-    QUARANTINE,
     Record,
-    block_of,
-    blocks_of,
     chunk_key,
-    delta_key,
+    dead_deltas,
+    is_damaged,
     key_of,
     pack,
     stamp,
@@ -57,8 +57,6 @@ LOCKS = 64
 FOLD_ROUNDS_MAX = WAITING_CHUNKS_MAX // FOLD_CHUNKS_MAX  # to fold all that may wait
 READ_ATTEMPTS = 8  # a record replaced under a reader is read again; so often only under a storm of commits
 CHECKPOINT_INTERVAL_S = 5.0
-QUARANTINED_MAX = 1024
-REASON_BYTES_MAX = 512
 _INDEX_MAX = (1 << 64) - 1
 
 __all__ = ["Engine", "create_target", "open_engine"]
@@ -133,7 +131,8 @@ class Engine:
         self._locks = [threading.Lock() for _ in range(LOCKS)]
         self._pending: set[ChunkKey] = set(found.pending)
         self._chunks = found.chunks
-        self._quarantined = found.quarantined
+        self._damage = Damage(self._meta, self._epochs.next_delta_id, len(found.damaged), found.kept)
+        self._damage.mark_unlisted(found.damaged)
         self._counters = dict.fromkeys(("reads", "read_bytes", "commits", "checksum_errors", "retried_reads"), 0)
         self._counters["rolled_back"] = found.rolled_back
         self._closed = False
@@ -176,6 +175,8 @@ class Engine:
             record = unpack(raw)
             if record.removed:
                 raise error(Code.CHUNK_NOT_FOUND, f"chunk {key.inode:#x}/{key.chunk_index} is being removed")
+            if record.damaged:
+                break
             count = min(len(into), record.length - offset)
             if count <= 0:
                 return ReadResult(0, 0, record.version, record.length, has_pending)
@@ -193,6 +194,24 @@ class Engine:
         self._counters["checksum_errors"] += 1
         into[:] = bytes(len(into))  # what was placed is wrong: nobody gets to see it
         raise error(Code.CHECKSUM, f"chunk {key.inode:#x}/{key.chunk_index} does not match its checksum")
+
+    def verify(self, key: ChunkKey) -> int:
+        before: bytes | None = None
+        for attempt in range(READ_ATTEMPTS):
+            raw = self._meta.get(chunk_key(COMMITTED, key))
+            if raw is None:
+                raise error(Code.CHUNK_NOT_FOUND, f"chunk {key.inode:#x}/{key.chunk_index}")
+            record = unpack(raw)
+            if record.damaged or (raw == before and attempt > 1):
+                break
+            before = raw
+            try:
+                self._reader.verify(key, record)
+            except Mismatch:
+                continue  # it was replaced meanwhile, or it is looked at once more
+            return record.length
+        self._counters["checksum_errors"] += 1
+        raise error(Code.CHECKSUM, f"chunk {key.inode:#x}/{key.chunk_index} does not match its checksum on the disk")
 
     def last_chunk(self, inode: int, begin: int, end: int) -> LastChunk | None:
         highest: tuple[bytes, bytes] | None = None
@@ -291,7 +310,7 @@ class Engine:
                     for raw_key, value in now.deltas:
                         batch.put(raw_key, value)
                     if waiting is not None:
-                        patches, logged = _dead_deltas(update.key, waiting, committed)
+                        patches, logged = dead_deltas(update.key, waiting, committed)
                         superseded += patches
                         for raw_key in logged:
                             batch.delete(raw_key)
@@ -349,21 +368,24 @@ class Engine:
             added = 0
             for key, raw, new, raw_old, old in changes:
                 batch.delete(chunk_key(PENDING, key))
+                stamped = stamp(raw, epoch=epoch, chain_version=chain_version)
                 if new.removed:
                     batch.delete(chunk_key(COMMITTED, key))
                 else:
-                    batch.put(chunk_key(COMMITTED, key), stamp(raw, epoch=epoch, chain_version=chain_version))
+                    batch.put(chunk_key(COMMITTED, key), stamped)
                 blocks: list[tuple[int, int]] = []
                 names: list[bytes] = []
                 if (old is None and not new.removed) or (old is not None and old.epoch != epoch):
                     # What an fsync may have covered, or that nothing was there: a power cut may ask for it.
                     names.append(undo_key(epoch, key))
                     batch.put(names[0], raw_old or b"")
-                if old is not None:
-                    blocks, logged = _dead_deltas(key, old, new)
+                if old is not None and not (old.damaged and self._damage.end(batch, key, old, new)):
+                    blocks, logged = dead_deltas(key, old, new)
                     names += logged
                     if old.block_shift and (new.removed or old.block_place != new.block_place):
                         blocks.append(old.block_place)
+                if new.damaged:
+                    self._damage.mark(batch, key, stamped, "no other replica had its bytes either")
                 held.append((blocks, tuple(names)))
                 added += (not new.removed) - (old is not None)
             if len(batch):
@@ -382,37 +404,18 @@ class Engine:
         self._epochs.require_working()
         with self._holding([key]):
             raw = self._meta.get(chunk_key(COMMITTED, key))
-            raw_pending = self._meta.get(chunk_key(PENDING, key)) if key in self._pending else None
-            if raw is None and raw_pending is None:
+            if raw is None or is_damaged(raw):
                 return
             batch = new_batch()
-            batch.delete(chunk_key(COMMITTED, key))
-            batch.delete(chunk_key(PENDING, key))
-            places = blocks_of(raw) if raw else []
-            freed = [place for place in blocks_of(raw_pending) if place not in places] if raw_pending else []
-            if raw is not None and self._quarantined < QUARANTINED_MAX:
-                text = reason.encode()[:REASON_BYTES_MAX]
-                name = chunk_key(QUARANTINE, key) + self._epochs.next_delta_id().to_bytes(8, "big")
-                batch.put(name, len(text).to_bytes(2, "little") + text + raw)
-                self._quarantined += 1
-            else:
-                freed += places
+            batch.put(chunk_key(COMMITTED, key), stamp(raw, flags=raw[1] | FLAG_DAMAGED))
+            self._damage.mark(batch, key, raw, reason)
             with self._epochs.gate:
                 self._meta.write(batch)
                 self._epochs.note_change()
-                self._chunks -= raw is not None
-                self._epochs.hold(freed, ())
-            self._pending.discard(key)
             self._folder.note(key, None)
 
-    def quarantined(self, limit: int = QUARANTINED_MAX) -> list[tuple[ChunkKey, str, int, int]]:
-        """(chunk, reason, block shift, block) of what was taken out of service, for a person to look at."""
-        listed = []
-        for raw_key, raw in itertools.islice(self._meta.range(QUARANTINE, end_of(QUARANTINE)), limit):
-            size = int.from_bytes(raw[:2], "little")
-            record = raw[2 + size :]
-            listed.append((key_of(raw_key), raw[2 : 2 + size].decode(errors="replace"), *block_of(record)))
-        return listed
+    def quarantined(self, limit: int) -> list[Quarantined]:
+        return self._damage.listed(limit)
 
     # -- keeping
 
@@ -439,13 +442,15 @@ class Engine:
         return folded
 
     def space(self) -> Space:
-        return Space(self._blocks.capacity_bytes(), self._blocks.free_bytes(), self._blocks.used_bytes, self._chunks)
+        blocks = self._blocks
+        return Space(blocks.capacity_bytes(), blocks.free_bytes(), blocks.used_bytes, self._chunks, self._damage.count)
 
     def stats(self) -> dict[str, float]:
         own: dict[str, float] = {
             "chunks": self._chunks,
             "pending": len(self._pending),
-            "quarantined": self._quarantined,
+            "damaged": self._damage.count,
+            "quarantined": self._damage.count + self._damage.kept,
             "sync_rounds": self._epochs.rounds,
             "held": self._epochs.held_items,
             "delta_bytes_waiting": self._folder.logged_bytes,
@@ -488,16 +493,6 @@ class Engine:
         finally:
             for lock in locks[:held]:
                 lock.release()
-
-
-def _dead_deltas(key: ChunkKey, old: Record, new: Record | None) -> tuple[list[tuple[int, int]], list[bytes]]:
-    """What `old` names and `new` does not: the blocks of patches, and the keys of logged deltas."""
-    if not old.deltas or (new is not None and new.deltas[: len(old.deltas)] == old.deltas):
-        return [], []
-    kept = {ref.id for ref in new.deltas} if new is not None else set()
-    dead = [ref for ref in old.deltas if ref.id not in kept]
-    patches = [ref.place for ref in dead if ref.place is not None]
-    return patches, [delta_key(key, ref.id) for ref in dead if ref.place is None]
 
 
 def _inode_range(prefix: bytes, inode: int, begin: int, end: int) -> tuple[bytes, bytes]:
