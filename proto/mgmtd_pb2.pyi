@@ -80,7 +80,7 @@ class WorkerInfo(_message.Message):
     def __init__(self, worker: _Optional[int] = ..., endpoint: _Optional[_Union[_common_pb2.Endpoint, _Mapping]] = ..., generation: _Optional[int] = ..., alive: _Optional[bool] = ...) -> None: ...
 
 class TargetInfo(_message.Message):
-    __slots__ = ("target_id", "node_id", "worker", "chain_id", "local_state", "public_state", "capacity_bytes", "free_bytes", "used_bytes", "path")
+    __slots__ = ("target_id", "node_id", "worker", "chain_id", "local_state", "public_state", "capacity_bytes", "free_bytes", "used_bytes", "path", "resync_done_chunks", "resync_total_chunks", "scrub")
     TARGET_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +91,9 @@ class TargetInfo(_message.Message):
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    RESYNC_DONE_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    RESYNC_TOTAL_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    SCRUB_FIELD_NUMBER: _ClassVar[int]
     target_id: int
     node_id: int
     worker: int
@@ -101,7 +104,10 @@ class TargetInfo(_message.Message):
     free_bytes: int
     used_bytes: int
     path: str
-    def __init__(self, target_id: _Optional[int] = ..., node_id: _Optional[int] = ..., worker: _Optional[int] = ..., chain_id: _Optional[int] = ..., local_state: _Optional[_Union[LocalState, str]] = ..., public_state: _Optional[_Union[PublicState, str]] = ..., capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., path: _Optional[str] = ...) -> None: ...
+    resync_done_chunks: int
+    resync_total_chunks: int
+    scrub: _common_pb2.ScrubReport
+    def __init__(self, target_id: _Optional[int] = ..., node_id: _Optional[int] = ..., worker: _Optional[int] = ..., chain_id: _Optional[int] = ..., local_state: _Optional[_Union[LocalState, str]] = ..., public_state: _Optional[_Union[PublicState, str]] = ..., capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., path: _Optional[str] = ..., resync_done_chunks: _Optional[int] = ..., resync_total_chunks: _Optional[int] = ..., scrub: _Optional[_Union[_common_pb2.ScrubReport, _Mapping]] = ...) -> None: ...
 
 class ChainTarget(_message.Message):
     __slots__ = ("target_id", "state")
@@ -164,7 +170,7 @@ class RoutingDelta(_message.Message):
     def __init__(self, version: _Optional[int] = ..., since_version: _Optional[int] = ..., full: _Optional[bool] = ..., nodes: _Optional[_Iterable[_Union[NodeInfo, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[TargetInfo, _Mapping]]] = ..., chains: _Optional[_Iterable[_Union[ChainInfo, _Mapping]]] = ..., chain_tables: _Optional[_Iterable[_Union[ChainTableInfo, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[int]] = ..., removed_targets: _Optional[_Iterable[int]] = ..., removed_chains: _Optional[_Iterable[int]] = ..., removed_chain_tables: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TargetReport(_message.Message):
-    __slots__ = ("target_id", "local_state", "chain_version", "capacity_bytes", "free_bytes", "used_bytes", "path", "resync_done_chunks", "resync_total_chunks")
+    __slots__ = ("target_id", "local_state", "chain_version", "capacity_bytes", "free_bytes", "used_bytes", "path", "resync_done_chunks", "resync_total_chunks", "scrub")
     TARGET_ID_FIELD_NUMBER: _ClassVar[int]
     LOCAL_STATE_FIELD_NUMBER: _ClassVar[int]
     CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -174,6 +180,7 @@ class TargetReport(_message.Message):
     PATH_FIELD_NUMBER: _ClassVar[int]
     RESYNC_DONE_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     RESYNC_TOTAL_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    SCRUB_FIELD_NUMBER: _ClassVar[int]
     target_id: int
     local_state: LocalState
     chain_version: int
@@ -183,7 +190,8 @@ class TargetReport(_message.Message):
     path: str
     resync_done_chunks: int
     resync_total_chunks: int
-    def __init__(self, target_id: _Optional[int] = ..., local_state: _Optional[_Union[LocalState, str]] = ..., chain_version: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., path: _Optional[str] = ..., resync_done_chunks: _Optional[int] = ..., resync_total_chunks: _Optional[int] = ...) -> None: ...
+    scrub: _common_pb2.ScrubReport
+    def __init__(self, target_id: _Optional[int] = ..., local_state: _Optional[_Union[LocalState, str]] = ..., chain_version: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., path: _Optional[str] = ..., resync_done_chunks: _Optional[int] = ..., resync_total_chunks: _Optional[int] = ..., scrub: _Optional[_Union[_common_pb2.ScrubReport, _Mapping]] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("cluster_id", "node_id", "type", "worker", "generation", "sequence", "endpoint", "hostname", "targets", "routing_version", "config_version", "stopping", "release")

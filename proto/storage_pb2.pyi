@@ -1,3 +1,4 @@
+from fireflyfs.proto import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -199,7 +200,7 @@ class SyncChainsReply(_message.Message):
     def __init__(self) -> None: ...
 
 class ChunkState(_message.Message):
-    __slots__ = ("chunk", "committed_version", "pending_version", "chain_version", "length", "crc32c", "chunk_size")
+    __slots__ = ("chunk", "committed_version", "pending_version", "chain_version", "length", "crc32c", "chunk_size", "damaged")
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_VERSION_FIELD_NUMBER: _ClassVar[int]
     PENDING_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +208,7 @@ class ChunkState(_message.Message):
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     CRC32C_FIELD_NUMBER: _ClassVar[int]
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
     chunk: ChunkId
     committed_version: int
     pending_version: int
@@ -214,7 +216,8 @@ class ChunkState(_message.Message):
     length: int
     crc32c: int
     chunk_size: int
-    def __init__(self, chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., committed_version: _Optional[int] = ..., pending_version: _Optional[int] = ..., chain_version: _Optional[int] = ..., length: _Optional[int] = ..., crc32c: _Optional[int] = ..., chunk_size: _Optional[int] = ...) -> None: ...
+    damaged: bool
+    def __init__(self, chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., committed_version: _Optional[int] = ..., pending_version: _Optional[int] = ..., chain_version: _Optional[int] = ..., length: _Optional[int] = ..., crc32c: _Optional[int] = ..., chunk_size: _Optional[int] = ..., damaged: _Optional[bool] = ...) -> None: ...
 
 class SyncStartRequest(_message.Message):
     __slots__ = ("chain_id", "chain_version", "after", "limit")
@@ -269,7 +272,7 @@ class SpaceRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TargetSpace(_message.Message):
-    __slots__ = ("target_id", "chain_id", "path", "capacity_bytes", "free_bytes", "used_bytes", "chunks")
+    __slots__ = ("target_id", "chain_id", "path", "capacity_bytes", "free_bytes", "used_bytes", "chunks", "damaged_chunks")
     TARGET_ID_FIELD_NUMBER: _ClassVar[int]
     CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
@@ -277,6 +280,7 @@ class TargetSpace(_message.Message):
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     target_id: int
     chain_id: int
     path: str
@@ -284,7 +288,8 @@ class TargetSpace(_message.Message):
     free_bytes: int
     used_bytes: int
     chunks: int
-    def __init__(self, target_id: _Optional[int] = ..., chain_id: _Optional[int] = ..., path: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., chunks: _Optional[int] = ...) -> None: ...
+    damaged_chunks: int
+    def __init__(self, target_id: _Optional[int] = ..., chain_id: _Optional[int] = ..., path: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., chunks: _Optional[int] = ..., damaged_chunks: _Optional[int] = ...) -> None: ...
 
 class SpaceReply(_message.Message):
     __slots__ = ("targets",)
@@ -305,6 +310,42 @@ class CreateTargetRequest(_message.Message):
 class CreateTargetReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ScrubRequest(_message.Message):
+    __slots__ = ("targets", "start")
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    targets: _containers.RepeatedScalarFieldContainer[int]
+    start: bool
+    def __init__(self, targets: _Optional[_Iterable[int]] = ..., start: _Optional[bool] = ...) -> None: ...
+
+class DamagedChunk(_message.Message):
+    __slots__ = ("chunk", "version", "length", "reason")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    chunk: ChunkId
+    version: int
+    length: int
+    reason: str
+    def __init__(self, chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., version: _Optional[int] = ..., length: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class TargetScrub(_message.Message):
+    __slots__ = ("target_id", "report", "damaged")
+    TARGET_ID_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    target_id: int
+    report: _common_pb2.ScrubReport
+    damaged: _containers.RepeatedCompositeFieldContainer[DamagedChunk]
+    def __init__(self, target_id: _Optional[int] = ..., report: _Optional[_Union[_common_pb2.ScrubReport, _Mapping]] = ..., damaged: _Optional[_Iterable[_Union[DamagedChunk, _Mapping]]] = ...) -> None: ...
+
+class ScrubReply(_message.Message):
+    __slots__ = ("targets",)
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    targets: _containers.RepeatedCompositeFieldContainer[TargetScrub]
+    def __init__(self, targets: _Optional[_Iterable[_Union[TargetScrub, _Mapping]]] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
     __slots__ = ()

@@ -4,6 +4,7 @@ All offsets and lengths are bytes. `status` is a `common.errors.Code`. docs/form
 
 STORAGE_READ      body: READ_IO[n], `into`: n pieces of the lengths asked for
                   reply: READ_RESULT[n]; piece i holds `length` bytes (short where the chunk ends)
+STORAGE_SYNC_READ the same, from a predecessor to its SYNCING successor
 STORAGE_WRITE     body: UPDATE_HEADER[1] UPDATE_ITEM[n] EXTENT[m], `out`: m pieces, one for each extent, in order
 STORAGE_UPDATE    the same, from a replica to its successor
                   reply to both: UPDATE_RESULT[n]

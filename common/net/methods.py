@@ -14,6 +14,7 @@ class Method(IntEnum):
     STORAGE_READ = 0x0101
     STORAGE_WRITE = 0x0102  # client to head
     STORAGE_UPDATE = 0x0103  # replica to successor
+    STORAGE_SYNC_READ = 0x0104  # predecessor to SYNCING successor: the body of STORAGE_READ
     # Storage, protobuf (proto/storage.proto, the method of the same name)
     STORAGE_QUERY_LAST_CHUNK = 0x0110
     STORAGE_REMOVE_CHUNKS = 0x0111
@@ -25,6 +26,7 @@ class Method(IntEnum):
     STORAGE_SPACE = 0x0117
     STORAGE_STATS = 0x0118
     STORAGE_REMOVE_FILES = 0x0119
+    STORAGE_SCRUB = 0x011A
 
     # Metadata, protobuf (proto/meta.proto)
     META_STAT = 0x0201

@@ -71,13 +71,16 @@ def decide_replica(
     if version < 1:
         return Decision(Action.REFUSE, 0, Code.PROTOCOL, "a forwarded update has a version")
     if syncing:
-        if kind not in (UpdateKind.REPLACE, UpdateKind.REMOVE):
+        if kind not in (UpdateKind.REPLACE, UpdateKind.REMOVE, UpdateKind.DAMAGED):
             return Decision(Action.REFUSE, 0, Code.PROTOCOL, "a syncing replica takes whole chunks only")
         if kind is UpdateKind.REMOVE and state is None:
             return Decision(Action.NOTHING, version, Code.OK, "no such chunk")
-        if pending is None and kind is UpdateKind.REPLACE and _same(committed, version, crc32c, writer):
+        damaged = kind is UpdateKind.DAMAGED
+        if pending is None and _same(committed, version, crc32c, writer, damaged=damaged):
             return Decision(Action.ANSWER, version, Code.OK, "already so")
         return Decision(Action.APPLY, version, Code.OK, "versions are set while syncing")
+    if kind is UpdateKind.DAMAGED:
+        return Decision(Action.REFUSE, 0, Code.PROTOCOL, "only a syncing replica is told of lost bytes")
     base = committed.version if committed is not None else 0
     if kind is UpdateKind.REMOVE and committed is None and (pending is None or pending.version < version):
         return Decision(Action.NOTHING, version, Code.OK, "already removed")
@@ -103,5 +106,10 @@ def may_replace_pending(code: Code) -> bool:
     return code in (Code.NO_SPACE, Code.QUOTA_EXCEEDED, Code.INVALID)
 
 
-def _same(version: Version | None, number: int, crc32c: int, writer: Writer) -> bool:
-    return version is not None and (version.version, version.crc32c, version.writer) == (number, crc32c, writer)
+def _same(version: Version | None, number: int, crc32c: int, writer: Writer, *, damaged: bool) -> bool:
+    return version is not None and (version.version, version.crc32c, version.writer, version.damaged) == (
+        number,
+        crc32c,
+        writer,
+        damaged,
+    )

@@ -110,7 +110,12 @@ class Forwarder:
             size = 0
             while whole and (not batch or size + whole[0].chunk_size <= WHOLE_BYTES_MAX):
                 item = whole.pop(0)
-                batch.append(await local.call(read_pending, local, item))
+                try:
+                    batch.append(await local.call(read_pending, local, item))
+                except FfsError as exc:
+                    if exc.code is Code.CHECKSUM:
+                        local.suspect(item.key)
+                    raise
                 size += item.chunk_size
             answers.update(await self.send_once(local, chain, hop, writer, batch, flags, deadline_s))
         return answers

@@ -17,12 +17,14 @@ from fireflyfs.storage.core import forward, target
 from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, ChunkState, Extent, Writer
 from fireflyfs.storage.service.reading import Reader
+from fireflyfs.storage.service.repair import Repairer
 from fireflyfs.storage.service.replica import LocalTarget, Replicas, to_its_end
 from fireflyfs.storage.service.update import Updater
 from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, decode_update, encode_results
 
 CONTROL_DEADLINE_S = 30.0
 PAGE_MAX = 2048  # chunk states in one SyncStart reply
+DAMAGED_LISTED_MAX = 1000
 
 
 class StorageService:
@@ -30,7 +32,8 @@ class StorageService:
 
     def __init__(self, replicas: Replicas) -> None:
         self._replicas = replicas
-        self.updater = Updater(replicas)
+        self.repairer = Repairer(replicas)
+        self.updater = Updater(replicas, self.repairer)
         self.reader = Reader(replicas)
         # For removals and truncations whose sender names no channel: each is its own request.
         self._own_client = secrets.token_bytes(16)
@@ -41,6 +44,7 @@ class StorageService:
             Method.STORAGE_READ: self.reader.handle,
             Method.STORAGE_WRITE: self._write,
             Method.STORAGE_UPDATE: self._update,
+            Method.STORAGE_SYNC_READ: self.repairer.sync_read,
         }
 
     async def _write(self, request: ServerRequest) -> None:
@@ -183,6 +187,7 @@ class StorageService:
                 free_bytes=space.free_bytes,
                 used_bytes=space.used_bytes,
                 chunks=space.chunks,
+                damaged_chunks=space.damaged,
             )
         return reply
 
@@ -198,6 +203,30 @@ class StorageService:
             for key, value in (await local.call(local.engine.stats)).items():
                 values[prefix + key] = value
         return storage_pb2.StatsReply(values=values)
+
+    async def scrub(self, request: storage_pb2.ScrubRequest) -> storage_pb2.ScrubReply:
+        """Raises INVALID for a target that is not here, before any pass is started."""
+        ids = list(request.targets) or sorted(self._replicas.targets)
+        unknown = [target_id for target_id in ids if target_id not in self._replicas.targets]
+        if unknown:
+            raise error(Code.INVALID, f"target {unknown[0]} is not served by this worker")
+        reply = storage_pb2.ScrubReply()
+        for target_id in ids:
+            local = self._replicas.targets[target_id]
+            if request.start:
+                local.scrub_asked.set()
+            local.space = space = local.space if local.state.failed else await local.call(local.engine.space)
+            listed = await local.call(local.engine.quarantined, DAMAGED_LISTED_MAX) if space.damaged else []
+            row = reply.targets.add(target_id=target_id, report=local.scrub_report())
+            for found in listed:
+                if not found.replaced:
+                    row.damaged.add(
+                        chunk=storage_pb2.ChunkId(inode=found.key.inode, index=found.key.chunk_index),
+                        version=found.version,
+                        length=found.length,
+                        reason=found.reason,
+                    )
+        return reply
 
     # Durability
 
@@ -337,4 +366,5 @@ def _state_message(state: ChunkState) -> storage_pb2.ChunkState:
         message.chain_version = committed.chain_version
         message.length = committed.length
         message.crc32c = committed.crc32c
+        message.damaged = committed.damaged
     return message

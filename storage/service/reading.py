@@ -59,6 +59,8 @@ class Reader:
             except FfsError as exc:
                 if exc.code is Code.DISK_FAILED:
                     local.fail(exc.message)
+                elif exc.code is Code.CHECKSUM:
+                    local.suspect(key)
                 rows.append((int(exc.code), 0, 0, 0, 0))
         if not slow:
             request.reply(encode_reads(rows), [row[1] for row in rows])
@@ -101,6 +103,16 @@ class Reader:
         self, local: LocalTarget, key: ChunkKey, offset: int, into: memoryview, deadline_s: float
     ) -> ReadResult:
         """The committed bytes, even while an update is under way. Raises CHUNK_NOT_FOUND, CHUNK_PENDING, CHECKSUM."""
+        try:
+            return await self._read(local, key, offset, into, deadline_s)
+        except FfsError as exc:
+            if exc.code is Code.CHECKSUM:
+                local.suspect(key)
+            raise
+
+    async def _read(
+        self, local: LocalTarget, key: ChunkKey, offset: int, into: memoryview, deadline_s: float
+    ) -> ReadResult:
         for look in range(LOOKS_MAX):
             if look:
                 await asyncio.sleep(LOOK_PAUSE_S)

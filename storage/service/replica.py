@@ -18,10 +18,12 @@ from fireflyfs.common.clock import Clock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.api import AsyncLink
 from fireflyfs.proto import mgmtd_pb2
+from fireflyfs.proto.common_pb2 import ScrubReport
 from fireflyfs.storage.core import fence, forward, target
 from fireflyfs.storage.core.exactly_once import ExactlyOnce
+from fireflyfs.storage.core.scrub import Progress, Suspects
 from fireflyfs.storage.core.target import Public, TargetState
-from fireflyfs.storage.engine.interface import ChunkEngine, Space, WouldBlock
+from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, Space, WouldBlock
 from fireflyfs.storage.service.locks import Gate, KeyLocks
 from fireflyfs.storage.service.wire import Result
 
@@ -68,8 +70,13 @@ class LocalTarget:
         self.locks = KeyLocks()
         self.once: ExactlyOnce[Result] = ExactlyOnce()
         self.space = Space(0, 0, 0, 0)
-        self.resync_done = 0
+        self.resync_done = 0  # chunks of the resync of the successor that runs; 0 of 0: none does
         self.resync_total = 0
+        self.suspects = Suspects()
+        self.suspected = asyncio.Event()
+        self.repaired = 0  # chunks, since the process began
+        self.scrub = Progress()
+        self.scrub_asked = asyncio.Event()
         self._running: set[asyncio.Future[None]] = set()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"target-{target_id}")
         self._threads_until_s = 0.0
@@ -165,6 +172,26 @@ class LocalTarget:
         log.error("target %d leaves its chain: %s", self.target_id, why)
         self.set_state(target.on_divergence(self.state, why))
 
+    def suspect(self, key: ChunkKey) -> None:
+        """Somebody met bytes of the chunk that do not match: it is looked at, and mended, soon."""
+        if self.suspects.add(key, self._clock.monotonic_s()):
+            self.suspected.set()
+
+    def scrub_report(self) -> ScrubReport:
+        progress = self.scrub
+        return ScrubReport(
+            passes=progress.passes,
+            running=progress.running,
+            done_chunks=progress.chunks,
+            total_chunks=progress.total,
+            done_bytes=progress.bytes,
+            ended_unix_ns=int(progress.ended_unix_s * 1e9),
+            found_chunks=progress.damaged,
+            lost_chunks=progress.lost,
+            repaired_chunks=self.repaired,
+            damaged_chunks=self.space.damaged,
+        )
+
     def roomy(self, size: int) -> bool:
         """Whether there is so much space that an update of `size` bytes will certainly find room."""
         now_s = self._clock.monotonic_s()
@@ -187,6 +214,7 @@ class LocalTarget:
             path=str(self.path or ""),
             resync_done_chunks=self.resync_done,
             resync_total_chunks=self.resync_total,
+            scrub=self.scrub_report(),
         )
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ One that is cancelled (its server stops) waits for the threads that work on its 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 
 import crc32c as crc32c_module
@@ -22,12 +23,16 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.proto.storage_wire import UpdateFlag, UpdateKind
 from fireflyfs.storage.core import forward, target, versions
 from fireflyfs.storage.core.forward import Form
+from fireflyfs.storage.core.scrub import Outcome
 from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.core.versions import Action, Decision
-from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Update, Version
+from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Update, Version, Writer
 from fireflyfs.storage.service.forwarding import Forwarder
+from fireflyfs.storage.service.repair import Repairer, Wanted
 from fireflyfs.storage.service.replica import INLINE_BYTES_MAX, INLINE_ITEMS_MAX, LocalTarget, Replicas, to_its_end
 from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, failed
+
+log = logging.getLogger(__name__)
 
 FINISH_ROUNDS_MAX = 3
 LOCK_WAIT_MAX_S = 30.0
@@ -38,8 +43,9 @@ Applied = dict[ChunkKey, Version | Code]
 class Updater:
     """Runs updates; the same code for a client's write at the head and a forwarded one further down."""
 
-    def __init__(self, replicas: Replicas) -> None:
+    def __init__(self, replicas: Replicas, repairer: Repairer) -> None:
         self._replicas = replicas
+        self._repairer = repairer
         self.forwarder = Forwarder(replicas)
 
     async def run(self, request: UpdateRequest, deadline_s: float, *, from_client: bool) -> list[Result]:
@@ -193,6 +199,7 @@ class Updater:
                 item.length,
                 item.extents,
                 request.writer,
+                item.crc32c,
             )
             for item in fresh
         ]
@@ -202,6 +209,11 @@ class Updater:
             # The tail commits at once, in the same visit. A successor that appears meanwhile misses
             # nothing: its resync begins by waiting for the updates under way (`LocalTarget.drain`).
             applied = await local.call_short(size, len(updates), _apply_and_commit, local, updates, chain.version)
+            for update in await self._mended(local, updates, applied):
+                applied.update(await local.call(_apply_and_commit, local, [update], chain.version))
+            for item in fresh:
+                if item.kind is UpdateKind.DAMAGED:
+                    local.suspect(item.key)  # once this replica serves, another one may have come back that has it
             return {
                 key: _result(chain.version, found) if isinstance(found, Version) else failed(found)
                 for key, found in applied.items()
@@ -223,18 +235,26 @@ class Updater:
                 applied = await to_its_end(storing)
         else:
             applied = await _applied(local, updates, size)
+            for update in await self._mended(local, updates, applied):
+                applied.update(await _applied(local, [update], size))
             items = [item for item in items if not isinstance(applied.get(item.key), Code)]
             outcome = await self.forwarder.forward(local, chain.chain_id, writer, items, deadline_s)
         results: dict[ChunkKey, Result] = {}
+        by_key = {item.key: item for item in fresh}
         for key, found in applied.items():
             if isinstance(found, Version):
                 pendings[key] = found
                 continue
-            results[key] = failed(found)
             if key in outcome and outcome[key].code is Code.OK:
+                # It is committed further down: nothing else may become of it here.
                 if found is Code.CHECKSUM:
+                    taken = await self._take_over(local, chain, by_key[key], outcome[key], writer)
+                    if taken is not None:
+                        pendings[key] = taken
+                        continue
                     await local.call(local.engine.quarantine, key, "stored bytes do not match, found by an update")
                 local.diverge(f"chunk {key.inode}.{key.chunk_index}: stored further down, here {found.name}")
+            results[key] = failed(found)
         for key in pendings:
             if outcome[key].code is not Code.OK:
                 results[key] = failed(outcome[key].code)
@@ -242,6 +262,38 @@ class Updater:
             await self._commit(local, {key: found for key, found in pendings.items() if key not in results}, outcome)
         )
         return results
+
+    async def _mended(self, local: LocalTarget, updates: Sequence[Update], applied: Applied) -> list[Update]:
+        """Those that met rot, and can be stored now that their chunk is mended. Nobody has seen them yet."""
+        again = []
+        for update in updates:
+            if applied[update.key] is not Code.CHECKSUM:
+                continue
+            try:
+                outcome = await self._repairer.mend(local, update.key)
+            except FfsError as exc:
+                log.warning("chunk %d.%d: cannot be mended: %s", *update.key, exc.message)
+                continue
+            if outcome in (Outcome.GOOD, Outcome.REPAIRED):
+                again.append(update)
+            else:
+                local.suspect(update.key)
+        return again
+
+    async def _take_over(
+        self, local: LocalTarget, chain: Chain, item: Item, answer: Result, writer: Writer
+    ) -> Version | None:
+        """The update as its successors hold it, where rot kept this replica from making it itself."""
+        if item.kind is UpdateKind.REMOVE:
+            return None
+        wanted = Wanted(
+            item.key, item.chunk_size, item.version, answer.length, answer.crc32c, answer.chain_version, writer
+        )
+        try:
+            return await self._repairer.take_over(local, chain, wanted)
+        except FfsError as exc:
+            log.warning("chunk %d.%d: version %d cannot be stored: %s", *item.key, item.version, exc.message)
+            return None
 
     async def _commit(
         self, local: LocalTarget, pendings: Mapping[ChunkKey, Version], outcome: Mapping[ChunkKey, Result]

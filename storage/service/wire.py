@@ -105,7 +105,7 @@ def decode_update(body: memoryview, pull_lengths: Sequence[int], *, from_client:
         place += count
         if kind not in _KINDS:
             raise error(Code.PROTOCOL, f"unknown kind of update {kind}")
-        if from_client and (version or kind == UpdateKind.REPLACE):
+        if from_client and (version or kind in (UpdateKind.REPLACE, UpdateKind.DAMAGED)):
             raise error(Code.PROTOCOL, "a client's update has no version and replaces no whole chunk")
         _check_item(kind, count, chunk_size, length, mine, lengths)
         data = [Extent(offset, _EMPTY, crc) for offset, _, crc, _ in mine]

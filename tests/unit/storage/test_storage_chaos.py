@@ -104,7 +104,9 @@ class Chaos:
         server.replicas.install(self.cluster.routing())
         self.jobs[target_id] = [
             asyncio.ensure_future(PendingResolver(server.replicas, server.service.updater, server.target).run()),
-            asyncio.ensure_future(Resync(server.replicas, server.service.updater, server.target).run()),
+            asyncio.ensure_future(
+                Resync(server.replicas, server.service.updater, server.service.repairer, server.target).run()
+            ),
         ]
 
     def may_crash(self, target_id: int) -> bool:

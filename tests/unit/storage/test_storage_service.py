@@ -372,7 +372,7 @@ def test_a_returning_replica_is_brought_up_to_date_while_clients_write(
         head = cluster.servers[10]
         hop = forward.next_hop(head.target.chain, 10)
         assert hop is not None
-        job = Resync(head.replicas, head.service.updater, head.target)
+        job = Resync(head.replicas, head.service.updater, head.service.repairer, head.target)
         chain = head.target.chain
 
         async def write_on() -> None:
