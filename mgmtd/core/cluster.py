@@ -200,6 +200,9 @@ def _reported(target: TargetRecord, worker: int, local: Local, report: mgmtd_pb2
         and target.free_bytes == report.free_bytes
         and target.used_bytes == report.used_bytes
         and target.capacity_bytes == report.capacity_bytes
+        and target.resync_done_chunks == report.resync_done_chunks
+        and target.resync_total_chunks == report.resync_total_chunks
+        and target.scrub == report.scrub
         and target.path == path
     ):
         return target
@@ -211,4 +214,7 @@ def _reported(target: TargetRecord, worker: int, local: Local, report: mgmtd_pb2
         capacity_bytes=report.capacity_bytes,
         free_bytes=report.free_bytes,
         used_bytes=report.used_bytes,
+        resync_done_chunks=report.resync_done_chunks,
+        resync_total_chunks=report.resync_total_chunks,
+        scrub=report.scrub,
     )

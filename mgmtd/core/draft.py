@@ -32,7 +32,7 @@ class Draft:
         old = self._cluster.targets.get(target.target_id)
         if old is target or old == target:
             self.changes.targets.pop(target.target_id, None)
-        elif old is not None and target.target_id not in self.changes.targets and _only_space(old, target):
+        elif old is not None and target.target_id not in self.changes.targets and _only_figures(old, target):
             # Not worth a version: kept here, told with the next change or in a full answer.
             self._cluster.targets[target.target_id] = target
         else:
@@ -90,7 +90,16 @@ class Draft:
         self.changes.chains[chain.chain_id] = chain
 
 
-def _only_space(old: TargetRecord, new: TargetRecord) -> bool:
-    same = replace(new, capacity_bytes=old.capacity_bytes, free_bytes=old.free_bytes, used_bytes=old.used_bytes)
+def _only_figures(old: TargetRecord, new: TargetRecord) -> bool:
+    """Whether nothing differs but progress and a little space: what people look at, and nobody acts on."""
+    same = replace(
+        new,
+        capacity_bytes=old.capacity_bytes,
+        free_bytes=old.free_bytes,
+        used_bytes=old.used_bytes,
+        resync_done_chunks=old.resync_done_chunks,
+        resync_total_chunks=old.resync_total_chunks,
+        scrub=old.scrub,
+    )
     step = max(1, int(SPACE_STEP * old.capacity_bytes))
     return same == old and old.capacity_bytes == new.capacity_bytes and abs(new.free_bytes - old.free_bytes) < step

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from fireflyfs.mgmtd.core.chain import Local, Public
 from fireflyfs.proto import mgmtd_pb2
-from fireflyfs.proto.common_pb2 import Endpoint
+from fireflyfs.proto.common_pb2 import Endpoint, ScrubReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,9 @@ class TargetRecord:
     capacity_bytes: int = 0
     free_bytes: int = 0
     used_bytes: int = 0
+    resync_done_chunks: int = 0  # of its successor
+    resync_total_chunks: int = 0
+    scrub: ScrubReport = field(default_factory=ScrubReport)
 
     def durable(self) -> mgmtd_pb2.TargetInfo:
         """The record as it is stored."""

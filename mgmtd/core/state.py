@@ -180,4 +180,7 @@ class ClusterState:
         info.capacity_bytes = target.capacity_bytes
         info.free_bytes = target.free_bytes
         info.used_bytes = target.used_bytes
+        info.resync_done_chunks = target.resync_done_chunks
+        info.resync_total_chunks = target.resync_total_chunks
+        info.scrub.CopyFrom(target.scrub)
         return info
