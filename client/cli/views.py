@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from typing import Any
 
@@ -162,8 +161,9 @@ def resync_rows(routing: Routing) -> list[dict[str, Any]]:
     """One row for each replica that is being brought up to date: how many of its source's chunks it has."""
     rows = []
     for chain_id, chain in sorted(routing.chains.items()):
-        for (source_id, _), (target_id, state) in itertools.pairwise(chain.targets):
-            source = routing.targets.get(source_id)
+        source_id = chain.serving[-1] if chain.serving else 0  # what is being synced comes behind all that serve
+        source = routing.targets.get(source_id)
+        for target_id, state in chain.targets:
             if state != SYNCING or source is None:
                 continue
             done, total = source.resync_done_chunks, source.resync_total_chunks

@@ -323,6 +323,31 @@ def test_a_delta_names_only_what_changed_and_old_readers_get_everything(harness:
     assert harness.cluster.delta(harness.cluster.version + 5).full
 
 
+def test_progress_is_told_and_is_no_new_version(harness: Any) -> None:
+    three_replicas(harness)
+    version = harness.cluster.version
+    for done in (1, 2, 3):
+        harness.sequence += 1
+        request = mgmtd_pb2.HeartbeatRequest(node_id=1, type=3, generation=1, sequence=harness.sequence)
+        request.endpoint.tcp = "127.0.0.1:9001"
+        report = request.targets.add(
+            target_id=101,
+            local_state=3,
+            chain_version=1,
+            capacity_bytes=1000,
+            free_bytes=900,
+            resync_done_chunks=done,
+            resync_total_chunks=3,
+        )
+        report.scrub.done_chunks = 7 * done
+        report.scrub.damaged_chunks = done - 1
+        harness.do(harness.cluster.heartbeat(request, harness.clock.monotonic_s(), 0))
+        assert harness.cluster.version == version
+        info = next(target for target in harness.cluster.delta(0).targets if target.target_id == 101)
+        assert (info.resync_done_chunks, info.resync_total_chunks) == (done, 3)
+        assert (info.scrub.done_chunks, info.scrub.damaged_chunks) == (7 * done, done - 1)
+
+
 def test_free_space_alone_is_no_new_version_until_it_matters(harness: Any) -> None:
     three_replicas(harness)
     version = harness.cluster.version
