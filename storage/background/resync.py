@@ -32,8 +32,8 @@ from fireflyfs.storage.service.wire import Item
 log = logging.getLogger(__name__)
 
 PAGE = 1024
-# At a time: more would fill the target's threads, and reads that need the disk would wait behind them.
-PARALLEL = 4
+# At a time: more fill the target's threads and its event loop in bursts, and readers wait behind them.
+PARALLEL = 2
 PARALLEL_BYTES_MAX = 16 << 20
 RETRY_S = 1.0
 IDLE_S = 1.0
@@ -203,11 +203,9 @@ class Resync:
             state = await local.call(local.engine.stat, key)
             if state is not None and state.pending is not None:
                 code = await self._updater.finish_locked(local, chain.chain_id, state, deadline_s)
-                if code is Code.OK:
-                    return  # finishing it has sent the whole chunk
-                # One that rotted here before it was committed anywhere below comes again from the head.
-                if code is not Code.CHECKSUM or not target.may_serve(local.state, local.public):
+                if code is not Code.OK:
                     raise error(code, f"chunk {key.inode}.{key.chunk_index} has a pending version")
+                return  # finishing it has sent the whole chunk
             committed = state.committed if state is not None else None
             if state is None or committed is None:
                 item = Item(key, UpdateKind.REMOVE, 1, 1 << 16, 0)
@@ -235,7 +233,13 @@ class Resync:
             except FfsError as exc:
                 if exc.code is not Code.CHECKSUM:
                     raise
-            outcome = await self._repairer.mend(local, key, syncing=hop.target_id)
+            try:
+                outcome = await self._repairer.mend(local, key, syncing=hop.target_id)
+            except FfsError as trouble:
+                if trouble.code is Code.DISK_FAILED:
+                    raise
+                log.warning("chunk %d.%d: cannot be mended: %s", key.inode, key.chunk_index, trouble.message)
+                break
             if outcome not in (Outcome.GOOD, Outcome.REPAIRED):
                 break
         log.error("chunk %d.%d: target %d goes on without its bytes", key.inode, key.chunk_index, hop.target_id)

@@ -9,8 +9,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import crc32c as crc32c_module
-
 from fireflyfs.client.routing import Chain
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.api import Address, Call
@@ -114,7 +112,9 @@ class Forwarder:
                     batch.append(await local.call(read_pending, local, item))
                 except FfsError as exc:
                     if exc.code is Code.CHECKSUM:
-                        local.suspect(item.key)
+                        # It may be committed nowhere, so nobody can be asked for it. Those who sent it send it to
+                        # the replicas that are left.
+                        local.diverge(f"chunk {item.key.inode}.{item.key.chunk_index}: its pending version is lost")
                     raise
                 size += item.chunk_size
             answers.update(await self.send_once(local, chain, hop, writer, batch, flags, deadline_s))
@@ -164,7 +164,7 @@ def read_whole(local: LocalTarget, key: ChunkKey, version: int, *, pending: bool
         result = local.engine.read(key, 0, data, pending=pending)
         if result.length != found.length or result.version != version:
             raise error(Code.CHUNK_BUSY, f"chunk {key.inode}.{key.chunk_index} has changed")
-        extents.append(Extent(0, data, crc32c_module.crc32c(data)))
+        extents.append(Extent(0, data, result.crc32c))
     crc = extents[0].crc32c if extents else 0
     if extents and crc != found.crc32c:
         raise error(Code.CHECKSUM, f"chunk {key.inode}.{key.chunk_index} does not match its checksum")

@@ -32,7 +32,7 @@ from fireflyfs.storage.service.wire import decode_reads, encode_reads
 log = logging.getLogger(__name__)
 
 LOCK_WAIT_S = 5.0
-ASK_S = 10.0  # for one answer of a replica
+ASK_S = 3.0  # for one answer of a replica: writers of the chunk wait meanwhile
 REQUEST_BYTES = 4 * MiB  # asked for in one request
 PIECE_BYTES = 64 * KiB  # once no replica has such a range whole
 _LOST = (Code.CHECKSUM, Code.CHUNK_NOT_FOUND)  # a replica that answers so cannot help, now or later
@@ -146,10 +146,16 @@ class Repairer:
             missing = scrub.pieces(missing, size)
             if own and size == PIECE_BYTES:
                 missing = await local.call(_own_pieces, local, wanted, data, missing)
-            for target_id, method in sources:
-                if missing:
-                    missing, sure = await self._ask(chain, target_id, method, wanted, data, missing)
+            for source in list(sources):
+                if not missing:
+                    break
+                try:
+                    missing, sure = await self._ask(chain, *source, wanted, data, missing)
                     certain = certain and sure
+                except FfsError as exc:
+                    log.info("target %d cannot help: %s", source[0], exc.message)
+                    sources.remove(source)  # nobody waits for it twice
+                    certain = False
         if missing:
             return None, certain
         if crc32c_module.crc32c(data) != wanted.crc32c:
@@ -171,7 +177,7 @@ class Repairer:
         data: memoryview,
         missing: list[Missing],
     ) -> tuple[list[Missing], bool]:
-        """(what is still missing, whether the replica said all that it will ever say)."""
+        """(what is still missing, whether the replica said all that it will ever say). Raises FfsError."""
         left: list[Missing] = []
         sure = True
         step = max(1, REQUEST_BYTES // max(piece.length for piece in missing))
@@ -181,14 +187,10 @@ class Repairer:
             body = np.array([(inode, index, chain.chain_id, chain.version, *piece) for piece in batch], READ_IO)
             into = [data[offset : offset + length] for offset, length in batch]
             call = Call(method, body.tobytes(), into=into, deadline_s=ASK_S)
-            try:
-                reply = await self._replicas.link.call(self._replicas.routing.address(target_id), call)
-                rows = np.frombuffer(reply.body, READ_RESULT).tolist()
-                if len(rows) != len(batch):
-                    raise error(Code.PROTOCOL, f"{len(rows)} answers to {len(batch)} reads")
-            except FfsError as exc:
-                log.info("target %d cannot help: %s", target_id, exc.message)
-                return left + missing[start:], False
+            reply = await self._replicas.link.call(self._replicas.routing.address(target_id), call)
+            if len(reply.body) != len(batch) * READ_RESULT.itemsize:
+                raise error(Code.PROTOCOL, f"an answer of {len(reply.body)} bytes to {len(batch)} reads")
+            rows = np.frombuffer(reply.body, READ_RESULT).tolist()
             for piece, view, (status, got, version, crc, _) in zip(batch, into, rows, strict=True):
                 if (status, got, version) == (0, piece.length, wanted.version) and crc32c_module.crc32c(view) == crc:
                     continue

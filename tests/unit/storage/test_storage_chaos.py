@@ -299,7 +299,9 @@ def test_whatever_fails_the_history_is_one(
             await PendingResolver(server.replicas, server.service.updater, server.target).once()
         for server in cluster.servers.values():
             scrubber = Scrubber(server.replicas, server.service.repairer, server.target, bytes_s=0, every_s=0)
-            while not server.target.scrub.passes:  # one that has not heard yet that it serves looks at nothing
+            # One that has not heard yet that it serves looks at nothing, and one that the others have not heard of yet
+            # gets no help.
+            while not server.target.scrub.passes or server.target.scrub.damaged:
                 await scrubber.once()
                 await asyncio.sleep(0.005)
         copies = []

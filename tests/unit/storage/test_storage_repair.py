@@ -16,6 +16,7 @@ from fireflyfs.common.net.methods import Method
 from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.storage_wire import READ_IO, READ_RESULT, UpdateKind
 from fireflyfs.storage.background import scrub as scrubbing
+from fireflyfs.storage.background.pending import PendingResolver
 from fireflyfs.storage.background.repair import SuspectRepair
 from fireflyfs.storage.background.resync import Resync
 from fireflyfs.storage.background.scrub import Scrubber
@@ -209,6 +210,38 @@ def test_pending_versions_are_left_alone(make_cluster: MakeCluster, write_item: 
         middle.engine.rot(KEY, 0)
         assert await mend(cluster, 20) is Outcome.REPAIRED
         assert await read(cluster, 20) == (0, DATA + b"new")
+        cluster.close()
+
+    run(scenario)
+
+
+def test_a_head_whose_pending_version_rots_leaves_it_to_the_next(
+    make_cluster: MakeCluster, write_item: MakeItem
+) -> None:
+    """Nobody has committed it, so nobody can be asked for it; the others have it pending."""
+
+    async def scenario() -> None:
+        cluster = make_cluster(3)
+        await cluster.update(10, [write_item(0, DATA)], writer(1))
+        item = write_item(0, b"new", 100)
+        update = Update(KEY, UpdateKind.WRITE, 2, cluster.version, 65536, 0, item.extents, writer(2))
+        for target_id in (10, 20, 30):
+            cluster.servers[target_id].engine.apply([update])
+        chunk(cluster, 10).pending_rotten.add(0)
+
+        def resolver(target_id: int) -> PendingResolver:
+            server = cluster.servers[target_id]
+            return PendingResolver(server.replicas, server.service.updater, server.target)
+
+        assert await resolver(10).once() == 0
+        assert cluster.servers[10].target.state.local is Local.OFFLINE
+        cluster.publish((20, S), (30, S), (10, X))
+        assert await resolver(20).once() == 1
+        demote(cluster, 10, (20, S), (30, S), (10, Y))
+        await resync(cluster, 30)
+        cluster.publish((20, S), (30, S), (10, S))
+        for target_id in (10, 20, 30):
+            assert await read(cluster, target_id) == (0, DATA[:100] + b"new" + DATA[103:])
         cluster.close()
 
     run(scenario)
