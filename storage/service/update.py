@@ -209,7 +209,7 @@ class Updater:
             # The tail commits at once, in the same visit. A successor that appears meanwhile misses
             # nothing: its resync begins by waiting for the updates under way (`LocalTarget.drain`).
             applied = await local.call_short(size, len(updates), _apply_and_commit, local, updates, chain.version)
-            for update in await self._mended(local, updates, applied):
+            for update in await self._mended(local, chain, updates, applied):
                 applied.update(await local.call(_apply_and_commit, local, [update], chain.version))
             for item in fresh:
                 if item.kind is UpdateKind.DAMAGED:
@@ -235,7 +235,7 @@ class Updater:
                 applied = await to_its_end(storing)
         else:
             applied = await _applied(local, updates, size)
-            for update in await self._mended(local, updates, applied):
+            for update in await self._mended(local, chain, updates, applied):
                 applied.update(await _applied(local, [update], size))
             items = [item for item in items if not isinstance(applied.get(item.key), Code)]
             outcome = await self.forwarder.forward(local, chain.chain_id, writer, items, deadline_s)
@@ -263,8 +263,13 @@ class Updater:
         )
         return results
 
-    async def _mended(self, local: LocalTarget, updates: Sequence[Update], applied: Applied) -> list[Update]:
-        """Those that met rot, and can be stored now that their chunk is mended. Nobody has seen them yet."""
+    async def _mended(
+        self, local: LocalTarget, chain: Chain, updates: Sequence[Update], applied: Applied
+    ) -> list[Update]:
+        """Those that met rot, and can be stored now that their chunk is mended. Nobody has seen them yet.
+
+        Mending may take seconds: where the chain is another one then, the update is refused as one that comes late.
+        """
         again = []
         for update in updates:
             if applied[update.key] is not Code.CHECKSUM:
@@ -274,10 +279,14 @@ class Updater:
             except FfsError as exc:
                 log.warning("chunk %d.%d: cannot be mended: %s", *update.key, exc.message)
                 continue
-            if outcome in (Outcome.GOOD, Outcome.REPAIRED):
-                again.append(update)
-            else:
+            if outcome not in (Outcome.GOOD, Outcome.REPAIRED):
                 local.suspect(update.key)
+            elif self._replicas.fenced():
+                applied[update.key] = Code.FENCED
+            elif local.chain is None or local.chain.version != chain.version:
+                applied[update.key] = Code.CHAIN_VERSION
+            else:
+                again.append(update)
         return again
 
     async def _take_over(

@@ -164,6 +164,33 @@ def test_an_update_that_would_build_on_rot_is_stored_all_the_same(
     run(scenario)
 
 
+def test_an_update_that_waited_for_a_repair_through_a_change_of_the_chain_is_refused(
+    make_cluster: MakeCluster, write_item: MakeItem
+) -> None:
+    async def scenario() -> None:
+        cluster = make_cluster(2)
+        await cluster.update(10, [write_item(0, DATA)], writer(1))
+        tail = cluster.servers[20]
+        tail.engine.rot(KEY, 9000)
+        mend_it = tail.service.repairer.mend
+
+        async def slow(*args: Any) -> Outcome:
+            outcome: Outcome = await mend_it(*args)
+            cluster.publish((10, S), (20, S))
+            return outcome
+
+        tail.service.repairer.mend = slow
+        results = await cluster.update(10, [write_item(0, b"small", 9100)], writer(2))
+        # The head sends it again along the newest chain, and then it is stored once.
+        assert [(result.code, result.version) for result in results] == [(Code.OK, 2)]
+        assert tail.replicas.counters["chunks_repaired"] == 1
+        for target_id in (10, 20):
+            assert await read(cluster, target_id) == (0, DATA[:9100] + b"small" + DATA[9105:])
+        cluster.close()
+
+    run(scenario)
+
+
 def test_an_update_over_rot_that_nobody_can_help_with_leaves_the_chain(
     make_cluster: MakeCluster, write_item: MakeItem
 ) -> None:
