@@ -248,6 +248,46 @@ class SyncDoneReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class DoneChunk(_message.Message):
+    __slots__ = ("chunk", "version", "chain_version", "length", "crc32c")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    chunk: ChunkId
+    version: int
+    chain_version: int
+    length: int
+    crc32c: int
+    def __init__(self, chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., version: _Optional[int] = ..., chain_version: _Optional[int] = ..., length: _Optional[int] = ..., crc32c: _Optional[int] = ...) -> None: ...
+
+class DoneRequest(_message.Message):
+    __slots__ = ("client_id", "channel", "sequence", "chunks")
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    client_id: bytes
+    channel: int
+    sequence: int
+    chunks: _containers.RepeatedCompositeFieldContainer[DoneChunk]
+    def __init__(self, client_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., sequence: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[DoneChunk, _Mapping]]] = ...) -> None: ...
+
+class SyncWritersRequest(_message.Message):
+    __slots__ = ("chain_id", "chain_version", "done")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    done: _containers.RepeatedCompositeFieldContainer[DoneRequest]
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., done: _Optional[_Iterable[_Union[DoneRequest, _Mapping]]] = ...) -> None: ...
+
+class SyncWritersReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class QueryChunkRequest(_message.Message):
     __slots__ = ("chain_id", "chunk")
     CHAIN_ID_FIELD_NUMBER: _ClassVar[int]

@@ -22,7 +22,7 @@ from fireflyfs.storage.core.forward import Form, Hop
 from fireflyfs.storage.core.resync import Held, Step, Work
 from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Writer
 from fireflyfs.storage.service.forwarding import read_whole
-from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.replica import DONE_PAGE, LocalTarget, Replicas
 from fireflyfs.storage.service.update import Updater
 from fireflyfs.storage.service.wire import Item
 
@@ -105,6 +105,7 @@ class Resync:
             if end is None:
                 break
             after = end
+        await self._send_writers(chain, hop)
         self._check(chain)
         body = storage_pb2.SyncDoneRequest(chain_id=chain.chain_id, chain_version=chain.version).SerializeToString()
         await self._ask(hop, Method.STORAGE_SYNC_DONE, body, 60.0)
@@ -135,6 +136,28 @@ class Resync:
             for state in reply.chunks
         ]
         return page, reply.more
+
+    async def _send_writers(self, chain: Chain, hop: Hop) -> None:
+        """What was done before the successor came; what is done since, it sees itself."""
+        local = self._local
+        after: Writer | None = None
+        while page := await local.call(local.engine.done, after, DONE_PAGE):
+            self._check(chain)
+            request = storage_pb2.SyncWritersRequest(chain_id=chain.chain_id, chain_version=chain.version)
+            for writer, chunks in page:
+                message = request.done.add(
+                    client_id=writer.client_id, channel=writer.channel, sequence=writer.sequence
+                )
+                for chunk in chunks:
+                    message.chunks.add(
+                        chunk=storage_pb2.ChunkId(inode=chunk.key.inode, index=chunk.key.chunk_index),
+                        version=chunk.version,
+                        chain_version=chunk.chain_version,
+                        length=chunk.length,
+                        crc32c=chunk.crc32c,
+                    )
+            await self._ask(hop, Method.STORAGE_SYNC_WRITERS, request.SerializeToString(), 10.0)
+            after = page[-1].writer
 
     async def _ask(self, hop: Hop, method: Method, body: bytes, deadline_s: float) -> bytes:
         call = Call(method, body, deadline_s=deadline_s)

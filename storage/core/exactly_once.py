@@ -64,6 +64,12 @@ class ExactlyOnce(Generic[R]):
         self._shrink()
         return Code.OK, {}
 
+    def done(self, writer: Writer) -> dict[ChunkKey, R]:
+        """Successes of this very request so far. To be asked under the chunks' locks: while the request waited for
+        them, another one may have finished what its first attempt left pending, and gone on from there."""
+        channel = self._channels.get((writer.client_id, writer.channel))
+        return channel.results if channel is not None and channel.sequence == writer.sequence else {}
+
     def end(self, writer: Writer, successes: Iterable[tuple[ChunkKey, R]]) -> None:
         """The request that `begin` let in has been answered."""
         channel = self._channels.get((writer.client_id, writer.channel))

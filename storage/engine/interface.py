@@ -73,6 +73,23 @@ class Update(NamedTuple):
     writer: Writer
 
 
+class DoneChunk(NamedTuple):
+    """What a request made of one chunk."""
+
+    key: ChunkKey
+    version: int
+    chain_version: int
+    length: int
+    crc32c: int
+
+
+class Done(NamedTuple):
+    """The newest request of a writer's channel, and the chunks of it that are committed here."""
+
+    writer: Writer
+    chunks: tuple[DoneChunk, ...]
+
+
 class ReadResult(NamedTuple):
     """`length` bytes were placed; they matched the stored checksums."""
 
@@ -125,12 +142,29 @@ class ChunkEngine(Protocol):
         (applying again is harmless). With `nowait`, raises WouldBlock instead of reading the disk or copying much.
         """
 
-    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int, *, nowait: bool = False) -> None:
+    def commit(
+        self,
+        keys: Sequence[tuple[ChunkKey, int]],
+        chain_version: int,
+        *,
+        remember: bool = True,
+        nowait: bool = False,
+    ) -> None:
         """Make pending version `n` of each (key, n) the committed one, stamped with `chain_version`.
 
         A version already committed is no error (its chain version is raised); another pending version is INVALID.
-        With `nowait`, raises WouldBlock instead of waiting.
+        With `remember`, the writers' requests are known from now on (`done`). With `nowait`, raises WouldBlock instead
+        of waiting.
         """
+
+    def done(self, after: Writer | None, limit: int) -> list[Done]:
+        """The newest request of each channel, in the order of (client, channel), strictly after that of `after`.
+
+        Survives what the commits survive. Bounded: the channels longest without a commit are forgotten.
+        """
+
+    def adopt(self, done: Sequence[Done]) -> None:
+        """Remember also what another replica remembers. What is newer here stays."""
 
     def last_chunk(self, inode: int, begin: int, end: int) -> LastChunk | None:
         """The highest committed chunk of inode in [begin, end) (end 0: no end), or None."""

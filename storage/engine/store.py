@@ -25,12 +25,15 @@ from fireflyfs.storage.engine.identity import create_target, require_identity
 from fireflyfs.storage.engine.interface import (
     ChunkKey,
     ChunkState,
+    Done,
+    DoneChunk,
     LastChunk,
     ReadResult,
     Space,
     Update,
     Version,
     WouldBlock,
+    Writer,
     check_distinct,
 )
 from fireflyfs.storage.engine.metadata import MetaStore, new_batch
@@ -52,6 +55,7 @@ from fireflyfs.storage.engine.record import (
 )
 from fireflyfs.storage.engine.recovery import BOOT_KEY, check_format, end_of, roll_back, scan
 from fireflyfs.storage.engine.stage import Staged, Stager, check_update
+from fireflyfs.storage.engine.writers import WriterTable
 
 LOCKS = 64
 FOLD_ROUNDS_MAX = WAITING_CHUNKS_MAX // FOLD_CHUNKS_MAX  # to fold all that may wait
@@ -122,11 +126,12 @@ class Engine:
             durable, current = read_epochs(self._meta)
             last_boot = self._meta.get(BOOT_KEY)
             power_cut = last_boot is not None and last_boot != boot_id.encode()
-            rolled_back = roll_back(self._meta, self._reader, durable) if power_cut else 0
-            found = scan(self._meta, self._blocks, durable, rolled_back)
+            rolled_back = roll_back(self._meta, self._reader, durable) if power_cut else []
+            found = scan(self._meta, self._blocks, durable, len(rolled_back))
             # One beyond what the last process may have used: it stores a new epoch after it begins to use it.
             self._epochs = Epochs(self._meta, self._blocks, durable, current + 2)
             self._meta.put(BOOT_KEY, boot_id.encode())
+            self._writers = WriterTable(self._meta)
         except BaseException:
             self._meta.close()
             raise
@@ -316,18 +321,25 @@ class Engine:
             message = f"chunk {update.key.inode:#x}/{update.key.chunk_index} does not match its checksum"
             raise error(Code.CHECKSUM, message) from None
 
-    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int, *, nowait: bool = False) -> None:
+    def commit(
+        self,
+        keys: Sequence[tuple[ChunkKey, int]],
+        chain_version: int,
+        *,
+        remember: bool = True,
+        nowait: bool = False,
+    ) -> None:
         self._epochs.require_working()
         if nowait and self._epochs.held_items > 4 * HELD_ITEMS_MAX:
             raise WouldBlock
         with self._holding([key for key, _ in keys], nowait):
-            self._commit(keys, chain_version)
+            self._commit(keys, chain_version, remember)
         if self._epochs.due or self._folder.due:
             self._background.wake()
         if self._epochs.held_items > 4 * HELD_ITEMS_MAX and not nowait:
             self.sync()
 
-    def _commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int) -> None:
+    def _commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int, remember: bool) -> None:
         """One batch for all. Raises INVALID with nothing changed."""
         batch = new_batch()
         changes: list[_Change] = []
@@ -366,6 +378,9 @@ class Engine:
                         blocks.append(old.block_place)
                 held.append((blocks, tuple(names)))
                 added += (not new.removed) - (old is not None)
+            if remember:
+                for writer, done in _by_writer(changes, chain_version).items():
+                    self._writers.note(batch, writer, done)
             if len(batch):
                 self._meta.write(batch)
             if changes:
@@ -377,6 +392,18 @@ class Engine:
             self._pending.discard(key)
             self._folder.note(key, None if new.removed else new)
         self._counters["commits"] += len(changes)
+
+    def done(self, after: Writer | None, limit: int) -> list[Done]:
+        return self._writers.page(after, limit)
+
+    def adopt(self, done: Sequence[Done]) -> None:
+        self._epochs.require_working()
+        batch = new_batch()
+        with self._epochs.gate:
+            for writer, chunks in done:
+                self._writers.note(batch, writer, chunks)
+            self._meta.write(batch)
+            self._epochs.note_change()
 
     def quarantine(self, key: ChunkKey, reason: str) -> None:
         self._epochs.require_working()
@@ -488,6 +515,16 @@ class Engine:
         finally:
             for lock in locks[:held]:
                 lock.release()
+
+
+def _by_writer(changes: Sequence[_Change], chain_version: int) -> dict[Writer, list[DoneChunk]]:
+    """What a commit does, for each of its requests: nearly always one."""
+    found: dict[Writer, list[DoneChunk]] = {}
+    for change in changes:
+        new = change.new
+        writer = Writer(new.client_id, new.channel, new.sequence)
+        found.setdefault(writer, []).append(DoneChunk(change.key, new.version, chain_version, new.length, new.crc))
+    return found
 
 
 def _dead_deltas(key: ChunkKey, old: Record, new: Record | None) -> tuple[list[tuple[int, int]], list[bytes]]:

@@ -15,9 +15,9 @@ from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.core import forward, target
 from fireflyfs.storage.core.target import Public
-from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, ChunkState, Extent, Writer
+from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, ChunkState, Done, DoneChunk, Extent, Writer
 from fireflyfs.storage.service.reading import Reader
-from fireflyfs.storage.service.replica import LocalTarget, Replicas, to_its_end
+from fireflyfs.storage.service.replica import DONE_PAGE, LocalTarget, Replicas, to_its_end
 from fireflyfs.storage.service.update import Updater
 from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, decode_update, encode_results
 
@@ -262,6 +262,16 @@ class StorageService:
         states = await local.call(local.engine.scan, after, limit)
         return storage_pb2.SyncStartReply(chunks=map(_state_message, states), more=len(states) == limit)
 
+    async def sync_writers(self, request: storage_pb2.SyncWritersRequest) -> storage_pb2.SyncWritersReply:
+        await self._replicas.catch_up(request.chain_id, request.chain_version)
+        local = self._syncing(request.chain_id, request.chain_version)
+        if len(request.done) > DONE_PAGE:
+            raise error(Code.TOO_LARGE, f"{len(request.done)} requests, at most {DONE_PAGE}")
+        done = [_done(message) for message in request.done]
+        await local.call(local.engine.adopt, done)
+        local.know(done)
+        return storage_pb2.SyncWritersReply()
+
     async def sync_done(self, request: storage_pb2.SyncDoneRequest) -> storage_pb2.SyncDoneReply:
         await self._replicas.catch_up(request.chain_id, request.chain_version)
         local = self._syncing(request.chain_id, request.chain_version)
@@ -319,6 +329,16 @@ def _chunks_of(engine: ChunkEngine, inodes: list[int], limit: int) -> tuple[list
         if len(states) > room:
             left.append(inode)
     return found, left
+
+
+def _done(message: storage_pb2.DoneRequest) -> Done:
+    if len(message.client_id) != 16 or len(message.chunks) > UPDATE_ITEMS_MAX:
+        raise error(Code.INVALID, f"a client id of {len(message.client_id)} bytes, {len(message.chunks)} chunks")
+    chunks = tuple(
+        DoneChunk(_key(found.chunk), found.version, found.chain_version, found.length, found.crc32c)
+        for found in message.chunks
+    )
+    return Done(Writer(message.client_id, message.channel, message.sequence), chunks)
 
 
 def _key(chunk: storage_pb2.ChunkId) -> ChunkKey:

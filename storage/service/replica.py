@@ -21,7 +21,7 @@ from fireflyfs.proto import mgmtd_pb2
 from fireflyfs.storage.core import fence, forward, target
 from fireflyfs.storage.core.exactly_once import ExactlyOnce
 from fireflyfs.storage.core.target import Public, TargetState
-from fireflyfs.storage.engine.interface import ChunkEngine, Space, WouldBlock
+from fireflyfs.storage.engine.interface import ChunkEngine, Done, DoneChunk, Space, WouldBlock, Writer
 from fireflyfs.storage.service.locks import Gate, KeyLocks
 from fireflyfs.storage.service.wire import Result
 
@@ -44,6 +44,7 @@ INLINE_BYTES_MAX = 2 << 20
 INLINE_ITEMS_MAX = 64
 INLINE_SLOW_S = 0.02  # a call on the loop that takes longer sends the next ones to threads,
 INLINE_REST_S = 0.5  # for so long
+DONE_PAGE = 1024  # channels read or sent at a time
 CATCH_UP_MAX_S = 0.5  # for routing that a sender of a request has heard of before this worker
 
 
@@ -67,6 +68,7 @@ class LocalTarget:
         self.chain: Chain | None = None
         self.locks = KeyLocks()
         self.once: ExactlyOnce[Result] = ExactlyOnce()
+        self._recall()
         self.space = Space(0, 0, 0, 0)
         self.resync_done = 0
         self.resync_total = 0
@@ -76,6 +78,18 @@ class LocalTarget:
         self._space_at_s = float("-inf")
         self._clock = clock or SystemClock()
         self.on_change: Callable[[], None] = lambda: None
+
+    def _recall(self) -> None:
+        """Requests that were done before this process."""
+        after: Writer | None = None
+        while page := self.engine.done(after, DONE_PAGE):
+            self.know(page)
+            after = page[-1].writer
+
+    def know(self, done: Sequence[Done]) -> None:
+        """These requests were done: repeated ones are answered so."""
+        for writer, chunks in done:
+            self.once.note(writer, [(chunk.key, Result(Code.OK, *_as_result(chunk))) for chunk in chunks])
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking engine work in a thread of this target. A failed disk takes the target offline.
@@ -193,6 +207,10 @@ class LocalTarget:
         """Waits for the threads, then closes the engine."""
         self._pool.shutdown(wait=True)
         self.engine.close()
+
+
+def _as_result(chunk: DoneChunk) -> tuple[int, int, int, int]:
+    return chunk.chain_version, chunk.version, chunk.length, chunk.crc32c
 
 
 async def to_its_end(work: asyncio.Future[T]) -> T:

@@ -108,7 +108,11 @@ class Updater:
             results: dict[ChunkKey, Result] = {}
             fresh: list[Item] = []
             again: list[Item] = []
+            done = local.once.done(request.writer) if from_client else {}
             for item in items:
+                if item.key in done:
+                    results[item.key] = done[item.key]
+                    continue
                 decision, state = await self._decide(
                     local, chain, request, item, states[item.key], deadline_s, from_client
                 )
@@ -167,7 +171,7 @@ class Updater:
         answer = outcome[state.key]
         if answer.code is not Code.OK:
             return answer.code
-        committed = await self._commit(local, {state.key: pending}, outcome)
+        committed = await self._commit(local, {state.key: pending}, outcome, remember=True)
         result = committed[state.key]
         if result.code is Code.OK:
             local.once.note(pending.writer, [(state.key, result)])
@@ -197,11 +201,14 @@ class Updater:
             for item in fresh
         ]
         size = request.data_bytes
+        remember = not request.flags & UpdateFlag.RESYNC  # recovery sends what was done long ago
         hop = forward.next_hop(chain, local.target_id)
         if hop is not None and hop.form is Form.NONE and not again:
             # The tail commits at once, in the same visit. A successor that appears meanwhile misses
             # nothing: its resync begins by waiting for the updates under way (`LocalTarget.drain`).
-            applied = await local.call_short(size, len(updates), _apply_and_commit, local, updates, chain.version)
+            applied = await local.call_short(
+                size, len(updates), _apply_and_commit, local, updates, chain.version, remember
+            )
             return {
                 key: _result(chain.version, found) if isinstance(found, Version) else failed(found)
                 for key, found in applied.items()
@@ -238,13 +245,17 @@ class Updater:
         for key in pendings:
             if outcome[key].code is not Code.OK:
                 results[key] = failed(outcome[key].code)
-        results.update(
-            await self._commit(local, {key: found for key, found in pendings.items() if key not in results}, outcome)
-        )
+        left = {key: found for key, found in pendings.items() if key not in results}
+        results.update(await self._commit(local, left, outcome, remember=remember))
         return results
 
     async def _commit(
-        self, local: LocalTarget, pendings: Mapping[ChunkKey, Version], outcome: Mapping[ChunkKey, Result]
+        self,
+        local: LocalTarget,
+        pendings: Mapping[ChunkKey, Version],
+        outcome: Mapping[ChunkKey, Result],
+        *,
+        remember: bool,
     ) -> dict[ChunkKey, Result]:
         """Commit what the successor has committed, when both hold the same bytes."""
         results: dict[ChunkKey, Result] = {}
@@ -262,7 +273,7 @@ class Updater:
             results[key] = _result(answer.chain_version, found)
         for chain_version, keys in by_version.items():
             try:
-                await local.call_short(0, len(keys), local.engine.commit, keys, chain_version)
+                await local.call_short(0, len(keys), _commit_all, local, keys, chain_version, remember)
             except FfsError as exc:
                 local.diverge(f"cannot commit: {exc.message}")
                 results.update((key, failed(exc.code)) for key, _ in keys)
@@ -306,13 +317,24 @@ async def _applied(local: LocalTarget, updates: Sequence[Update], size: int) -> 
         return {update.key: exc.code for update in updates}
 
 
+def _commit_all(
+    local: LocalTarget,
+    keys: Sequence[tuple[ChunkKey, int]],
+    chain_version: int,
+    remember: bool,
+    *,
+    nowait: bool = False,
+) -> None:
+    local.engine.commit(keys, chain_version, remember=remember, nowait=nowait)
+
+
 def _apply_and_commit(
-    local: LocalTarget, updates: Sequence[Update], chain_version: int, *, nowait: bool = False
+    local: LocalTarget, updates: Sequence[Update], chain_version: int, remember: bool, *, nowait: bool = False
 ) -> Applied:
     applied = _apply(local, updates, nowait=nowait)
     keys = [(key, found.version) for key, found in applied.items() if isinstance(found, Version)]
     if keys:
-        local.engine.commit(keys, chain_version, nowait=nowait)
+        local.engine.commit(keys, chain_version, remember=remember, nowait=nowait)
     return applied
 
 

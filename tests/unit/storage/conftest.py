@@ -22,6 +22,8 @@ from fireflyfs.storage.core.target import Local, Public, TargetState
 from fireflyfs.storage.engine.interface import (
     ChunkKey,
     ChunkState,
+    Done,
+    DoneChunk,
     Extent,
     LastChunk,
     ReadResult,
@@ -53,6 +55,7 @@ class MemoryEngine:
         self.cold = False
         self.full = False
         self.syncs = 0
+        self.writers: dict[tuple[bytes, int], tuple[int, dict[ChunkKey, DoneChunk]]] = {}
 
     def _state(self, key: ChunkKey, chunk: _Chunk) -> ChunkState:
         return ChunkState(
@@ -110,7 +113,33 @@ class MemoryEngine:
             versions.append(version)
         return versions
 
-    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int, *, nowait: bool = False) -> None:
+    def done(self, after: Writer | None, limit: int) -> list[Done]:
+        later = sorted(channel for channel in self.writers if after is None or channel > after[:2])
+        return [
+            Done(Writer(*channel, self.writers[channel][0]), tuple(self.writers[channel][1].values()))
+            for channel in later[:limit]
+        ]
+
+    def adopt(self, done: Sequence[Done]) -> None:
+        for writer, chunks in done:
+            self._remember(writer, chunks)
+
+    def _remember(self, writer: Writer, chunks: Sequence[DoneChunk]) -> None:
+        sequence, known = self.writers.get(writer[:2], (-1, {}))
+        if sequence > writer.sequence:
+            return
+        if sequence < writer.sequence:
+            known = {}
+        self.writers[writer[:2]] = writer.sequence, known | {chunk.key: chunk for chunk in chunks}
+
+    def commit(
+        self,
+        keys: Sequence[tuple[ChunkKey, int]],
+        chain_version: int,
+        *,
+        remember: bool = True,
+        nowait: bool = False,
+    ) -> None:
         if nowait and self.cold:
             raise WouldBlock
         for key, number in keys:
@@ -121,6 +150,9 @@ class MemoryEngine:
                 version, data = chunk.pending
                 chunk.committed = (version._replace(chain_version=chain_version), data)
                 chunk.pending = None
+                if remember:
+                    done = DoneChunk(key, number, chain_version, version.length, version.crc32c)
+                    self._remember(version.writer, [done])
                 if version.removed:
                     del self.chunks[key]
             elif not (chunk.committed and chunk.committed[0].version == number):

@@ -1,0 +1,151 @@
+"""One run: a world, clients, faults for a while, then peace; then everything must be explained and in order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, field
+
+from fireflyfs.client.retry import RetryPolicy
+from fireflyfs.client.striping import FileLayout
+from simulator.history import TooHard, explain
+from simulator.nemesis import Nemesis
+from simulator.workload import CELLS, CHUNK, Work
+from simulator.world import Plan, Violation, World
+
+HEAL_S_MAX = 90.0  # after the last fault, everything serves again within so long
+
+
+@dataclass
+class Outcome:
+    """What became of a seed."""
+
+    seed: int
+    problems: list[str]
+    trace: list[str]
+    counts: dict[str, int] = field(default_factory=dict)
+    virtual_s: float = 0.0
+    real_s: float = 0.0
+    steps: int = 0
+
+
+def run_seed(seed: int, duration_s: float = 60.0) -> Outcome:
+    """Deterministic in `seed` and `duration_s`."""
+    began_s = time.perf_counter()
+    rng = random.Random(seed)
+    nodes = rng.choice([3, 3, 4])
+    plan = Plan(
+        nodes=nodes,
+        chains=rng.choice([1, 1, 2, 3]),
+        replicas=rng.choice([2, 3, 3, 3]),
+        drift=rng.choice([0.0, 0.01, 0.05]),
+    )
+    world = World(seed, plan)
+    work = Work(
+        world,
+        [FileLayout(1000 + number, CHUNK, tuple(world.chains)) for number in range(rng.choice([1, 2]))],
+        chunks=rng.choice([1, 2, 4]),
+        pause_s=rng.choice([0.05, 0.2, 0.6]),
+        removals=rng.choice([0.0, 0.02, 0.1]),
+        syncs=rng.choice([0.0, 0.05]),
+    )
+    asyncio.set_event_loop(world.loop)
+    try:
+        world.loop.run_until_complete(_drive(world, work, rng, duration_s))
+    except Violation as exc:
+        world.problem(str(exc))
+    finally:
+        asyncio.set_event_loop(None)
+        world.close()
+    if not world.problems:
+        _judge(world, work)
+    return Outcome(
+        seed,
+        world.problems,
+        world.trace,
+        work.counts,
+        world.loop.now_s,
+        time.perf_counter() - began_s,
+        world.loop.steps,
+    )
+
+
+async def _drive(world: World, work: Work, rng: random.Random, duration_s: float) -> None:
+    loop = world.loop
+    world.start_mgmtd()
+    admin = world.process("admin")
+    await admin.spawn(world.settle(admin))
+    policy = RetryPolicy(deadline_s=rng.choice([8.0, 20.0, 40.0]))
+    clients = [world.start_client(number, policy) for number in range(1, rng.choice([1, 2, 3]) + 1)]
+    for client in clients:
+        await client.process.spawn(client.start())
+    await asyncio.sleep(1)
+    strands = []
+    for client in clients:
+        for _ in range(rng.choice([1, 2])):
+            strands.append(client.process.spawn(work.strand(client, len(strands))))
+    nemesis = Nemesis(world, random.Random(world.seed ^ 0xFA17), [client.name for client in clients])
+    nemesis.choose()
+    faults = asyncio.ensure_future(nemesis.run())
+    await asyncio.sleep(duration_s)
+    nemesis.ending = True
+    await faults
+    await nemesis.heal()
+    world.say("peace")
+    healed_s = loop.now_s
+    while not world.healthy():
+        if loop.now_s - healed_s > HEAL_S_MAX:
+            raise Violation(f"after {HEAL_S_MAX:g} s of peace not everything serves")
+        await asyncio.sleep(0.2)
+    world.say(f"healthy after {loop.now_s - healed_s:.1f} s")
+    work.ending = True
+    done, late = await asyncio.wait(strands, timeout=60)
+    if late:
+        raise Violation("a client's operation does not end")
+    for strand in done:
+        if strand.exception() is not None:
+            raise strand.exception()  # type: ignore[misc]
+    await asyncio.sleep(10)  # what nobody waits for any more has ended, and what was left pending is finished
+    last = world.start_client(99, policy)
+    await last.process.spawn(last.start())
+    await asyncio.sleep(1)
+    for file in work.files:
+        failed = await last.process.spawn(work.read_chunks(last, file, list(range(work.chunks)), "last"))
+        if failed:
+            raise Violation(f"the last read failed: {failed}")
+    _same_replicas(world)
+
+
+def _same_replicas(world: World) -> None:
+    """All replicas of a chain hold the same, and nothing is pending."""
+    for chain_id, members in world.chains.items():
+        copies = []
+        for target_id in members:
+            engine = world.nodes[target_id // 100].engines[target_id]
+            for key, chunk in engine.chunks.items():
+                if chunk.pending is not None:
+                    world.problem(f"target {target_id}: chunk {key} is still pending")
+            copies.append(
+                {
+                    key: (chunk.committed.version.version, chunk.committed.data)
+                    for key, chunk in engine.chunks.items()
+                    if chunk.committed is not None
+                }
+            )
+        for target_id, copy in zip(members[1:], copies[1:], strict=True):
+            if copy != copies[0]:
+                differ = sorted(key for key in copy.keys() | copies[0].keys() if copy.get(key) != copies[0].get(key))
+                world.problem(f"chain {chain_id}: {target_id} and {members[0]} differ in {differ}")
+
+
+def _judge(world: World, work: Work) -> None:
+    for key, ops in work.histories.items():
+        try:
+            text = explain(ops, CELLS)
+        except TooHard as exc:
+            work.count("too_hard")
+            world.say(f"chunk {key}: the search was given up: {exc}")
+            continue
+        if text is not None:
+            world.problem(f"chunk {key}: {text}")
