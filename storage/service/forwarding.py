@@ -18,6 +18,7 @@ from fireflyfs.common.net.methods import Method
 from fireflyfs.proto.storage_wire import UpdateFlag, UpdateKind
 from fireflyfs.storage.core import forward
 from fireflyfs.storage.core.forward import Form, Hop
+from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Writer
 from fireflyfs.storage.service.replica import LocalTarget, Replicas
 from fireflyfs.storage.service.wire import Item, Result, decode_results, encode_update, failed
@@ -43,8 +44,10 @@ class Forwarder:
     ) -> dict[ChunkKey, Result]:
         """What became of each item further down; with no successor, OK with crc32c 0: this target is the tail.
 
-        `stored` ends when the items are pending here: whole chunks are read only then. Never raises FfsError.
+        `stored` ends when the items are pending here: whole chunks are read only then. A target that stops serving has
+        no word in it any more: TARGET_OFFLINE, even when it is in the chain again. Never raises FfsError.
         """
+        term = local.term
         waiting = list(items)
         done: dict[ChunkKey, Result] = {}
         attempt = 0
@@ -54,7 +57,7 @@ class Forwarder:
             try:
                 chain = self._replicas.routing.chain(chain_id)
                 hop = forward.next_hop(chain, local.target_id)
-                if hop is None:
+                if hop is None or local.term != term or forward.public_state(chain, local.target_id) != Public.SERVING:
                     done.update((item.key, failed(Code.TARGET_OFFLINE)) for item in waiting)
                     return done
                 if hop.form is Form.NONE:

@@ -66,6 +66,7 @@ class LocalTarget:
         self.state = TargetState()
         self.public = Public.UNKNOWN
         self.chain: Chain | None = None
+        self.term = 0  # grows when it stops serving: an update that began before then may not end as one of a replica
         self.locks = KeyLocks()
         self.once: ExactlyOnce[Result] = ExactlyOnce()
         self._recall()
@@ -160,11 +161,27 @@ class LocalTarget:
     def in_flight(self) -> int:
         return len(self._running)
 
+    def serves(self) -> bool:
+        """Whether it is a full replica now."""
+        return target.may_serve(self.state, self.public)
+
+    def place(self, chain: Chain | None, public: Public) -> None:
+        """mgmtd's newest word on this target."""
+        served = self.serves()
+        self.chain = chain
+        self.public = public
+        if served and not self.serves():
+            self.term += 1
+        self.set_state(target.on_routing(self.state, public))
+
     def set_state(self, state: TargetState) -> None:
+        served = self.serves()
         if state != self.state:
             log.info("target %d: %s, was %s: %s", self.target_id, state.local.name, self.state.local.name, state.why)
             changed = state.local is not self.state.local
             self.state = state
+            if served and not self.serves():
+                self.term += 1
             if changed:
                 self.on_change()
 
@@ -272,13 +289,12 @@ class Replicas:
         for local in self.targets.values():
             info = routing.targets.get(local.target_id)
             chain = routing.chains.get(info.chain_id) if info is not None else None
-            local.chain = chain
-            local.public = Public(forward.public_state(chain, local.target_id)) if chain is not None else Public.UNKNOWN
             if chain is not None:
                 other = by_chain.setdefault(chain.chain_id, local)
                 if other is not local:
                     log.error("targets %d and %d of one worker are in one chain", other.target_id, local.target_id)
-            local.set_state(target.on_routing(local.state, local.public))
+            public = Public(forward.public_state(chain, local.target_id)) if chain is not None else Public.UNKNOWN
+            local.place(chain, public)
         self._by_chain = by_chain
         for call in self._forwards:
             chain = call.target.chain

@@ -42,6 +42,7 @@ class Nemesis:
     pause_s: float = 3.0
     ending: bool = False
     busy: set[str] = field(default_factory=set)  # nodes that something is being done to
+    fragile: bool = False
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def choose(self) -> None:
@@ -153,6 +154,8 @@ class Nemesis:
         self.busy.discard(node.name)
 
     async def _kill_all(self) -> None:
+        if self.world.net.silent or self.fragile:
+            return  # a machine has just lost power: the others alone hold what it had not synced
         nodes = [node for node in self.world.nodes.values() if node.up]
         self.world.say("kill all")
         for node in nodes:
@@ -236,6 +239,8 @@ class Nemesis:
         await self._cut({self._pair()})
 
     async def _cut(self, pairs: set[tuple[str, str]]) -> None:
+        if self.fragile:
+            return
         net = self.world.net
         self.world.say(f"cut {sorted(pairs)}")
         net.cut |= pairs
@@ -290,6 +295,7 @@ class Nemesis:
             return
         others = {other.name for other in self.world.nodes.values() if other is not node}
         self.busy |= others | {node.name, "mgmtd"}
+        self.fragile = True
         self.world.say(f"power cut of {node.name}")
         self.world.kill_node(node, power=True)
         await asyncio.sleep(self.rng.uniform(0.2, 2.0))
@@ -298,3 +304,4 @@ class Nemesis:
         self._start(node)
         await asyncio.sleep(8.0)
         self.busy -= others | {node.name, "mgmtd"}
+        self.fragile = False

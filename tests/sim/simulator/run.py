@@ -30,7 +30,7 @@ class Outcome:
     steps: int = 0
 
 
-def run_seed(seed: int, duration_s: float = 60.0) -> Outcome:
+def run_seed(seed: int, duration_s: float = 60.0, *, verbose: bool = False) -> Outcome:
     """Deterministic in `seed` and `duration_s`."""
     began_s = time.perf_counter()
     rng = random.Random(seed)
@@ -42,6 +42,7 @@ def run_seed(seed: int, duration_s: float = 60.0) -> Outcome:
         drift=rng.choice([0.0, 0.01, 0.05]),
     )
     world = World(seed, plan)
+    world.verbose = verbose
     work = Work(
         world,
         [FileLayout(1000 + number, CHUNK, tuple(world.chains)) for number in range(rng.choice([1, 2]))],

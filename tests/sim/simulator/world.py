@@ -97,6 +97,7 @@ class World:
     rng: random.Random = field(init=False)
     trace: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    verbose: bool = False
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -127,9 +128,8 @@ class World:
         for node_id, ids in targets.items():
             engines = {}
             for target_id in ids:
-                chain_id = target_id % 100
                 engine = SimEngine(random.Random(self.seed * 1000 + target_id))
-                engine.on_commit = lambda key, stored, chain_id=chain_id: self._committed(chain_id, key, stored)
+                engine.on_commit = lambda key, stored, target_id=target_id: self._committed(target_id, key, stored)
                 engines[target_id] = engine
             self.nodes[node_id] = Node(node_id, engines, 1 + self.rng.uniform(-plan.drift, plan.drift))
 
@@ -147,10 +147,14 @@ class World:
         if not isinstance(exc, (Killed, FfsError, asyncio.CancelledError)):
             self.problem(f"{context.get('message')}: {exc!r}")
 
-    def _committed(self, chain_id: int, key: ChunkKey, stored: Stored) -> None:
+    def _committed(self, target_id: int, key: ChunkKey, stored: Stored) -> None:
         """One version of a chunk by one writer has one content, wherever it is committed."""
         version = stored.version
-        name = (chain_id, key, version.version, version.writer)
+        if self.verbose:
+            what = "removed" if version.removed else f"crc {version.crc32c:08x}"
+            writer = f"{version.writer.client_id.rstrip(bytes(1)).decode()}.{version.writer.channel}.{version.writer.sequence}"
+            self.say(f"  {target_id} commits {key.inode}.{key.chunk_index} v{version.version} of {writer} {what}")
+        name = (target_id % 100, key, version.version, version.writer)
         what = (version.crc32c, stored.data, version.removed)
         known = self.contents.setdefault(name, what)
         if known != what:
