@@ -50,6 +50,9 @@ class UpdateKind(IntEnum):
     REPLACE = 4  # the whole chunk becomes the one extent: to a syncing successor
 
 
+CREATES = 1  # as `length` of a WRITE from replica to successor: the head had no such chunk
+
+
 class UpdateFlag(IntFlag):
     """Bits of UPDATE_HEADER.flags."""
 
@@ -78,7 +81,7 @@ UPDATE_ITEM = np.dtype(
         ("kind", "<u2"),
         ("extents", "<u2"),  # how many of the EXTENT array are this item's, in order
         ("chunk_size", "<u4"),  # bytes
-        ("length", "<u4"),  # TRUNCATE: the new length; REPLACE: the chunk's length
+        ("length", "<u4"),  # TRUNCATE: the new length; REPLACE: the chunk's length; a forwarded WRITE: CREATES or 0
         ("crc32c", "<u4"),  # from a replica: of the whole chunk after the update, checked by the successor
     ]
 )  # 40 bytes

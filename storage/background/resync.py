@@ -145,9 +145,7 @@ class Resync:
             self._check(chain)
             request = storage_pb2.SyncWritersRequest(chain_id=chain.chain_id, chain_version=chain.version)
             for writer, chunks in page:
-                message = request.done.add(
-                    client_id=writer.client_id, channel=writer.channel, sequence=writer.sequence
-                )
+                message = request.done.add(client_id=writer.client_id, channel=writer.channel, sequence=writer.sequence)
                 for chunk in chunks:
                     message.chunks.add(
                         chunk=storage_pb2.ChunkId(inode=chunk.key.inode, index=chunk.key.chunk_index),
@@ -220,7 +218,7 @@ class Resync:
                 return  # finishing it has sent the whole chunk
             committed = state.committed if state is not None else None
             if state is None or committed is None:
-                item = Item(key, UpdateKind.REMOVE, 1, 1 << 16, 0)
+                item = Item(key, UpdateKind.REMOVE, max(1, local.removed.get(key, 0)), 1 << 16, 0)
                 writer = _NOBODY
             else:
                 item = await local.call(read_whole, local, key, committed.version, pending=False)

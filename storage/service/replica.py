@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -21,7 +22,16 @@ from fireflyfs.proto import mgmtd_pb2
 from fireflyfs.storage.core import fence, forward, target
 from fireflyfs.storage.core.exactly_once import ExactlyOnce
 from fireflyfs.storage.core.target import Public, TargetState
-from fireflyfs.storage.engine.interface import ChunkEngine, Done, DoneChunk, Space, WouldBlock, Writer
+from fireflyfs.storage.engine.interface import (
+    ChunkEngine,
+    ChunkKey,
+    Done,
+    DoneChunk,
+    Space,
+    Version,
+    WouldBlock,
+    Writer,
+)
 from fireflyfs.storage.service.locks import Gate, KeyLocks
 from fireflyfs.storage.service.wire import Result
 
@@ -44,6 +54,8 @@ INLINE_BYTES_MAX = 2 << 20
 INLINE_ITEMS_MAX = 64
 INLINE_SLOW_S = 0.02  # a call on the loop that takes longer sends the next ones to threads,
 INLINE_REST_S = 0.5  # for so long
+REMOVED_MAX = 32_768
+HEAD_REMOVED_MAX = 4 * REMOVED_MAX
 DONE_PAGE = 1024  # channels read or sent at a time
 CATCH_UP_MAX_S = 0.5  # for routing that a sender of a request has heard of before this worker
 
@@ -66,6 +78,8 @@ class LocalTarget:
         self.state = TargetState()
         self.public = Public.UNKNOWN
         self.chain: Chain | None = None
+        # Chunks removed under this version of the chain, with the version that removed them: the newest ones.
+        self.removed: OrderedDict[ChunkKey, int] = OrderedDict()
         self.term = 0  # grows when it stops serving: an update that began before then may not end as one of a replica
         self.locks = KeyLocks()
         self.once: ExactlyOnce[Result] = ExactlyOnce()
@@ -168,11 +182,23 @@ class LocalTarget:
     def place(self, chain: Chain | None, public: Public) -> None:
         """mgmtd's newest word on this target."""
         served = self.serves()
+        if chain is None or self.chain is None or chain.version != self.chain.version:
+            self.removed.clear()  # what was sent under another version is refused
         self.chain = chain
         self.public = public
         if served and not self.serves():
             self.term += 1
         self.set_state(target.on_routing(self.state, public))
+
+    def note_removed(self, committed: Mapping[ChunkKey, Version | Code]) -> None:
+        """Remember which of these commits were removals."""
+        for key, found in committed.items():
+            if isinstance(found, Version) and found.removed:
+                self.removed[key] = max(found.version, self.removed.pop(key, 0))
+        # The head numbers, so it must not forget before the others do.
+        leads = self.chain is not None and forward.is_head(self.chain, self.target_id)
+        while len(self.removed) > (HEAD_REMOVED_MAX if leads else REMOVED_MAX):
+            self.removed.popitem(last=False)
 
     def set_state(self, state: TargetState) -> None:
         served = self.serves()

@@ -19,7 +19,7 @@ import crc32c as crc32c_module
 
 from fireflyfs.client.routing import Chain
 from fireflyfs.common.errors import Code, FfsError, error
-from fireflyfs.proto.storage_wire import UpdateFlag, UpdateKind
+from fireflyfs.proto.storage_wire import CREATES, UpdateFlag, UpdateKind
 from fireflyfs.storage.core import forward, target, versions
 from fireflyfs.storage.core.forward import Form
 from fireflyfs.storage.core.target import Public
@@ -118,6 +118,8 @@ class Updater:
                 )
                 if decision.action is Action.APPLY:
                     item.version = decision.version
+                    if from_client and item.kind is UpdateKind.WRITE:
+                        item.length = CREATES if state is None or state.committed is None else 0
                     fresh.append(item)
                 elif decision.action is Action.FORWARD:
                     item.version = decision.version
@@ -144,12 +146,27 @@ class Updater:
         if not from_client:
             syncing = bool(request.flags & UpdateFlag.SYNCING)
             decision = versions.decide_replica(
-                state, item.kind, item.version, item.crc32c, request.writer, syncing=syncing
+                state,
+                item.kind,
+                item.version,
+                item.crc32c,
+                request.writer,
+                syncing=syncing,
+                chain_version=chain.version,
+                floor=local.removed.get(item.key, 0),
+                creates=item.kind is UpdateKind.WRITE and item.length == CREATES,
             )
             return decision, state
         replace = False
         for _ in range(FINISH_ROUNDS_MAX):
-            decision = versions.decide_head(state, item.kind, item.length, request.writer, replace_pending=replace)
+            decision = versions.decide_head(
+                state,
+                item.kind,
+                item.length,
+                request.writer,
+                replace_pending=replace,
+                floor=local.removed.get(item.key, 0),
+            )
             if decision.action is not Action.FINISH_FIRST or state is None:
                 return decision, state
             outcome = await self.finish_locked(local, chain.chain_id, state, deadline_s)
@@ -209,6 +226,7 @@ class Updater:
             applied = await local.call_short(
                 size, len(updates), _apply_and_commit, local, updates, chain.version, remember
             )
+            local.note_removed(applied)
             return {
                 key: _result(chain.version, found) if isinstance(found, Version) else failed(found)
                 for key, found in applied.items()
@@ -238,10 +256,13 @@ class Updater:
                 pendings[key] = found
                 continue
             results[key] = failed(found)
-            if key in outcome and outcome[key].code is Code.OK:
+            if key in outcome and not versions.may_replace_pending(outcome[key].code):
+                # It is committed further down, or may be: this replica would lack it.
                 if found is Code.CHECKSUM:
                     await local.call(local.engine.quarantine, key, "stored bytes do not match, found by an update")
-                local.diverge(f"chunk {key.inode}.{key.chunk_index}: stored further down, here {found.name}")
+                local.diverge(
+                    f"chunk {key.inode}.{key.chunk_index}: {outcome[key].code.name} further down, here {found.name}"
+                )
         for key in pendings:
             if outcome[key].code is not Code.OK:
                 results[key] = failed(outcome[key].code)
@@ -277,6 +298,7 @@ class Updater:
             except FfsError as exc:
                 local.diverge(f"cannot commit: {exc.message}")
                 results.update((key, failed(exc.code)) for key, _ in keys)
+        local.note_removed({key: found for key, found in pendings.items() if results[key].code is Code.OK})
         return results
 
 

@@ -50,7 +50,9 @@ class Chunk(NamedTuple):
 class SimEngine:
     """Outlives the processes that use it. `chance` decides what is lost and refused."""
 
-    def __init__(self, chance: random.Random | None = None, on_commit: Callable[[ChunkKey, Stored], None] | None = None):
+    def __init__(
+        self, chance: random.Random | None = None, on_commit: Callable[[ChunkKey, Stored], None] | None = None
+    ):
         self.chunks: dict[ChunkKey, Chunk] = {}
         self.chance = chance or random.Random(0)
         self.on_commit = on_commit or (lambda key, stored: None)

@@ -112,7 +112,9 @@ class SimLoop(asyncio.BaseEventLoop):
         heapq.heappush(self._timers, (handle.when(), self._timer_number, handle))
         return handle
 
-    def call_later(self, delay: float, callback: Any, *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
+    def call_later(
+        self, delay: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def in_world(self, delay_s: float, callback: Any, *args: Any) -> asyncio.TimerHandle:

@@ -88,7 +88,12 @@ class Net:
         loop.in_world(self.delay_s(), arrive)
 
     async def call(
-        self, source: Process, source_node: str, address: str, start: Callable[[Station, _Answer], None], deadline_s: float
+        self,
+        source: Process,
+        source_node: str,
+        address: str,
+        start: Callable[[Station, _Answer], None],
+        deadline_s: float,
     ) -> Any:
         """One request and its answer. `start` begins the work in the server's process."""
         future: asyncio.Future[Any] = self.loop.create_future()
@@ -215,7 +220,9 @@ class _Answer:
 class _Request:
     """A `ServerRequest`."""
 
-    def __init__(self, call: Call, peer: Peer, process: Process, answer: _Answer, loop: SimLoop, rng: random.Random) -> None:
+    def __init__(
+        self, call: Call, peer: Peer, process: Process, answer: _Answer, loop: SimLoop, rng: random.Random
+    ) -> None:
         self.method = call.method
         self.body = memoryview(bytes(call.body))
         self.peer = peer

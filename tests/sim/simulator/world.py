@@ -190,9 +190,7 @@ class World:
         process = self.mgmtd = self.process("mgmtd")
 
         async def run() -> None:
-            manager = Manager(
-                Store(self.kv), CLUSTER, process, failed_after_s=FAILED_AFTER_S, session_lease_s=60.0
-            )
+            manager = Manager(Store(self.kv), CLUSTER, process, failed_after_s=FAILED_AFTER_S, session_lease_s=60.0)
             self.manager = manager
             apply = manager.cluster.apply
 
@@ -277,9 +275,7 @@ class World:
                 )
             self.start_node(node)
         await asyncio.sleep(3)
-        specs = [
-            mgmtd_pb2.ChainSpec(chain_id=chain_id, targets=members) for chain_id, members in self.chains.items()
-        ]
+        specs = [mgmtd_pb2.ChainSpec(chain_id=chain_id, targets=members) for chain_id, members in self.chains.items()]
         await stub.set_chains(mgmtd_pb2.SetChainsRequest(chains=specs))
         for _ in range(300):
             if self.healthy():
