@@ -120,7 +120,7 @@ def decide_replica(
     if version == base and committed is not None:
         if committed.writer == writer and crc32c in (0, committed.crc32c):
             return Decision(Action.ANSWER, version, Code.OK, "committed by an earlier attempt")
-        return Decision(Action.REFUSE, base, Code.CHECKSUM, "another update is committed under this version")
+        return Decision(Action.REFUSE, base, Code.STALE_UPDATE, "another update is committed under this version")
     if version < base:
         return Decision(Action.REFUSE, base, Code.STALE_UPDATE, f"version {base} is committed here")
     if pending is not None and pending.version == version and pending.writer == writer:
@@ -130,6 +130,15 @@ def decide_replica(
     if version == base + 1 or kind is UpdateKind.REPLACE or (creates and committed is None):
         return Decision(Action.APPLY, version, Code.OK, "next version")
     return Decision(Action.REFUSE, base, Code.MISSING_UPDATE, f"only version {base} is committed here")
+
+
+def has_fallen_behind(code: Code) -> bool:
+    """Whether a SERVING successor's answer proves that its truth is another one than ours.
+
+    It has committed what we have not heard of: an update that was given up here, because it could not be stored, and
+    reached the successor once more. Our replica can only leave the chain and come back by a resync.
+    """
+    return code is Code.STALE_UPDATE
 
 
 def may_replace_pending(code: Code) -> bool:

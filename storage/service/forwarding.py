@@ -16,7 +16,7 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.api import Address, Call
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto.storage_wire import UpdateFlag, UpdateKind
-from fireflyfs.storage.core import forward
+from fireflyfs.storage.core import forward, versions
 from fireflyfs.storage.core.forward import Form, Hop
 from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Writer
@@ -73,6 +73,13 @@ class Forwarder:
             else:
                 for item in waiting:
                     answer = answers[item.key]
+                    if hop.form is Form.SAME and versions.has_fallen_behind(answer.code):
+                        local.diverge(
+                            f"chunk {item.key.inode}.{item.key.chunk_index} version {item.version}: "
+                            f"target {hop.target_id} has committed another one"
+                        )
+                        done[item.key] = failed(Code.TARGET_OFFLINE)
+                        continue
                     if not forward.try_again(answer.code):
                         done[item.key] = answer
                     else:

@@ -190,11 +190,17 @@ class LocalTarget:
             self.term += 1
         self.set_state(target.on_routing(self.state, public))
 
-    def note_removed(self, committed: Mapping[ChunkKey, Version | Code]) -> None:
-        """Remember which of these commits were removals."""
+    def note_removed(self, committed: Mapping[ChunkKey, Version | Code], chain_version: int) -> None:
+        """Remember which of these commits, under `chain_version`, were removals."""
         for key, found in committed.items():
             if isinstance(found, Version) and found.removed:
-                self.removed[key] = max(found.version, self.removed.pop(key, 0))
+                self.note_version(key, found.version, chain_version)
+
+    def note_version(self, key: ChunkKey, version: int, chain_version: int) -> None:
+        """`version` removed the chunk here, or would have."""
+        if self.chain is None or self.chain.version != chain_version:
+            return  # it took so long that the chain has changed
+        self.removed[key] = max(version, self.removed.pop(key, 0))
         # The head numbers, so it must not forget before the others do.
         leads = self.chain is not None and forward.is_head(self.chain, self.target_id)
         while len(self.removed) > (HEAD_REMOVED_MAX if leads else REMOVED_MAX):
@@ -301,7 +307,7 @@ class Replicas:
         self.counters: dict[str, float] = {}
         self._by_chain: dict[int, LocalTarget] = {}
         self._changed: asyncio.Event = asyncio.Event()
-        self._forwards: set[_Forward] = set()
+        self._forwards: dict[_Forward, None] = {}  # in the order of their beginning
 
     def count(self, name: str, amount: float = 1) -> None:
         self.counters[name] = self.counters.get(name, 0) + amount
@@ -322,7 +328,7 @@ class Replicas:
             public = Public(forward.public_state(chain, local.target_id)) if chain is not None else Public.UNKNOWN
             local.place(chain, public)
         self._by_chain = by_chain
-        for call in self._forwards:
+        for call in list(self._forwards):
             chain = call.target.chain
             if not call.superseded and (chain is None or forward.next_hop(chain, call.target.target_id) != call.hop):
                 call.superseded = True
@@ -379,7 +385,7 @@ class Replicas:
         assert task is not None
         others = task.cancelling()
         call = _Forward(local, hop, task)
-        self._forwards.add(call)
+        self._forwards[call] = None
         try:
             return await work
         except asyncio.CancelledError:
@@ -387,4 +393,4 @@ class Replicas:
                 raise error(Code.UNAVAILABLE, f"target {hop.target_id} is no longer the successor") from None
             raise
         finally:
-            self._forwards.discard(call)
+            del self._forwards[call]

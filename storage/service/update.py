@@ -128,6 +128,8 @@ class Updater:
                 elif decision.action is Action.REFUSE:
                     results[item.key] = failed(decision.code)
                 else:
+                    if item.kind is UpdateKind.REMOVE and not from_client:
+                        local.note_version(item.key, item.version, chain.version)
                     results[item.key] = _as_it_is(chain, state)
             if fresh or again:
                 results.update(await self._store(local, chain, request, fresh, again, states, deadline_s))
@@ -226,7 +228,7 @@ class Updater:
             applied = await local.call_short(
                 size, len(updates), _apply_and_commit, local, updates, chain.version, remember
             )
-            local.note_removed(applied)
+            local.note_removed(applied, chain.version)
             return {
                 key: _result(chain.version, found) if isinstance(found, Version) else failed(found)
                 for key, found in applied.items()
@@ -298,7 +300,8 @@ class Updater:
             except FfsError as exc:
                 local.diverge(f"cannot commit: {exc.message}")
                 results.update((key, failed(exc.code)) for key, _ in keys)
-        local.note_removed({key: found for key, found in pendings.items() if results[key].code is Code.OK})
+            else:
+                local.note_removed({key: pendings[key] for key, _ in keys}, chain_version)
         return results
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from fireflyfs.client.striping import FileLayout
 from simulator.history import TooHard, explain
 from simulator.nemesis import Nemesis
 from simulator.workload import CELLS, CHUNK, Work
-from simulator.world import Plan, Violation, World
+from simulator.world import Diary, Plan, Violation, World
 
+QUIET_S_MAX = 60.0  # and so long after that, the outcome of every update is known everywhere
 HEAL_S_MAX = 90.0  # after the last fault, everything serves again within so long
 
 
@@ -52,11 +54,17 @@ def run_seed(seed: int, duration_s: float = 60.0, *, verbose: bool = False) -> O
         syncs=rng.choice([0.0, 0.05]),
     )
     asyncio.set_event_loop(world.loop)
+    logger = logging.getLogger("fireflyfs")
+    diary = Diary(world)
+    logger.setLevel(logging.INFO if verbose else logging.CRITICAL)
+    logger.propagate = False
+    logger.addHandler(diary)
     try:
         world.loop.run_until_complete(_drive(world, work, rng, duration_s))
     except Violation as exc:
         world.problem(str(exc))
     finally:
+        logger.removeHandler(diary)
         asyncio.set_event_loop(None)
         world.close()
     if not world.problems:
@@ -107,7 +115,12 @@ async def _drive(world: World, work: Work, rng: random.Random, duration_s: float
     for strand in done:
         if strand.exception() is not None:
             raise strand.exception()  # type: ignore[misc]
-    await asyncio.sleep(10)  # what nobody waits for any more has ended, and what was left pending is finished
+    quiet_s = loop.now_s
+    while not _quiet(world):
+        # What nobody waits for any more ends, and what was left pending is finished.
+        if loop.now_s - quiet_s > QUIET_S_MAX:
+            break  # `_same_replicas` says what is left
+        await asyncio.sleep(1)
     last = world.start_client(99, policy)
     await last.process.spawn(last.start())
     await asyncio.sleep(1)
@@ -116,6 +129,15 @@ async def _drive(world: World, work: Work, rng: random.Random, duration_s: float
         if failed:
             raise Violation(f"the last read failed: {failed}")
     _same_replicas(world)
+
+
+def _quiet(world: World) -> bool:
+    """Whether no update is under way, and none is left without an outcome."""
+    engines = [engine for node in world.nodes.values() for engine in node.engines.values()]
+    if any(chunk.pending is not None for engine in engines for chunk in engine.chunks.values()):
+        return False
+    workers = [node.worker for node in world.nodes.values() if node.worker is not None]
+    return not any(local.in_flight for worker in workers for local in worker.replicas.targets.values())
 
 
 def _same_replicas(world: World) -> None:

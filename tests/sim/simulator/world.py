@@ -417,5 +417,13 @@ class _BlockingLink:
         pass
 
 
-logging.getLogger("fireflyfs").setLevel(logging.CRITICAL)
-assert PROCESS is not None
+class Diary(logging.Handler):
+    """What the processes log, in the trace of a verbose run."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.INFO)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        process = PROCESS.get()
+        self._world.say(f"    {process.name if process is not None else 'world'}: {record.getMessage()}")
