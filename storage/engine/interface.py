@@ -125,6 +125,17 @@ class WouldBlock(Exception):
 class ChunkEngine(Protocol):
     """One target's chunks."""
 
+    @property
+    def disk_id(self) -> str:
+        """Chosen when the target was made: another disk in its place, or one that was wiped, has another."""
+
+    @property
+    def lost_power(self) -> bool:
+        """The machine lost power since `vouch`: what was committed and not synced may be gone."""
+
+    def vouch(self) -> None:
+        """What is stored here is known to be complete: `lost_power` is false from now on."""
+
     def stat(self, key: ChunkKey) -> ChunkState | None: ...
 
     def read(

@@ -34,6 +34,8 @@ from fireflyfs.storage.engine.writers import forget_chunks
 
 FORMAT_KEY = META + b"format"
 BOOT_KEY = META + b"boot"
+DISK_ID_KEY = META + b"disk"  # 16 hex digits, from the first opening
+LOST_POWER_KEY = META + b"lost power"  # there while what was not synced may be missing
 STORE_FORMAT = 2
 STORE_FORMAT_READ_MIN = 1  # without patches; opened, it becomes the newest
 _KEY_BYTES = 17

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -53,7 +54,15 @@ from fireflyfs.storage.engine.record import (
     undo_key,
     unpack,
 )
-from fireflyfs.storage.engine.recovery import BOOT_KEY, check_format, end_of, roll_back, scan
+from fireflyfs.storage.engine.recovery import (
+    BOOT_KEY,
+    DISK_ID_KEY,
+    LOST_POWER_KEY,
+    check_format,
+    end_of,
+    roll_back,
+    scan,
+)
 from fireflyfs.storage.engine.stage import Staged, Stager, check_update
 from fireflyfs.storage.engine.writers import WriterTable
 
@@ -80,6 +89,15 @@ class _Change(NamedTuple):
 
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _disk_id(meta: MetaStore) -> str:
+    raw = meta.get(DISK_ID_KEY)
+    if raw is None:
+        raw = secrets.token_hex(8).encode()
+        meta.put(DISK_ID_KEY, raw)
+        meta.flush()
+    return raw.decode()
 
 
 def open_engine(
@@ -130,6 +148,10 @@ class Engine:
             found = scan(self._meta, self._blocks, durable, len(rolled_back))
             # One beyond what the last process may have used: it stores a new epoch after it begins to use it.
             self._epochs = Epochs(self._meta, self._blocks, durable, current + 2)
+            self._disk_id = _disk_id(self._meta)
+            if rolled_back or power_cut:
+                self._meta.put(LOST_POWER_KEY, b"1")
+            self._lost_power = self._meta.get(LOST_POWER_KEY) is not None
             self._meta.put(BOOT_KEY, boot_id.encode())
             self._writers = WriterTable(self._meta)
         except BaseException:
@@ -151,6 +173,21 @@ class Engine:
         if power_cut:
             self._epochs.sync()
         self._background = Background(self._tick, checkpoint_interval_s, f"checkpoint {path.name}")
+
+    @property
+    def disk_id(self) -> str:
+        return self._disk_id
+
+    @property
+    def lost_power(self) -> bool:
+        return self._lost_power
+
+    def vouch(self) -> None:
+        if self._lost_power:
+            batch = new_batch()
+            batch.delete(LOST_POWER_KEY)
+            self._meta.write(batch)
+            self._lost_power = False
 
     # -- looking
 

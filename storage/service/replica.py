@@ -189,6 +189,16 @@ class LocalTarget:
         if served and not self.serves():
             self.term += 1
         self.set_state(target.on_routing(self.state, public))
+        if self.serves():
+            self.vouch()
+
+    def vouch(self) -> None:
+        """It serves, so what it holds is the truth."""
+        if self.engine.lost_power:
+            try:
+                self.engine.vouch()
+            except FfsError as exc:
+                self.fail(exc.message)
 
     def note_removed(self, committed: Mapping[ChunkKey, Version | Code], chain_version: int) -> None:
         """Remember which of these commits, under `chain_version`, were removals."""
@@ -250,6 +260,8 @@ class LocalTarget:
             path=str(self.path or ""),
             resync_done_chunks=self.resync_done,
             resync_total_chunks=self.resync_total,
+            disk_id=self.engine.disk_id,
+            lost_power=self.engine.lost_power,
         )
 
     def close(self) -> None:

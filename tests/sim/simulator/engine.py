@@ -62,6 +62,8 @@ class SimEngine:
         self.failed = False
         self.rotten: set[ChunkKey] = set()
         self.syncs = 0
+        self.disk_id = "disk"
+        self.lost_power = False
         self.writers: dict[tuple[bytes, int], tuple[int, dict[ChunkKey, DoneChunk]]] = {}
         self._since_sync: dict[ChunkKey, list[Chunk | None]] = {}
 
@@ -69,6 +71,7 @@ class SimEngine:
 
     def power_cut(self) -> None:
         """Each chunk that changed since the last sync goes back to any state since then."""
+        self.lost_power = True
         for key, states in self._since_sync.items():
             state = self.chance.choice([*states, self.chunks.get(key)])
             if state is None:
@@ -81,6 +84,8 @@ class SimEngine:
 
     def wipe(self) -> None:
         """Another disk, or an empty one, stands where this one was."""
+        self.disk_id = f"disk {self.chance.getrandbits(32):08x}"
+        self.lost_power = False
         self.chunks.clear()
         self.writers.clear()
         self._since_sync.clear()
@@ -245,6 +250,9 @@ class SimEngine:
         self._check()
         self._set(key, None)
         self.rotten.discard(key)
+
+    def vouch(self) -> None:
+        self.lost_power = False
 
     def sync(self) -> None:
         self._check()

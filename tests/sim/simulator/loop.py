@@ -56,8 +56,7 @@ class Process:
 
     def spawn(self, work: Any, name: str = "") -> asyncio.Task[Any]:
         """A task of this process."""
-        task = self.loop.create_task(work, name=name or self.name, context=self.context.copy())
-        return task
+        return self.loop.create_task(work, name=name or self.name, context=self.context.copy())
 
     def kill(self) -> None:
         """Nothing of it runs any more."""

@@ -2,8 +2,8 @@
 
 Fault model: each message takes its own time, so they overtake each other. A message to a node that cannot be reached is
 lost, or is held and delivered late, when its sender has given up long ago. Now and then a message arrives twice. A dead
-process refuses or resets at once, if its machine can be reached; otherwise there is silence. A frozen one answers when it
-thaws. Partitions are one-way: an ordered pair of nodes.
+process refuses or resets at once, if its machine can be reached; otherwise there is silence. A frozen one answers when
+it thaws. Partitions are one-way: an ordered pair of nodes.
 """
 
 from __future__ import annotations

@@ -152,7 +152,8 @@ class World:
         version = stored.version
         if self.verbose:
             what = "removed" if version.removed else f"crc {version.crc32c:08x}"
-            writer = f"{version.writer.client_id.rstrip(bytes(1)).decode()}.{version.writer.channel}.{version.writer.sequence}"
+            client_id, channel, sequence = version.writer
+            writer = f"{client_id.rstrip(bytes(1)).decode(errors='replace')}.{channel}.{sequence}"
             self.say(f"  {target_id} commits {key.inode}.{key.chunk_index} v{version.version} of {writer} {what}")
         name = (target_id % 100, key, version.version, version.writer)
         what = (version.crc32c, stored.data, version.removed)
@@ -173,7 +174,8 @@ class World:
             new = (record.version, record.members)
             old = self.chain_states.get(chain_id)
             if old is not None and old != new:
-                for text in problems_of_step(old[0], old[1], new[0], new[1]):
+                complete = {t for t, _ in new[1] if manager.cluster.is_complete(t)}
+                for text in problems_of_step(old[0], old[1], new[0], new[1], complete):
                     self.problem(f"chain {chain_id}: {text}")
                 states = " ".join(f"{target_id}:{public.name}" for target_id, public in record.members)
                 self.say(f"chain {chain_id} v{record.version}: {states}")
@@ -314,6 +316,8 @@ class _Mortal:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._engine, name)
+        if not callable(method):
+            return method
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if self._process.dead:

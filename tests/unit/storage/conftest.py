@@ -55,6 +55,8 @@ class MemoryEngine:
         self.cold = False
         self.full = False
         self.syncs = 0
+        self.disk_id = "disk"
+        self.lost_power = False
         self.writers: dict[tuple[bytes, int], tuple[int, dict[ChunkKey, DoneChunk]]] = {}
 
     def _state(self, key: ChunkKey, chunk: _Chunk) -> ChunkState:
@@ -178,6 +180,9 @@ class MemoryEngine:
 
     def quarantine(self, key: ChunkKey, reason: str) -> None:
         self.chunks.pop(key, None)
+
+    def vouch(self) -> None:
+        self.lost_power = False
 
     def sync(self) -> None:
         self.syncs += 1
