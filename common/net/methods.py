@@ -25,7 +25,7 @@ class Method(IntEnum):
     STORAGE_SPACE = 0x0117
     STORAGE_STATS = 0x0118
     STORAGE_REMOVE_FILES = 0x0119
-    STORAGE_SYNC_WRITERS = 0x0120
+    STORAGE_SYNC_WRITERS = 0x0122
 
     # Metadata, protobuf (proto/meta.proto)
     META_STAT = 0x0201

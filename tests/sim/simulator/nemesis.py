@@ -25,6 +25,7 @@ FAULTS = (
     "disk_slow",
     "nowait",
     "power",
+    "wipe",
     "slow_net",
     "lossy_net",
     "doubling_net",
@@ -40,12 +41,16 @@ class Nemesis:
     clients: list[str]
     faults: list[str] = field(default_factory=list)
     pause_s: float = 3.0
+    blackouts: bool = False
+    floors: dict[tuple[int, int], int] = field(default_factory=dict)
     ending: bool = False
     busy: set[str] = field(default_factory=set)  # nodes that something is being done to
     fragile: bool = False
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def choose(self) -> None:
+        if self.blackouts:
+            self.tasks.append(asyncio.ensure_future(self._blackouts()))
         share = self.rng.choice([0.2, 0.4, 0.7, 1.0])
         self.faults = [fault for fault in FAULTS if self.rng.random() < share] or [self.rng.choice(FAULTS)]
         self.pause_s = self.rng.choice([0.5, 1.5, 3.0, 6.0])
@@ -93,8 +98,7 @@ class Nemesis:
             for engine in node.engines.values():
                 engine.full = False
                 engine.refuse_nowait = 0.0
-        if world.mgmtd is None or world.mgmtd.dead:
-            world.start_mgmtd()
+        self._start_mgmtd()
         for node in world.nodes.values():
             if node.process is not None:
                 node.process.steps_left = None
@@ -114,6 +118,11 @@ class Nemesis:
         self.world.net.silent.discard(node.name)
         self.world.say(f"{node.name} starts")
         self.world.start_node(node)
+
+    def _start_mgmtd(self) -> None:
+        if self.world.mgmtd is None or self.world.mgmtd.dead:
+            self.world.say("mgmtd starts")
+            self.world.start_mgmtd()
 
     async def _away(self, node: Node, away_s: float) -> None:
         await asyncio.sleep(away_s)
@@ -164,7 +173,7 @@ class Nemesis:
         if self.rng.random() < 0.3 and self.world.mgmtd is not None and not self.world.mgmtd.dead:
             self.world.stop_mgmtd()
             await asyncio.sleep(self.rng.uniform(0.1, 3))
-            self.world.start_mgmtd()
+            self._start_mgmtd()
         self.rng.shuffle(nodes)
         for node in nodes:
             await self._away(node, self.rng.choice([0.0, 0.3, 3.0, 8.0]))
@@ -221,8 +230,7 @@ class Nemesis:
             world.say("kill mgmtd")
             world.stop_mgmtd()
             await asyncio.sleep(self.rng.choice([0.2, 2.0, 8.0]) * self.rng.uniform(0.5, 1.5))
-            world.say("mgmtd starts")
-            world.start_mgmtd()
+            self._start_mgmtd()
         self.busy.discard("mgmtd")
 
     def _pair(self) -> tuple[str, str]:
@@ -288,7 +296,37 @@ class Nemesis:
         await asyncio.sleep(self.rng.uniform(0.5, 8.0))
         process.thread_s = (0.0, 0.002)
 
-    async def _power(self) -> None:
+    async def _blackouts(self) -> None:
+        """Now and then every machine loses power at once."""
+        while True:
+            await asyncio.sleep(self.rng.uniform(5, 40))
+            while self.fragile or self.world.net.silent:
+                await asyncio.sleep(0.5)
+            if self.ending:
+                return
+            self.fragile = True
+            world = self.world
+            world.blackout(self.floors)
+            if world.mgmtd is not None and not world.mgmtd.dead:
+                world.stop_mgmtd()
+            nodes = list(world.nodes.values())
+            self.busy |= {node.name for node in nodes} | {"mgmtd"}
+            await asyncio.sleep(self.rng.uniform(0, 3))
+            self._start_mgmtd()
+            self.rng.shuffle(nodes)
+            for node in nodes:
+                await asyncio.sleep(self.rng.choice([0.0, 0.3, 3.0]))
+                if not node.up:
+                    self._start(node)
+            await asyncio.sleep(8.0)  # until mgmtd has heard of each
+            self.busy -= {node.name for node in nodes} | {"mgmtd"}
+            self.fragile = False
+
+    async def _wipe(self) -> None:
+        """A machine comes back with empty disks while all else is well."""
+        await self._power(wipe=True)
+
+    async def _power(self, *, wipe: bool = False) -> None:
         """One machine loses power while all else is well: what it had not synced is on the others."""
         node = self._pick()
         if node is None or self.busy or self.world.net.cut or not self.world.healthy():
@@ -296,8 +334,10 @@ class Nemesis:
         others = {other.name for other in self.world.nodes.values() if other is not node}
         self.busy |= others | {node.name, "mgmtd"}
         self.fragile = True
-        self.world.say(f"power cut of {node.name}")
+        self.world.say(f"{'new disks in' if wipe else 'power cut of'} {node.name}")
         self.world.kill_node(node, power=True)
+        for engine in node.engines.values() if wipe else ():
+            engine.wipe()
         await asyncio.sleep(self.rng.uniform(0.2, 2.0))
         self.world.net.silent.discard(node.name)
         await asyncio.sleep(self._away_s())

@@ -6,11 +6,13 @@ import asyncio
 import logging
 import random
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 from fireflyfs.client.retry import RetryPolicy
 from fireflyfs.client.striping import FileLayout
-from simulator.history import TooHard, explain
+from fireflyfs.storage.engine.interface import ChunkKey
+from simulator.history import FOREVER, Kind, Op, TooHard, explain
 from simulator.nemesis import Nemesis
 from simulator.workload import CELLS, CHUNK, Work
 from simulator.world import Diary, Plan, Violation, World
@@ -45,13 +47,14 @@ def run_seed(seed: int, duration_s: float = 60.0, *, verbose: bool = False) -> O
     )
     world = World(seed, plan)
     world.verbose = verbose
+    blackouts = rng.random() < 0.2
     work = Work(
         world,
         [FileLayout(1000 + number, CHUNK, tuple(world.chains)) for number in range(rng.choice([1, 2]))],
         chunks=rng.choice([1, 2, 4]),
         pause_s=rng.choice([0.05, 0.2, 0.6]),
-        removals=rng.choice([0.0, 0.02, 0.1]),
-        syncs=rng.choice([0.0, 0.05]),
+        removals=0.0 if blackouts else rng.choice([0.0, 0.02, 0.1]),  # versions grow: they tell what a blackout took
+        syncs=0.1 if blackouts else rng.choice([0.0, 0.05]),
     )
     asyncio.set_event_loop(world.loop)
     logger = logging.getLogger("fireflyfs")
@@ -60,7 +63,7 @@ def run_seed(seed: int, duration_s: float = 60.0, *, verbose: bool = False) -> O
     logger.propagate = False
     logger.addHandler(diary)
     try:
-        world.loop.run_until_complete(_drive(world, work, rng, duration_s))
+        world.loop.run_until_complete(_drive(world, work, rng, duration_s, blackouts))
     except Violation as exc:
         world.problem(str(exc))
     finally:
@@ -80,7 +83,7 @@ def run_seed(seed: int, duration_s: float = 60.0, *, verbose: bool = False) -> O
     )
 
 
-async def _drive(world: World, work: Work, rng: random.Random, duration_s: float) -> None:
+async def _drive(world: World, work: Work, rng: random.Random, duration_s: float, blackouts: bool) -> None:
     loop = world.loop
     world.start_mgmtd()
     admin = world.process("admin")
@@ -95,6 +98,8 @@ async def _drive(world: World, work: Work, rng: random.Random, duration_s: float
         for _ in range(rng.choice([1, 2])):
             strands.append(client.process.spawn(work.strand(client, len(strands))))
     nemesis = Nemesis(world, random.Random(world.seed ^ 0xFA17), [client.name for client in clients])
+    nemesis.blackouts = blackouts
+    nemesis.floors = work.floors
     nemesis.choose()
     faults = asyncio.ensure_future(nemesis.run())
     await asyncio.sleep(duration_s)
@@ -164,11 +169,50 @@ def _same_replicas(world: World) -> None:
 
 def _judge(world: World, work: Work) -> None:
     for key, ops in work.histories.items():
-        try:
-            text = explain(ops, CELLS)
-        except TooHard as exc:
-            work.count("too_hard")
-            world.say(f"chunk {key}: the search was given up: {exc}")
+        for begin, part in _parts(world, work, key, ops):
+            try:
+                text = explain(part, CELLS, begin)
+            except TooHard as exc:
+                work.count("too_hard")
+                world.say(f"chunk {key}: the search was given up: {exc}")
+                continue
+            if text is not None:
+                world.problem(f"chunk {key}: {text}")
+
+
+def _parts(
+    world: World, work: Work, key: tuple[int, int], ops: list[Op]
+) -> Iterator[tuple[tuple[int, ...] | None, list[Op]]]:
+    """The history between blackouts, and what each part began with.
+
+    What is under way in a blackout may have happened before it, and been lost or not, or happen after it: it counts as
+    open in both parts.
+    """
+    begin: tuple[int, ...] | None = None
+    begin_s = 0.0
+    again: set[int] = set()  # writes that went back to be pending
+    for blackout in world.blackouts:
+        yield begin, _between(ops, begin_s, blackout.at_s, again)
+        stored = blackout.states.get(ChunkKey(*key))
+        version = stored.version.version if stored is not None else 0
+        if version < blackout.floors.get(key, 0):
+            world.problem(f"chunk {key}: version {version} after a blackout, {blackout.floors[key]} was synced")
+        begin = work.stored_cells(stored.data if stored is not None else b"", f"chunk {key} after a blackout")
+        begin_s = blackout.at_s
+        pending = blackout.pending.get(ChunkKey(*key))
+        again = (
+            set(work.stored_cells(pending.data, f"chunk {key} pending")) - set(begin) if pending is not None else set()
+        )
+    yield begin, _between(ops, begin_s, FOREVER, again)
+
+
+def _between(ops: list[Op], begin_s: float, end_s: float, again: set[int]) -> list[Op]:
+    found = []
+    for op in ops:
+        if op.call_s >= end_s or (op.return_s < begin_s and op.number not in again):
             continue
-        if text is not None:
-            world.problem(f"chunk {key}: {text}")
+        whole = begin_s <= op.call_s and (op.return_s < end_s or end_s == FOREVER)
+        if op.kind is Kind.READ and not whole:
+            continue
+        found.append(op if whole else replace(op, ok=False, call_s=max(op.call_s, begin_s), return_s=FOREVER))
+    return found

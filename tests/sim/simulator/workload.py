@@ -40,6 +40,7 @@ class Work:
     histories: dict[tuple[int, int], list[Op]] = field(default_factory=dict)
     number: int = 0
     ending: bool = False
+    floors: dict[tuple[int, int], int] = field(default_factory=dict)  # versions that survive a blackout
     counts: dict[str, int] = field(default_factory=dict)
 
     def count(self, name: str) -> None:
@@ -120,6 +121,10 @@ class Work:
             self.world.say(f"{who} read {file.inode}.{chunks[place]} {list(op.saw)}")
         return failed
 
+    def stored_cells(self, data: bytes, where: str) -> tuple[int, ...]:
+        """The cells of what an engine holds of a chunk."""
+        return self._cells(memoryview(data.ljust(SPAN, b"\0")), where)
+
     def _cells(self, data: memoryview, where: str) -> tuple[int, ...]:
         found = []
         for cell in range(CELLS):
@@ -148,12 +153,33 @@ class Work:
         self.count("truncate")
         self.world.say(f"{who} truncated {file.inode} to {first}+{cell} as {[op.number for op in ops]}")
 
+    def _acknowledged(self, file: FileLayout) -> dict[tuple[int, int], int]:
+        """The version of each chunk that every SERVING replica has committed: what was acknowledged is in it."""
+        world = self.world
+        manager = world.manager
+        found: dict[tuple[int, int], int] = {}
+        for chunk in range(self.chunks if manager is not None else 0):
+            assert manager is not None
+            record = manager.cluster.chains[file.chain_of(chunk)]
+            versions = [
+                world.committed_version(target_id, file.inode, chunk)
+                for target_id, public in record.members
+                if public.name == "SERVING"
+            ]
+            found[file.inode, chunk] = min(versions, default=0)
+        return found
+
     async def sync(self, client: SimClient, rng: random.Random, who: str) -> None:
         file = rng.choice(self.files)
+        acknowledged = self._acknowledged(file)
+        blackouts = len(self.world.blackouts)
         try:
             await client.blocking(lambda: client.storage.sync(file.chains))
         except FfsError as exc:
             self._failed("sync", who, exc)
         else:
             self.count("sync")
+            if blackouts == len(self.world.blackouts):
+                for key, version in acknowledged.items():
+                    self.floors[key] = max(version, self.floors.get(key, 0))
             self.world.say(f"{who} synced {file.inode}")

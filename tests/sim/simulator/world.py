@@ -79,6 +79,17 @@ class Node:
 
 
 @dataclass
+class Blackout:
+    """A power cut of all machines at once, and what the first to serve again held of each chunk."""
+
+    at_s: float
+    floors: dict[tuple[int, int], int]  # of each chunk, the version that was synced
+    leaders: set[int] = field(default_factory=set)
+    states: dict[ChunkKey, Stored] = field(default_factory=dict)
+    pending: dict[ChunkKey, Stored] = field(default_factory=dict)  # about to be finished
+
+
+@dataclass
 class Plan:
     """The shape of a world."""
 
@@ -111,6 +122,7 @@ class World:
         self.chains: dict[int, list[int]] = {}
         self.nodes: dict[int, Node] = {}
         self.contents: dict[tuple[int, ChunkKey, int, Any], tuple[int, bytes, bool]] = {}
+        self.blackouts: list[Blackout] = []
         self.chain_states: dict[int, tuple[int, tuple[tuple[int, Any], ...]]] = {}
         self._lay_out()
 
@@ -161,10 +173,6 @@ class World:
         if known != what:
             self.problem(f"chunk {key} version {version.version} of {version.writer} has two contents")
 
-    def forget_contents(self) -> None:
-        """After a power cut of everything, versions are given out again."""
-        self.contents.clear()
-
     def check_chains(self) -> None:
         """Each change of a chain that was published keeps the rules."""
         manager = self.manager
@@ -179,7 +187,38 @@ class World:
                     self.problem(f"chain {chain_id}: {text}")
                 states = " ".join(f"{target_id}:{public.name}" for target_id, public in record.members)
                 self.say(f"chain {chain_id} v{record.version}: {states}")
+                if not any(int(public) == int(Public.SERVING) for _, public in old[1]):
+                    self._note_leader(chain_id, record.members)
             self.chain_states[chain_id] = new
+
+    def _note_leader(self, chain_id: int, members: tuple[tuple[int, Any], ...]) -> None:
+        """The first replica that serves after a blackout: what it holds is the beginning of what comes after."""
+        for blackout in self.blackouts:
+            serving = [target_id for target_id, public in members if int(public) == int(Public.SERVING)]
+            if chain_id in blackout.leaders or not serving:
+                continue
+            blackout.leaders.add(chain_id)
+            engine = self.nodes[serving[0] // 100].engines[serving[0]]
+            for key, chunk in engine.chunks.items():
+                if chunk.committed is not None:
+                    blackout.states[key] = chunk.committed
+                if chunk.pending is not None:
+                    blackout.pending[key] = chunk.pending
+
+    def committed_version(self, target_id: int, inode: int, chunk: int) -> int:
+        found = self.nodes[target_id // 100].engines[target_id].chunks.get(ChunkKey(inode, chunk))
+        return found.committed.version.version if found is not None and found.committed is not None else 0
+
+    def blackout(self, floors: dict[tuple[int, int], int]) -> None:
+        """Every machine loses power at once; `floors`: what must survive it."""
+        self.say("blackout")
+        for node in self.nodes.values():
+            self.kill_node(node, power=True)
+            for engine in node.engines.values():
+                engine.power_cut()
+        self.net.silent.clear()
+        self.contents.clear()  # versions are given out again
+        self.blackouts.append(Blackout(self.loop.now_s, dict(floors)))
 
     # Processes
 
