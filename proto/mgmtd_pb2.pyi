@@ -30,6 +30,7 @@ class UpdateChainKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     UPDATE_CHAIN_ADD: _ClassVar[UpdateChainKind]
     UPDATE_CHAIN_REMOVE: _ClassVar[UpdateChainKind]
     UPDATE_CHAIN_ROTATE: _ClassVar[UpdateChainKind]
+    UPDATE_CHAIN_RESYNC: _ClassVar[UpdateChainKind]
 PUBLIC_UNKNOWN: PublicState
 PUBLIC_SERVING: PublicState
 PUBLIC_LASTSRV: PublicState
@@ -44,6 +45,7 @@ UPDATE_CHAIN_UNKNOWN: UpdateChainKind
 UPDATE_CHAIN_ADD: UpdateChainKind
 UPDATE_CHAIN_REMOVE: UpdateChainKind
 UPDATE_CHAIN_ROTATE: UpdateChainKind
+UPDATE_CHAIN_RESYNC: UpdateChainKind
 
 class NodeInfo(_message.Message):
     __slots__ = ("node_id", "type", "hostname", "alive", "disabled", "last_heartbeat_unix_ns", "config_version", "release", "workers")

@@ -187,6 +187,14 @@ def rotate_to_preferred(
     return None
 
 
+def resync_one(members: Sequence[tuple[int, Public]], target_id: int) -> list[tuple[int, Public]] | None:
+    """A serving target goes OFFLINE to the end, to come back through a resync; None unless another one serves."""
+    serving = [member for member, public in members if public is Public.SERVING]
+    if target_id not in serving or len(serving) < 2:
+        return None
+    return [*(member for member in members if member[0] != target_id), (target_id, Public.OFFLINE)]
+
+
 def problems_of(members: Sequence[tuple[int, Public]]) -> list[str]:
     """Rules that a chain by itself must keep."""
     found: list[str] = []

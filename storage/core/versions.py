@@ -46,11 +46,13 @@ def decide_head(
     *,
     replace_pending: bool = False,
     floor: int = 0,
+    seen: tuple[int, Writer] | None = None,
 ) -> Decision:
     """A client's update at the head.
 
     `replace_pending`: the pending version is known to be committed nowhere. `floor`: the version that removed the
-    chunk, under the present version of the chain.
+    chunk, under the present version of the chain. `seen`: the update is of a chunk as somebody saw it; over another
+    committed version, or another writer's under the same number, it is refused.
     """
     committed = state.committed if state is not None else None
     pending = state.pending if state is not None else None
@@ -64,6 +66,8 @@ def decide_head(
             return Decision(Action.ANSWER, committed.version, Code.OK, "committed by an earlier attempt")
         if committed.writer.sequence > writer.sequence:
             return Decision(Action.REFUSE, 0, Code.STALE_UPDATE, "the channel has gone on")
+    if seen is not None and committed is not None and (committed.version, committed.writer) != seen:
+        return Decision(Action.REFUSE, committed.version, Code.STALE_UPDATE, "written since somebody looked at it")
     base = committed.version if committed is not None else floor
     # A pending version that is replaced hides nothing: what it would have changed never happened.
     if pending is None or replace_pending:

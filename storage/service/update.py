@@ -168,6 +168,7 @@ class Updater:
                 request.writer,
                 replace_pending=replace,
                 floor=local.removed.get(item.key, 0),
+                seen=item.seen,
             )
             if decision.action is not Action.FINISH_FIRST or state is None:
                 return decision, state
