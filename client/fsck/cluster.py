@@ -16,7 +16,7 @@ from fireflyfs.client.fsck.core.scan import Lost
 from fireflyfs.client.routing import Routing
 from fireflyfs.client.session import ClientContext
 from fireflyfs.common.errors import Code, FfsError, error
-from fireflyfs.common.limits import BATCH_STAT_MAX, UPDATE_ITEMS_MAX
+from fireflyfs.common.limits import UPDATE_ITEMS_MAX
 from fireflyfs.common.net.api import Call, Reply
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto import meta_pb2, mgmtd_pb2, storage_pb2
@@ -26,6 +26,7 @@ PAGE_MAX = 1024
 PAGE_MIN = 16
 LISTS_AT_ONCE = 4  # pages that are being fetched
 LOOK_PART = 1024  # chunks of one question to one target
+FILES_PART = 512  # files of one question to meta, which answers nobody else meanwhile
 CALL_DEADLINE_S = 20.0
 LOST_AFTER_S = 30.0  # a serving target that cannot be listed for so long is given up
 PAUSE_S = 0.5
@@ -173,8 +174,8 @@ class Cluster:
 
     def _files_of(self, inodes: Sequence[int]) -> Mapping[int, File]:
         found: dict[int, File] = {}
-        for start in range(0, len(inodes), BATCH_STAT_MAX):
-            request = meta_pb2.ListFilesRequest(inodes=inodes[start : start + BATCH_STAT_MAX])
+        for start in range(0, len(inodes), FILES_PART):
+            request = meta_pb2.ListFilesRequest(inodes=inodes[start : start + FILES_PART])
             found.update((state.inode, _file(state)) for state in self._context.meta.list_files(request).files)
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import crc32c
@@ -322,6 +324,38 @@ def test_work_that_goes_on_is_no_finding_and_repair_harms_none_of_it(cluster: Lo
     assert fsck(cluster)["findings"] == []
     for worker in workers:
         fs.rmtree(f"/busy{worker.number}")
+
+
+def test_copies_into_a_mount_are_no_finding(cluster: LocalCluster, tmp_path: Path) -> None:
+    """Write-behind: what programs have written is in storage before meta hears of a length."""
+    words = [sys.executable, "-P", "-m", "fireflyfs.client.cli.main", "--root", str(cluster.root)]
+    point, source = tmp_path / "mount", Path(json.__file__).parent.parent
+    subprocess.run([*words, "mount", str(point)], check=True, timeout=COMMAND_S, capture_output=True)
+    script = (
+        'set -e; for n in 1 2 3; do mkdir "$1/c$n"; cp -a "$2/asyncio" "$2/email" "$1/c$n/"; '
+        'for i in 1 2 3 4 5 6 7 8; do head -c 300000 /dev/urandom; sleep 0.1; done > "$1/c$n/slow"; '
+        'truncate -s 70000 "$1/c$n/slow"; cat "$1/c$n/slow" >> "$1/c$n/slow2"; '
+        '[ $n = 1 ] || rm -r "$1/c$((n - 1))"; done'
+    )
+    try:
+        with (
+            subprocess.Popen(["sh", "-c", script, "sh", str(point), str(source)]) as copying,
+            connect(cluster) as own,
+            contextlib.closing(Cluster(own.context)) as view,
+        ):
+            runs = 0
+            while copying.poll() is None or runs < 2:
+                report = Check(view, repair=True, pause_s=0.3).run()
+                assert report.findings == []
+                runs += 1
+        assert copying.returncode == 0
+        assert (point / "c3/slow").stat().st_size == (point / "c3/slow2").stat().st_size == 70000
+        subprocess.run(
+            ["diff", "-r", "-x", "__pycache__", source / "email", point / "c3/email"], check=True, timeout=COMMAND_S
+        )
+    finally:
+        subprocess.run([*words, "umount", str(point)], check=True, timeout=COMMAND_S, capture_output=True)
+    assert fsck(cluster)["findings"] == []
 
 
 def test_a_cluster_with_servers_away(cluster: LocalCluster, fs: FileSystem) -> None:

@@ -99,11 +99,14 @@ def _superfluous(key: Key, chain_id: int, kind: Kind, now: Look) -> Finding:
 
 
 def _different(key: Key, chain_id: int, kind: Kind, now: Look) -> Finding:
-    right = right_content(now.copies.values(), wanted=_wanted(key, chain_id, now))
+    wanted = _wanted(key, chain_id, now)
+    right = right_content(now.copies.values(), wanted=wanted)
     words = [f"{target} {_said(copy.content)}" for target, copy in now.copies.items()]
+    if not wanted:
+        words.append("no file has this chunk")
     if right is UNDECIDED:
-        text = f"{', '.join(words)}; it cannot be told who is right"
-        return Finding(kind, chain_id, text, key, decided=False)
+        words.append("it cannot be told who is right")
+        return Finding(kind, chain_id, ", ".join(words), key, decided=False)
     wrong = tuple(target for target, copy in now.copies.items() if copy.content != right)
     return Finding(kind, chain_id, ", ".join(words), key, targets=wrong)
 
