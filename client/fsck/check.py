@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
@@ -86,6 +87,7 @@ class Check:
         self._on_progress = on_progress
         self._report = Report()
         self._chains: dict[int, _Chain] = {}
+        self._reading: dict[int, set[int]] = {}  # chain id to the replicas whose lists are whole so far
         self._began_s = 0.0
         self._next_inode = 0
 
@@ -95,16 +97,20 @@ class Check:
         report.tally.on_progress = lambda: self._progress("scanning")
         self._began_s = cluster.monotonic_s()
         self._next_inode = cluster.next_inode()
-        serving = {chain_id: targets for chain_id, targets in cluster.chains().items() if targets}
+        known = cluster.chains()
+        serving = {chain_id: targets for chain_id, targets in known.items() if targets}
+        self._reading = {chain_id: set(targets) for chain_id, targets in serving.items()}
         lists = sum(map(len, serving.values()))
         rows = [
-            chain_rows(chain_id, {target: cluster.listed(target, lists) for target in targets}, self._lost)
+            chain_rows(
+                chain_id, {target: cluster.listed(target, lists) for target in targets}, partial(self._lost, chain_id)
+            )
             for chain_id, targets in serving.items()
         ]
         doubtful = suspects(rows, cluster.files(), frozenset(serving), report.tally)
         while batch := list(islice(doubtful, BATCH)):
             self._settle(batch)
-        self._judge_chains(serving)
+        self._judge_chains({chain_id for chain_id in known if chain_id not in serving})
         if self._repair:
             self._resync()
         self._progress("done")
@@ -113,13 +119,16 @@ class Check:
     def _progress(self, doing: str) -> None:
         self._on_progress(doing, self._report)
 
-    def _lost(self, target_id: int, exc: Lost) -> None:
-        chains = self._cluster.chains()
-        for chain_id, targets in chains.items():
-            if target_id in targets:
-                self._add(Finding(Kind.UNREAD, chain_id, f"target {target_id}: {exc}", targets=(target_id,)))
-                return
-        self._report.notes.append(f"target {target_id} was not looked at to the end: {exc}")
+    def _lost(self, chain_id: int, target_id: int, exc: Lost) -> None:
+        """A replica could not be listed to the end. One that serves, or the last one being read, leaves a gap."""
+        reading = self._reading[chain_id]
+        reading.discard(target_id)
+        serves = target_id in self._cluster.chains().get(chain_id, ())
+        text = f"target {target_id} was not looked at to the end: {exc}"
+        if serves or not reading:
+            self._add(Finding(Kind.UNREAD, chain_id, text, targets=(target_id,)))
+        else:
+            self._report.notes.append(text)
 
     # Looking again
 
@@ -180,21 +189,22 @@ class Check:
         if self._report.found[finding.kind] <= self._shown_max:
             self._report.findings.append(finding)
 
-    def _judge_chains(self, serving: Mapping[int, tuple[int, ...]]) -> None:
-        """Chains that nobody served at the beginning and nobody serves after a pause."""
+    def _judge_chains(self, away: set[int]) -> None:
+        """Chains without a serving replica at the beginning (`away`), and those of files that were no chain then."""
         unserved = self._report.tally.unserved
-        doubtful = unserved.keys() | {chain_id for chain_id in self._cluster.chains() if chain_id not in serving}
-        if not doubtful:
+        if not away and not unserved:
             return
         self._cluster.sleep(self._pause_s)
         now = self._cluster.chains()
-        for chain_id in sorted(doubtful):
-            if now.get(chain_id):
-                self._report.notes.append(f"chain {chain_id} began to serve meanwhile and was not looked at")
-                continue
+        for chain_id in sorted(away | unserved.keys()):
             use = unserved.get(chain_id)
-            text = f"{use.files} files need it, the first is inode {use.first}" if use else "no file needs it"
-            self._add(Finding(Kind.NOT_SERVING if chain_id in now else Kind.NO_CHAIN, chain_id, text))
+            if not now.get(chain_id):
+                text = f"{use.files} files need it, the first is inode {use.first}" if use else "no file needs it"
+                self._add(Finding(Kind.NOT_SERVING if chain_id in now else Kind.NO_CHAIN, chain_id, text))
+            elif chain_id in away:
+                self._add(Finding(Kind.UNREAD, chain_id, "it began to serve while the check ran: check again"))
+            else:
+                self._report.notes.append(f"chain {chain_id} was made while the check ran and was not looked at")
 
     # Repair
 
@@ -229,36 +239,37 @@ class Check:
                     f"chain {chain_id}: no replica is resynced while it cannot be told who is right"
                 )
                 continue
-            wrong = {target for target in chain.sample if self._still_wrong(chain.sample[target], target)}
-            problem = ""
-            while wrong and not problem:
-                target = next_to_resync(self._cluster.chains().get(chain_id, ()), wrong)
-                if target is None:
-                    problem = "no right replica stands where a wrong one could be resynced from it"
-                    break
-                self._progress(f"resyncing target {target} of chain {chain_id}")
-                try:
-                    self._cluster.resync(chain_id, target, RESYNC_TIMEOUT_S)
-                except FfsError as exc:
-                    problem = exc.message
-                    break
-                wrong.discard(target)
+            problem = self._resync_chain(chain_id, set(chain.sample))
+            if not problem and any(map(self._still_wrong, chain.sample.values())):
+                problem = "its replicas still differ after a resync"
             if problem:
-                self._report.notes.append(f"chain {chain_id}: not resynced: {problem}")
+                self._report.notes.append(f"chain {chain_id}: not mended: {problem}")
                 continue
             self._report.repaired.update(chain.findings)
             for finding in self._report.findings:
                 if finding.chain_id == chain_id and finding.kind in _RESYNCED:
                     finding.repaired = f"resynced {', '.join(map(str, finding.targets))}"
 
-    def _still_wrong(self, suspect: Suspect, target_id: int) -> bool:
-        """Whether the replica still is what it was found to be: it may have been resynced meanwhile."""
+    def _resync_chain(self, chain_id: int, wrong: set[int]) -> str:
+        """Empty when all of `wrong` were resynced, else why not."""
+        while wrong:
+            target = next_to_resync(self._cluster.chains().get(chain_id, ()), wrong)
+            if target is None:
+                return "no right replica stands where a wrong one could be resynced from it"
+            self._progress(f"resyncing target {target} of chain {chain_id}")
+            try:
+                self._cluster.resync(chain_id, target, RESYNC_TIMEOUT_S)
+            except FfsError as exc:
+                return exc.message
+            wrong.discard(target)
+        return ""
+
+    def _still_wrong(self, suspect: Suspect) -> bool:
+        """Whether a chunk is a finding of replicas again. One that changes at each look is not."""
         memory = Memory()
         for _ in range(LOOKS_MAX):
             verdict = judge(suspect.key, suspect.chain_id, memory, self._cluster.look([suspect])[0])
-            if isinstance(verdict, Finding):
-                return target_id in verdict.targets
-            if verdict is Verdict.FINE:
-                return False
+            if verdict is not Verdict.AGAIN:
+                return isinstance(verdict, Finding) and verdict.kind in _RESYNCED
             self._cluster.sleep(self._pause_s)
-        return True
+        return False

@@ -116,7 +116,7 @@ MEANINGS = {
     Kind.PENDING: "a version that is neither committed nor given up",
     Kind.NO_CHAIN: "files on a chain that does not exist",
     Kind.NOT_SERVING: "a chain that no replica serves: its files cannot be read",
-    Kind.UNREAD: "a serving replica whose chunks could not be listed",
+    Kind.UNREAD: "chunks of a chain that could not be listed",
 }
 
 

@@ -368,6 +368,43 @@ def test_chains_without_replicas_and_replicas_that_cannot_be_read() -> None:
     assert report.tally.files_with_holes == 0
 
 
+def test_a_replica_that_leaves_its_chain_is_noted_and_the_last_one_is_a_finding() -> None:
+    for away, kinds in ((1, []), (3, [Kind.UNREAD])):
+        world = World(1, clients=0)
+        still(world, 10, 2 * CHUNK)
+        members = list(world.serving[1])
+        world.unreadable.update(members[:away])
+        everything = world.chains()
+        answers = iter([everything])
+        # Only the first answer shows them: they left while the check ran.
+        after = {chain: targets if chain != 1 else targets[away:] for chain, targets in everything.items()}
+        world.chains = lambda answers=answers, after=after: next(answers, after)  # type: ignore[method-assign, misc]
+        report = Check(world).run()
+        assert [finding.kind for finding in report.findings] == kinds
+        assert len(report.notes) == away - len(kinds)
+
+
+def test_a_chain_that_comes_back_while_the_check_runs_was_not_read() -> None:
+    world = World(1, clients=0)
+    everything = world.chains()
+    answers = iter([{**everything, 2: ()}])
+    world.chains = lambda: next(answers, {**everything, 3: (99,)})  # type: ignore[method-assign]
+    world.found_files[10] = File(10, CHUNK, 0, CHUNK, (3,))  # on a chain that was made meanwhile
+    report = Check(world).run()
+    assert [(finding.kind, finding.chain_id) for finding in report.findings] == [(Kind.UNREAD, 2)]
+    assert len(report.notes) == 1
+
+
+def test_a_resync_that_mends_nothing_leaves_the_finding() -> None:
+    world = World(1, clients=0)
+    still(world, 10, CHUNK)
+    del world.held[world.serving[1][0]][Key(10, 0)]
+    world.resync = lambda *_: None  # type: ignore[method-assign]
+    report = Check(world, repair=True).run()
+    assert report.left == 1
+    assert any("still differ" in note for note in report.notes)
+
+
 def test_a_failed_resync_leaves_the_finding() -> None:
     world = World(1, clients=0)
     still(world, 10, CHUNK)
