@@ -140,12 +140,13 @@ class ClusterState:
 
     def _note_leaving(self, old: ChainRecord | None, new: ChainRecord) -> None:
         serving = tuple(target_id for target_id, public in new.members if public is Public.SERVING)
-        for target_id in serving:
-            self.left.pop(target_id, None)
         if serving:
             self.leaderless_s.pop(new.chain_id, None)
-        for target_id, public in old.members if old is not None else ():
-            if public is Public.SERVING and target_id not in serving:
+        for target_id, public in new.members:
+            before = old.state_of(target_id) if old is not None else Public.UNKNOWN
+            if public in (Public.SERVING, Public.LASTSRV) or before is Public.LASTSRV:
+                self.left.pop(target_id, None)
+            elif before is Public.SERVING and serving:
                 self.left[target_id] = Left(self.now_s, self.heard_s(target_id), serving)
 
     def heard_s(self, target_id: int) -> float:

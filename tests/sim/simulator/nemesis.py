@@ -329,7 +329,8 @@ class Nemesis:
     async def _power(self, *, wipe: bool = False) -> None:
         """One machine loses power while all else is well: what it had not synced is on the others."""
         node = self._pick()
-        if node is None or self.busy or self.world.net.cut or not self.world.healthy():
+        weather = self.world.net.weather
+        if node is None or self.busy or self.world.net.cut or weather.lost or weather.slow or not self.world.healthy():
             return
         others = {other.name for other in self.world.nodes.values() if other is not node}
         self.busy |= others | {node.name, "mgmtd"}

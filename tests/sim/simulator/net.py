@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fireflyfs.client.mgmtd_client import HEARTBEAT_DEADLINE_S
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.ids import ClientId
 from fireflyfs.common.net.api import Address, Call, Handler, Peer, Reply, Slice
@@ -310,7 +311,8 @@ class SimStub:
             def start(station: Station, answer: _Answer) -> None:
                 self._net.run_handler(answer, lambda: getattr(station.service, name)(copy))
 
-            deadline_s = self._deadline_s + getattr(request, "wait_ms", 0) / 1000
+            deadline_s = HEARTBEAT_DEADLINE_S if name == "heartbeat" else self._deadline_s
+            deadline_s += getattr(request, "wait_ms", 0) / 1000
             found = await self._net.call(self._process, self._node, self._address, start, deadline_s)
             reply = type(found)()
             reply.CopyFrom(found)

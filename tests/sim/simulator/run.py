@@ -121,7 +121,7 @@ async def _drive(world: World, work: Work, rng: random.Random, duration_s: float
         if strand.exception() is not None:
             raise strand.exception()  # type: ignore[misc]
     quiet_s = loop.now_s
-    while not _quiet(world):
+    while not (world.healthy() and _quiet(world)):
         # What nobody waits for any more ends, and what was left pending is finished.
         if loop.now_s - quiet_s > QUIET_S_MAX:
             break  # `_same_replicas` says what is left

@@ -123,6 +123,7 @@ class World:
         self.nodes: dict[int, Node] = {}
         self.contents: dict[tuple[int, ChunkKey, int, Any], tuple[int, bytes, bool]] = {}
         self.blackouts: list[Blackout] = []
+        self.complete: dict[int, set[int]] = {}
         self.chain_states: dict[int, tuple[int, tuple[tuple[int, Any], ...]]] = {}
         self._lay_out()
 
@@ -182,7 +183,7 @@ class World:
             new = (record.version, record.members)
             old = self.chain_states.get(chain_id)
             if old is not None and old != new:
-                complete = {t for t, _ in new[1] if manager.cluster.is_complete(t)}
+                complete = self.complete.get(chain_id, set())
                 for text in problems_of_step(old[0], old[1], new[0], new[1], complete):
                     self.problem(f"chain {chain_id}: {text}")
                 states = " ".join(f"{target_id}:{public.name}" for target_id, public in record.members)
@@ -233,9 +234,12 @@ class World:
         async def run() -> None:
             manager = Manager(Store(self.kv), CLUSTER, process, failed_after_s=FAILED_AFTER_S, session_lease_s=60.0)
             self.manager = manager
-            apply = manager.cluster.apply
+            cluster = manager.cluster
+            apply = cluster.apply
 
             def checked(changes: Any) -> None:
+                for chain_id, record in cluster.chains.items():
+                    self.complete[chain_id] = {t for t, _ in record.members if cluster.is_complete(t)}
                 apply(changes)
                 self.check_chains()
 
