@@ -5,9 +5,7 @@ Ownership: extents point into the memory that the update was pulled into; they a
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 import crc32c as crc32c_module
 
@@ -40,12 +38,11 @@ class Forwarder:
         writer: Writer,
         items: Sequence[Item],
         deadline_s: float,
-        stored: asyncio.Future[Any] | None = None,
     ) -> dict[ChunkKey, Result]:
         """What became of each item further down; with no successor, OK with crc32c 0: this target is the tail.
 
-        `stored` ends when the items are pending here: whole chunks are read only then. A target that stops serving has
-        no word in it any more: TARGET_OFFLINE, even when it is in the chain again. Never raises FfsError.
+        The items are pending here. A target that stops serving has no word in it any more: TARGET_OFFLINE, even when it
+        is in the chain again. Never raises FfsError.
         """
         term = local.term
         waiting = list(items)
@@ -64,7 +61,7 @@ class Forwarder:
                     done.update((item.key, Result(Code.OK, chain.version, item.version, 0, 0)) for item in waiting)
                     return done
                 self._replicas.check_fence()
-                answers = await self._send(local, chain, hop, writer, waiting, deadline_s, stored)
+                answers = await self._send(local, chain, hop, writer, waiting, deadline_s)
             except FfsError as exc:
                 why = exc.code
                 if not forward.try_again(why):
@@ -104,7 +101,6 @@ class Forwarder:
         writer: Writer,
         items: Sequence[Item],
         deadline_s: float,
-        stored: asyncio.Future[Any] | None,
     ) -> dict[ChunkKey, Result]:
         syncing = hop.form is Form.REPLACE
         flags = UpdateFlag.SYNCING if syncing else UpdateFlag(0)
@@ -113,8 +109,6 @@ class Forwarder:
         answers: dict[ChunkKey, Result] = {}
         if as_they_are:
             answers.update(await self.send_once(local, chain, hop, writer, as_they_are, flags, deadline_s))
-        if whole and stored is not None:
-            await asyncio.wait({stored})
         while whole:
             batch: list[Item] = []
             size = 0

@@ -59,6 +59,8 @@ class Reader:
             except FfsError as exc:
                 if exc.code is Code.DISK_FAILED:
                     local.fail(exc.message)
+                elif exc.code is Code.CHUNK_NOT_FOUND and local.engine.stat(key) is not None:
+                    slow.append((place, local, key, offset, into))  # its first version is pending
                 rows.append((int(exc.code), 0, 0, 0, 0))
         if not slow:
             request.reply(encode_reads(rows), [row[1] for row in rows])
@@ -110,7 +112,9 @@ class Reader:
             try:
                 found = await local.call(local.engine.read, key, offset, into)
             except FfsError as exc:
-                if exc.code is not Code.CHUNK_NOT_FOUND or not held:
+                if exc.code is not Code.CHUNK_NOT_FOUND:
+                    raise
+                if not held and await local.call(local.engine.stat, key) is None:
                     raise
             if found is not None and not held and not found.pending:
                 return found

@@ -43,11 +43,6 @@ CLIENT_UPDATES_MAX = 1024
 CLIENT_UPDATE_BYTES_MAX = 192 << 20
 FORWARDED_UPDATES_MAX = 1024
 FORWARDED_UPDATE_BYTES_MAX = 192 << 20
-# Below this much free space an update is stored here before it is forwarded: it could still be refused. It covers what
-# the updates under way may take together, on a disk that several targets share too, and what a fast disk takes in while
-# the last look at it is believed.
-HEADROOM_BYTES = 1 << 30
-SPACE_BELIEVED_S = 0.02
 # Work on so few bytes costs less than handing it to a thread and back, as long as the disk does not make it wait: each
 # system call in a thread gives the interpreter to another one, and waits to have it back.
 INLINE_BYTES_MAX = 2 << 20
@@ -90,7 +85,6 @@ class LocalTarget:
         self._running: set[asyncio.Future[None]] = set()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"target-{target_id}")
         self._threads_until_s = 0.0
-        self._space_at_s = float("-inf")
         self._clock = clock or SystemClock()
         self.on_change: Callable[[], None] = lambda: None
 
@@ -237,17 +231,6 @@ class LocalTarget:
         """This replica lacks what its successors have committed: it leaves the chain and returns by a resync."""
         log.error("target %d leaves its chain: %s", self.target_id, why)
         self.set_state(target.on_divergence(self.state, why))
-
-    def roomy(self, size: int) -> bool:
-        """Whether there is so much space that an update of `size` bytes will certainly find room."""
-        now_s = self._clock.monotonic_s()
-        if now_s - self._space_at_s > SPACE_BELIEVED_S:
-            try:
-                self.space = self.engine.space()  # two looks at the file system's counters: microseconds
-            except (FfsError, OSError):
-                return False  # storing will say what is wrong with the disk
-            self._space_at_s = now_s
-        return self.space.free_bytes > HEADROOM_BYTES + size
 
     def report(self) -> mgmtd_pb2.TargetReport:
         return mgmtd_pb2.TargetReport(

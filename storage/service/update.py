@@ -4,15 +4,14 @@ The order, and why:
 1. The data is verified before anything is locked: a damaged request costs nobody anything.
 2. All chunks are locked in key order (no deadlock), then the chain version is checked again: a request that waited for
    a lock may have waited through a change of the chain.
-3. From the moment of the lock a read of the chunk asks the tail (`KeyLocks.held`), so the successors may commit before
-   this replica has even stored the update: storing and forwarding run side by side.
+3. The update is stored here before it leaves for the successor. The tail shows readers what it has committed; were the
+   head killed before it had stored that, and the first of all replicas to return, it would lead without it.
 4. This replica commits only what its successor has committed with the same checksum.
 One that is cancelled (its server stops) waits for the threads that work on its memory, and leaves what a crash leaves.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 import crc32c as crc32c_module
@@ -26,7 +25,7 @@ from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.core.versions import Action, Decision
 from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Update, Version
 from fireflyfs.storage.service.forwarding import Forwarder
-from fireflyfs.storage.service.replica import INLINE_BYTES_MAX, INLINE_ITEMS_MAX, LocalTarget, Replicas, to_its_end
+from fireflyfs.storage.service.replica import INLINE_BYTES_MAX, INLINE_ITEMS_MAX, LocalTarget, Replicas
 from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, failed
 
 FINISH_ROUNDS_MAX = 3
@@ -240,32 +239,11 @@ class Updater:
             state = states[item.key]
             if state is not None and state.pending is not None:
                 pendings[item.key] = state.pending
-        side_by_side = hop is not None and hop.form is Form.SAME and local.roomy(size)
-        writer = request.writer
-        if side_by_side:
-            # It begins when this task first waits: the request to the successor has left then.
-            storing = asyncio.ensure_future(_applied(local, updates, size))
-            try:
-                outcome = await self.forwarder.forward(local, chain.chain_id, writer, items, deadline_s, storing)
-            finally:
-                applied = await to_its_end(storing)
-        else:
-            applied = await _applied(local, updates, size)
-            items = [item for item in items if not isinstance(applied.get(item.key), Code)]
-            outcome = await self.forwarder.forward(local, chain.chain_id, writer, items, deadline_s)
-        results: dict[ChunkKey, Result] = {}
-        for key, found in applied.items():
-            if isinstance(found, Version):
-                pendings[key] = found
-                continue
-            results[key] = failed(found)
-            if key in outcome and not versions.may_replace_pending(outcome[key].code):
-                # It is committed further down, or may be: this replica would lack it.
-                if found is Code.CHECKSUM:
-                    await local.call(local.engine.quarantine, key, "stored bytes do not match, found by an update")
-                local.diverge(
-                    f"chunk {key.inode}.{key.chunk_index}: {outcome[key].code.name} further down, here {found.name}"
-                )
+        applied = await _applied(local, updates, size)
+        results = {key: failed(found) for key, found in applied.items() if isinstance(found, Code)}
+        pendings.update((key, found) for key, found in applied.items() if isinstance(found, Version))
+        items = [item for item in items if item.key not in results]
+        outcome = await self.forwarder.forward(local, chain.chain_id, request.writer, items, deadline_s)
         for key in pendings:
             if outcome[key].code is not Code.OK:
                 results[key] = failed(outcome[key].code)

@@ -235,6 +235,12 @@ class World:
             manager = Manager(Store(self.kv), CLUSTER, process, failed_after_s=FAILED_AFTER_S, session_lease_s=60.0)
             self.manager = manager
             cluster = manager.cluster
+            for chain_id, record in cluster.chains.items():
+                published = self.chain_states.get(chain_id, (0, ()))[0]
+                if record.version < published:
+                    self.problem(f"chain {chain_id}: mgmtd came back with version {record.version} after {published}")
+                # What was stored before a crash and never published is the beginning now.
+                self.chain_states[chain_id] = (record.version, record.members)
             apply = cluster.apply
 
             def checked(changes: Any) -> None:
