@@ -90,6 +90,7 @@ class StorageService:
         local = await self._head(request.chain_id, request.chain_version)
         state = await local.call(local.engine.stat, _key(request.chunk))
         if state is None:
+            self._nothing_to_do(local, self._writer(request.client_id, request.channel, request.sequence))
             return storage_pb2.TruncateChunkReply()
         item = Item(state.key, UpdateKind.TRUNCATE, 0, state.chunk_size, min(request.length, state.chunk_size))
         writer = self._writer(request.client_id, request.channel, request.sequence)
@@ -123,10 +124,19 @@ class StorageService:
     ) -> int:
         """Remove these chunks through the chain; how many they are."""
         items = [Item(state.key, UpdateKind.REMOVE, 0, state.chunk_size, 0) for state in states]
+        writer = self._writer(request.client_id, request.channel, request.sequence)
         if items:
-            writer = self._writer(request.client_id, request.channel, request.sequence)
             await self._through_chain(chain_id, chain_version, writer, items)
+        else:
+            self._nothing_to_do(self._replicas.local(chain_id), writer)
         return len(items)
+
+    def _nothing_to_do(self, local: LocalTarget, writer: Writer) -> None:
+        """A request that is done without a change: sent again later, it must not find what was made in between."""
+        code, _ = local.once.begin(writer)
+        if code is not Code.OK:
+            raise error(code, f"sequence {writer.sequence} of channel {writer.channel}")
+        local.once.end(writer, (), finished=True)
 
     async def drop_chunks(self, request: storage_pb2.DropChunksRequest) -> storage_pb2.DropChunksReply:
         if not 0 < len(request.chunks) <= UPDATE_ITEMS_MAX:

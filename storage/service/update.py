@@ -55,6 +55,9 @@ class Updater:
                 raise error(code, f"sequence {writer.sequence} of channel {writer.channel}")
         results = dict(earlier) | {key: failed(Code.CHECKSUM) for key in bad}
         todo = [item for item in request.items if item.key not in results]
+        if from_client and local.once.is_finished(writer):
+            results.update((item.key, Result(Code.OK, request.chain_version, 0, 0, 0)) for item in todo)
+            todo = []
         fresh: dict[ChunkKey, Result] = {}
         try:
             if todo:
@@ -63,7 +66,7 @@ class Updater:
         finally:
             successes = [(key, result) for key, result in fresh.items() if result.code is Code.OK]
             if from_client:
-                local.once.end(writer, successes)
+                local.once.end(writer, successes, finished=not bad and len(successes) == len(todo))
             elif not request.flags & UpdateFlag.RESYNC:
                 local.once.note(writer, successes)
         results.update(fresh)
