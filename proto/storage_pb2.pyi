@@ -251,6 +251,46 @@ class SyncDoneReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class DoneChunk(_message.Message):
+    __slots__ = ("chunk", "version", "chain_version", "length", "crc32c")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    chunk: ChunkId
+    version: int
+    chain_version: int
+    length: int
+    crc32c: int
+    def __init__(self, chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., version: _Optional[int] = ..., chain_version: _Optional[int] = ..., length: _Optional[int] = ..., crc32c: _Optional[int] = ...) -> None: ...
+
+class DoneRequest(_message.Message):
+    __slots__ = ("client_id", "channel", "sequence", "chunks")
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    client_id: bytes
+    channel: int
+    sequence: int
+    chunks: _containers.RepeatedCompositeFieldContainer[DoneChunk]
+    def __init__(self, client_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., sequence: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[DoneChunk, _Mapping]]] = ...) -> None: ...
+
+class SyncWritersRequest(_message.Message):
+    __slots__ = ("chain_id", "chain_version", "done")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    done: _containers.RepeatedCompositeFieldContainer[DoneRequest]
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., done: _Optional[_Iterable[_Union[DoneRequest, _Mapping]]] = ...) -> None: ...
+
+class SyncWritersReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class QueryChunkRequest(_message.Message):
     __slots__ = ("chain_id", "chunk")
     CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -266,6 +306,88 @@ class QueryChunkReply(_message.Message):
     found: bool
     state: ChunkState
     def __init__(self, found: _Optional[bool] = ..., state: _Optional[_Union[ChunkState, _Mapping]] = ...) -> None: ...
+
+class ChunkWriter(_message.Message):
+    __slots__ = ("client_id", "channel", "sequence")
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    client_id: bytes
+    channel: int
+    sequence: int
+    def __init__(self, client_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class ListedChunk(_message.Message):
+    __slots__ = ("state", "busy", "writer", "pending_writer")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    WRITER_FIELD_NUMBER: _ClassVar[int]
+    PENDING_WRITER_FIELD_NUMBER: _ClassVar[int]
+    state: ChunkState
+    busy: bool
+    writer: ChunkWriter
+    pending_writer: ChunkWriter
+    def __init__(self, state: _Optional[_Union[ChunkState, _Mapping]] = ..., busy: _Optional[bool] = ..., writer: _Optional[_Union[ChunkWriter, _Mapping]] = ..., pending_writer: _Optional[_Union[ChunkWriter, _Mapping]] = ...) -> None: ...
+
+class ListChunksRequest(_message.Message):
+    __slots__ = ("target_id", "after", "limit", "chunks")
+    TARGET_ID_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    target_id: int
+    after: ChunkId
+    limit: int
+    chunks: _containers.RepeatedCompositeFieldContainer[ChunkId]
+    def __init__(self, target_id: _Optional[int] = ..., after: _Optional[_Union[ChunkId, _Mapping]] = ..., limit: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[ChunkId, _Mapping]]] = ...) -> None: ...
+
+class ListChunksReply(_message.Message):
+    __slots__ = ("serving", "chain_id", "chain_version", "chunks", "more")
+    SERVING_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    serving: bool
+    chain_id: int
+    chain_version: int
+    chunks: _containers.RepeatedCompositeFieldContainer[ListedChunk]
+    more: bool
+    def __init__(self, serving: _Optional[bool] = ..., chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[ListedChunk, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class SeenChunk(_message.Message):
+    __slots__ = ("chunk", "version", "writer", "keep_bytes")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WRITER_FIELD_NUMBER: _ClassVar[int]
+    KEEP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    chunk: ChunkId
+    version: int
+    writer: ChunkWriter
+    keep_bytes: int
+    def __init__(self, chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., version: _Optional[int] = ..., writer: _Optional[_Union[ChunkWriter, _Mapping]] = ..., keep_bytes: _Optional[int] = ...) -> None: ...
+
+class DropChunksRequest(_message.Message):
+    __slots__ = ("chain_id", "chain_version", "chunks", "client_id", "channel", "sequence")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    chunks: _containers.RepeatedCompositeFieldContainer[SeenChunk]
+    client_id: bytes
+    channel: int
+    sequence: int
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[SeenChunk, _Mapping]]] = ..., client_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class DropChunksReply(_message.Message):
+    __slots__ = ("statuses",)
+    STATUSES_FIELD_NUMBER: _ClassVar[int]
+    statuses: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, statuses: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SpaceRequest(_message.Message):
     __slots__ = ()

@@ -52,6 +52,9 @@ class UpdateKind(IntEnum):
     DAMAGED = 5  # to a syncing successor: `length` bytes with checksum `crc32c` that no replica has any more
 
 
+CREATES = 1  # as `length` of a WRITE from replica to successor: the head had no such chunk
+
+
 class UpdateFlag(IntFlag):
     """Bits of UPDATE_HEADER.flags."""
 
@@ -80,7 +83,7 @@ UPDATE_ITEM = np.dtype(
         ("kind", "<u2"),
         ("extents", "<u2"),  # how many of the EXTENT array are this item's, in order
         ("chunk_size", "<u4"),  # bytes
-        ("length", "<u4"),  # TRUNCATE: the new length; REPLACE, DAMAGED: the chunk's length
+        ("length", "<u4"),  # TRUNCATE: the new length; REPLACE, DAMAGED: the chunk's; a forwarded WRITE: CREATES or 0
         ("crc32c", "<u4"),  # from a replica: of the whole chunk after the update, checked by the successor
     ]
 )  # 40 bytes

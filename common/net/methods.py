@@ -27,6 +27,9 @@ class Method(IntEnum):
     STORAGE_STATS = 0x0118
     STORAGE_REMOVE_FILES = 0x0119
     STORAGE_SCRUB = 0x011A
+    STORAGE_SYNC_WRITERS = 0x0122
+    STORAGE_LIST_CHUNKS = 0x0120
+    STORAGE_DROP_CHUNKS = 0x0121
 
     # Metadata, protobuf (proto/meta.proto)
     META_STAT = 0x0201
@@ -48,6 +51,7 @@ class Method(IntEnum):
     META_REAL_PATH = 0x0211
     META_ACCESS = 0x0212
     META_END_SESSIONS = 0x0213
+    META_LIST_FILES = 0x0220
 
 
 def service_methods(prefix: str) -> dict[str, Method]:

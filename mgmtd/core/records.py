@@ -72,7 +72,10 @@ class TargetRecord:
     node_id: int
     worker: int
     path: str = ""
+    disk_id: str = ""  # what it was made as; "": not heard of yet
     local: Local = Local.UNKNOWN  # from here on: not durable
+    lost_power: bool = False
+    note: str = ""  # why it is refused, for people
     capacity_bytes: int = 0
     free_bytes: int = 0
     used_bytes: int = 0
@@ -82,11 +85,17 @@ class TargetRecord:
 
     def durable(self) -> mgmtd_pb2.TargetInfo:
         """The record as it is stored."""
-        return mgmtd_pb2.TargetInfo(target_id=self.target_id, node_id=self.node_id, worker=self.worker, path=self.path)
+        return mgmtd_pb2.TargetInfo(
+            target_id=self.target_id,
+            node_id=self.node_id,
+            worker=self.worker,
+            path=self.path,
+            disk_id=self.disk_id,
+        )
 
     @staticmethod
     def restored(info: mgmtd_pb2.TargetInfo) -> TargetRecord:
-        return TargetRecord(info.target_id, info.node_id, info.worker, info.path)
+        return TargetRecord(info.target_id, info.node_id, info.worker, info.path, info.disk_id)
 
 
 @dataclass(frozen=True, slots=True)

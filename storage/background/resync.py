@@ -25,7 +25,7 @@ from fireflyfs.storage.core.scrub import Outcome
 from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Version, Writer
 from fireflyfs.storage.service.forwarding import read_whole
 from fireflyfs.storage.service.repair import Repairer
-from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.replica import DONE_PAGE, LocalTarget, Replicas
 from fireflyfs.storage.service.update import Updater
 from fireflyfs.storage.service.wire import Item
 
@@ -116,6 +116,7 @@ class Resync:
             if end is None:
                 break
             after = end
+        await self._send_writers(chain, hop)
         self._check(chain)
         local.resync_total = local.resync_done  # fewer when some were removed meanwhile
         body = storage_pb2.SyncDoneRequest(chain_id=chain.chain_id, chain_version=chain.version).SerializeToString()
@@ -153,6 +154,26 @@ class Resync:
             for state in reply.chunks
         ]
         return page, reply.more
+
+    async def _send_writers(self, chain: Chain, hop: Hop) -> None:
+        """What was done before the successor came; what is done since, it sees itself."""
+        local = self._local
+        after: Writer | None = None
+        while page := await local.call(local.engine.done, after, DONE_PAGE):
+            self._check(chain)
+            request = storage_pb2.SyncWritersRequest(chain_id=chain.chain_id, chain_version=chain.version)
+            for writer, chunks in page:
+                message = request.done.add(client_id=writer.client_id, channel=writer.channel, sequence=writer.sequence)
+                for chunk in chunks:
+                    message.chunks.add(
+                        chunk=storage_pb2.ChunkId(inode=chunk.key.inode, index=chunk.key.chunk_index),
+                        version=chunk.version,
+                        chain_version=chunk.chain_version,
+                        length=chunk.length,
+                        crc32c=chunk.crc32c,
+                    )
+            await self._ask(hop, Method.STORAGE_SYNC_WRITERS, request.SerializeToString(), 10.0)
+            after = page[-1].writer
 
     async def _ask(self, hop: Hop, method: Method, body: bytes, deadline_s: float) -> bytes:
         call = Call(method, body, deadline_s=deadline_s)
@@ -208,7 +229,7 @@ class Resync:
                 return  # finishing it has sent the whole chunk
             committed = state.committed if state is not None else None
             if state is None or committed is None:
-                item = Item(key, UpdateKind.REMOVE, 1, 1 << 16, 0)
+                item = Item(key, UpdateKind.REMOVE, max(1, local.removed.get(key, 0)), 1 << 16, 0)
                 writer = _NOBODY
             else:
                 item = await self._whole(hop, state, committed)

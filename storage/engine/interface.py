@@ -79,6 +79,23 @@ class Update(NamedTuple):
     crc32c: int = 0  # DAMAGED: of the bytes that are lost
 
 
+class DoneChunk(NamedTuple):
+    """What a request made of one chunk."""
+
+    key: ChunkKey
+    version: int
+    chain_version: int
+    length: int
+    crc32c: int
+
+
+class Done(NamedTuple):
+    """The newest request of a writer's channel, and the chunks of it that are committed here."""
+
+    writer: Writer
+    chunks: tuple[DoneChunk, ...]
+
+
 class ReadResult(NamedTuple):
     """`length` bytes were placed; they matched the stored checksums."""
 
@@ -127,6 +144,17 @@ class WouldBlock(Exception):
 class ChunkEngine(Protocol):
     """One target's chunks."""
 
+    @property
+    def disk_id(self) -> str:
+        """Chosen when the target was made: another disk in its place, or one that was wiped, has another."""
+
+    @property
+    def lost_power(self) -> bool:
+        """The machine lost power since `vouch`: what was committed and not synced may be gone."""
+
+    def vouch(self) -> None:
+        """What is stored here is known to be complete: `lost_power` is false from now on."""
+
     def stat(self, key: ChunkKey) -> ChunkState | None: ...
 
     def read(
@@ -144,12 +172,29 @@ class ChunkEngine(Protocol):
         (applying again is harmless). With `nowait`, raises WouldBlock instead of reading the disk or copying much.
         """
 
-    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int, *, nowait: bool = False) -> None:
+    def commit(
+        self,
+        keys: Sequence[tuple[ChunkKey, int]],
+        chain_version: int,
+        *,
+        remember: bool = True,
+        nowait: bool = False,
+    ) -> None:
         """Make pending version `n` of each (key, n) the committed one, stamped with `chain_version`.
 
         A version already committed is no error (its chain version is raised); another pending version is INVALID.
-        With `nowait`, raises WouldBlock instead of waiting.
+        With `remember`, the writers' requests are known from now on (`done`). With `nowait`, raises WouldBlock instead
+        of waiting.
         """
+
+    def done(self, after: Writer | None, limit: int) -> list[Done]:
+        """The newest request of each channel, in the order of (client, channel), strictly after that of `after`.
+
+        Survives what the commits survive. Bounded: the channels longest without a commit are forgotten.
+        """
+
+    def adopt(self, done: Sequence[Done]) -> None:
+        """Remember also what another replica remembers. What is newer here stays."""
 
     def last_chunk(self, inode: int, begin: int, end: int) -> LastChunk | None:
         """The highest committed chunk of inode in [begin, end) (end 0: no end), or None."""

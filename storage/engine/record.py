@@ -9,6 +9,7 @@ parts and a CRC32C over itself. Keys:
     d inode index id        bytes of a delta that a record names by id (those of a patch are in a block instead)
     u epoch inode index     the committed record that a commit in `epoch` replaced; empty: the chunk did not exist
     q inode index n         a damaged record, after its reason; n 0: the chunk is damaged now
+    w client channel        a writer's newest request: see writers.py
     m name                  about the whole store
 Integers in keys are big-endian, 64 bits, so that keys sort as (inode, index).
 """
@@ -44,7 +45,7 @@ _FLAGS_AT = 1
 _EPOCH_AT = 36
 _CHAIN_VERSION_AT = 52
 
-COMMITTED, PENDING, DELTA, UNDO, QUARANTINE, META = b"c", b"p", b"d", b"u", b"q", b"m"
+COMMITTED, PENDING, DELTA, UNDO, QUARANTINE, META, WRITERS = b"c", b"p", b"d", b"u", b"q", b"m", b"w"
 
 
 class DeltaRef(NamedTuple):

@@ -33,9 +33,12 @@ from fireflyfs.storage.engine.record import (
     key_of,
     unpack,
 )
+from fireflyfs.storage.engine.writers import forget_chunks
 
 FORMAT_KEY = META + b"format"
 BOOT_KEY = META + b"boot"
+DISK_ID_KEY = META + b"disk"  # 16 hex digits, from the first opening
+LOST_POWER_KEY = META + b"lost power"  # there while what was not synced may be missing
 STORE_FORMAT = 3
 STORE_FORMAT_READ_MIN = 1  # 1: without patches, 1 and 2: without damaged records; opened, they become the newest
 _KEY_BYTES = 17
@@ -89,13 +92,13 @@ def intact(reader: VerifiedReader, key: ChunkKey, raw: bytes) -> bool:
     return True
 
 
-def roll_back(meta: MetaStore, reader: VerifiedReader, durable: int) -> int:
-    """After a power cut: undo commits whose bytes did not reach the disk; how many."""
+def roll_back(meta: MetaStore, reader: VerifiedReader, durable: int) -> list[ChunkKey]:
+    """After a power cut: undo commits whose bytes did not reach the disk; of which chunks."""
     undo: dict[ChunkKey, list[bytes]] = {}
     first = UNDO + (durable + 1).to_bytes(8, "big")
     for raw_key, raw in meta.range(first, end_of(UNDO)):
         undo.setdefault(key_of(raw_key, 9), []).insert(0, raw)
-    count = 0
+    rolled_back: list[ChunkKey] = []
     for key, older in undo.items():
         current = meta.get(chunk_key(COMMITTED, key))
         if current is None or intact(reader, key, current):
@@ -108,14 +111,15 @@ def roll_back(meta: MetaStore, reader: VerifiedReader, durable: int) -> int:
                 else:
                     batch.delete(chunk_key(COMMITTED, key))
                 meta.write(batch)
-                count += 1
+                rolled_back.append(key)
                 break
     for raw_key, raw in list(meta.range(PENDING, end_of(PENDING))):
         if not intact(reader, key_of(raw_key), raw):
             batch = new_batch()
             batch.delete(raw_key)
             meta.write(batch)
-    return count
+    forget_chunks(meta, rolled_back)
+    return rolled_back
 
 
 def scan(meta: MetaStore, blocks: BlockStore, durable: int, rolled_back: int) -> Found:

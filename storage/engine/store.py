@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from fireflyfs.storage.engine.identity import create_target, require_identity
 from fireflyfs.storage.engine.interface import (
     ChunkKey,
     ChunkState,
+    Done,
+    DoneChunk,
     LastChunk,
     Quarantined,
     ReadResult,
@@ -32,6 +35,7 @@ from fireflyfs.storage.engine.interface import (
     Update,
     Version,
     WouldBlock,
+    Writer,
     check_distinct,
 )
 from fireflyfs.storage.engine.metadata import MetaStore, new_batch
@@ -50,8 +54,17 @@ from fireflyfs.storage.engine.record import (
     undo_key,
     unpack,
 )
-from fireflyfs.storage.engine.recovery import BOOT_KEY, check_format, end_of, roll_back, scan
+from fireflyfs.storage.engine.recovery import (
+    BOOT_KEY,
+    DISK_ID_KEY,
+    LOST_POWER_KEY,
+    check_format,
+    end_of,
+    roll_back,
+    scan,
+)
 from fireflyfs.storage.engine.stage import Staged, Stager, check_update
+from fireflyfs.storage.engine.writers import WriterTable
 
 LOCKS = 64
 FOLD_ROUNDS_MAX = WAITING_CHUNKS_MAX // FOLD_CHUNKS_MAX  # to fold all that may wait
@@ -74,6 +87,15 @@ class _Change(NamedTuple):
 
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _disk_id(meta: MetaStore) -> str:
+    raw = meta.get(DISK_ID_KEY)
+    if raw is None:
+        raw = secrets.token_hex(8).encode()
+        meta.put(DISK_ID_KEY, raw)
+        meta.flush()
+    return raw.decode()
 
 
 def open_engine(
@@ -120,11 +142,16 @@ class Engine:
             durable, current = read_epochs(self._meta)
             last_boot = self._meta.get(BOOT_KEY)
             power_cut = last_boot is not None and last_boot != boot_id.encode()
-            rolled_back = roll_back(self._meta, self._reader, durable) if power_cut else 0
-            found = scan(self._meta, self._blocks, durable, rolled_back)
+            rolled_back = roll_back(self._meta, self._reader, durable) if power_cut else []
+            found = scan(self._meta, self._blocks, durable, len(rolled_back))
             # One beyond what the last process may have used: it stores a new epoch after it begins to use it.
             self._epochs = Epochs(self._meta, self._blocks, durable, current + 2)
+            self._disk_id = _disk_id(self._meta)
+            if rolled_back or power_cut:
+                self._meta.put(LOST_POWER_KEY, b"1")
+            self._lost_power = self._meta.get(LOST_POWER_KEY) is not None
             self._meta.put(BOOT_KEY, boot_id.encode())
+            self._writers = WriterTable(self._meta)
         except BaseException:
             self._meta.close()
             raise
@@ -145,6 +172,21 @@ class Engine:
         if power_cut:
             self._epochs.sync()
         self._background = Background(self._tick, checkpoint_interval_s, f"checkpoint {path.name}")
+
+    @property
+    def disk_id(self) -> str:
+        return self._disk_id
+
+    @property
+    def lost_power(self) -> bool:
+        return self._lost_power
+
+    def vouch(self) -> None:
+        if self._lost_power:
+            batch = new_batch()
+            batch.delete(LOST_POWER_KEY)
+            self._meta.write(batch)
+            self._lost_power = False
 
     # -- looking
 
@@ -335,18 +377,25 @@ class Engine:
             message = f"chunk {update.key.inode:#x}/{update.key.chunk_index} does not match its checksum"
             raise error(Code.CHECKSUM, message) from None
 
-    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int, *, nowait: bool = False) -> None:
+    def commit(
+        self,
+        keys: Sequence[tuple[ChunkKey, int]],
+        chain_version: int,
+        *,
+        remember: bool = True,
+        nowait: bool = False,
+    ) -> None:
         self._epochs.require_working()
         if nowait and self._epochs.held_items > 4 * HELD_ITEMS_MAX:
             raise WouldBlock
         with self._holding([key for key, _ in keys], nowait):
-            self._commit(keys, chain_version)
+            self._commit(keys, chain_version, remember)
         if self._epochs.due or self._folder.due:
             self._background.wake()
         if self._epochs.held_items > 4 * HELD_ITEMS_MAX and not nowait:
             self.sync()
 
-    def _commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int) -> None:
+    def _commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int, remember: bool) -> None:
         """One batch for all. Raises INVALID with nothing changed."""
         batch = new_batch()
         changes: list[_Change] = []
@@ -388,6 +437,9 @@ class Engine:
                     self._damage.mark(batch, key, stamped, "no other replica had its bytes either")
                 held.append((blocks, tuple(names)))
                 added += (not new.removed) - (old is not None)
+            if remember:
+                for writer, done in _by_writer(changes, chain_version).items():
+                    self._writers.note(batch, writer, done)
             if len(batch):
                 self._meta.write(batch)
             if changes:
@@ -399,6 +451,18 @@ class Engine:
             self._pending.discard(key)
             self._folder.note(key, None if new.removed else new)
         self._counters["commits"] += len(changes)
+
+    def done(self, after: Writer | None, limit: int) -> list[Done]:
+        return self._writers.page(after, limit)
+
+    def adopt(self, done: Sequence[Done]) -> None:
+        self._epochs.require_working()
+        batch = new_batch()
+        with self._epochs.gate:
+            for writer, chunks in done:
+                self._writers.note(batch, writer, chunks)
+            self._meta.write(batch)
+            self._epochs.note_change()
 
     def quarantine(self, key: ChunkKey, reason: str) -> None:
         self._epochs.require_working()
@@ -493,6 +557,16 @@ class Engine:
         finally:
             for lock in locks[:held]:
                 lock.release()
+
+
+def _by_writer(changes: Sequence[_Change], chain_version: int) -> dict[Writer, list[DoneChunk]]:
+    """What a commit does, for each of its requests: nearly always one."""
+    found: dict[Writer, list[DoneChunk]] = {}
+    for change in changes:
+        new = change.new
+        writer = Writer(new.client_id, new.channel, new.sequence)
+        found.setdefault(writer, []).append(DoneChunk(change.key, new.version, chain_version, new.length, new.crc))
+    return found
 
 
 def _inode_range(prefix: bytes, inode: int, begin: int, end: int) -> tuple[bytes, bytes]:

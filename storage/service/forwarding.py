@@ -5,17 +5,16 @@ Ownership: extents point into the memory that the update was pulled into; they a
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 from fireflyfs.client.routing import Chain
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.api import Address, Call
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto.storage_wire import UpdateFlag, UpdateKind
-from fireflyfs.storage.core import forward
+from fireflyfs.storage.core import forward, versions
 from fireflyfs.storage.core.forward import Form, Hop
+from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Writer
 from fireflyfs.storage.service.replica import LocalTarget, Replicas
 from fireflyfs.storage.service.wire import Item, Result, decode_results, encode_update, failed
@@ -37,12 +36,13 @@ class Forwarder:
         writer: Writer,
         items: Sequence[Item],
         deadline_s: float,
-        stored: asyncio.Future[Any] | None = None,
     ) -> dict[ChunkKey, Result]:
         """What became of each item further down; with no successor, OK with crc32c 0: this target is the tail.
 
-        `stored` ends when the items are pending here: whole chunks are read only then. Never raises FfsError.
+        The items are pending here. A target that stops serving has no word in it any more: TARGET_OFFLINE, even when it
+        is in the chain again. Never raises FfsError.
         """
+        term = local.term
         waiting = list(items)
         done: dict[ChunkKey, Result] = {}
         attempt = 0
@@ -52,14 +52,14 @@ class Forwarder:
             try:
                 chain = self._replicas.routing.chain(chain_id)
                 hop = forward.next_hop(chain, local.target_id)
-                if hop is None:
+                if hop is None or local.term != term or forward.public_state(chain, local.target_id) != Public.SERVING:
                     done.update((item.key, failed(Code.TARGET_OFFLINE)) for item in waiting)
                     return done
                 if hop.form is Form.NONE:
                     done.update((item.key, Result(Code.OK, chain.version, item.version, 0, 0)) for item in waiting)
                     return done
                 self._replicas.check_fence()
-                answers = await self._send(local, chain, hop, writer, waiting, deadline_s, stored)
+                answers = await self._send(local, chain, hop, writer, waiting, deadline_s)
             except FfsError as exc:
                 why = exc.code
                 if not forward.try_again(why):
@@ -68,6 +68,13 @@ class Forwarder:
             else:
                 for item in waiting:
                     answer = answers[item.key]
+                    if hop.form is Form.SAME and versions.has_fallen_behind(answer.code):
+                        local.diverge(
+                            f"chunk {item.key.inode}.{item.key.chunk_index} version {item.version}: "
+                            f"target {hop.target_id} has committed another one"
+                        )
+                        done[item.key] = failed(Code.TARGET_OFFLINE)
+                        continue
                     if not forward.try_again(answer.code):
                         done[item.key] = answer
                     else:
@@ -92,7 +99,6 @@ class Forwarder:
         writer: Writer,
         items: Sequence[Item],
         deadline_s: float,
-        stored: asyncio.Future[Any] | None,
     ) -> dict[ChunkKey, Result]:
         syncing = hop.form is Form.REPLACE
         flags = UpdateFlag.SYNCING if syncing else UpdateFlag(0)
@@ -101,8 +107,6 @@ class Forwarder:
         answers: dict[ChunkKey, Result] = {}
         if as_they_are:
             answers.update(await self.send_once(local, chain, hop, writer, as_they_are, flags, deadline_s))
-        if whole and stored is not None:
-            await asyncio.wait({stored})
         while whole:
             batch: list[Item] = []
             size = 0

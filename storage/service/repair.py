@@ -108,27 +108,13 @@ class Repairer:
             self._replicas.count("chunks_lost")
             return Outcome.LOST
         await local.call(_store, local, wanted, data)
-        await local.call(local.engine.commit, [(key, wanted.version)], wanted.chain_version)
+        await local.call(local.engine.commit, [(key, wanted.version)], wanted.chain_version, remember=False)
         if not await local.call(_matches, local, state.committed, key):
             raise error(Code.CHECKSUM, f"{where}: what was just stored does not match")
         log.warning("%s: mended", where)
         local.repaired += 1
         self._replicas.count("chunks_repaired")
         return Outcome.REPAIRED
-
-    async def take_over(self, local: LocalTarget, chain: Chain, wanted: Wanted) -> Version | None:
-        """Store as pending what the successors have committed of an update that could not be built on here.
-
-        The caller holds the chunk. None: nobody answers with it.
-        """
-        data, _ = await self._fetch(local, chain, wanted, 0, own=False)
-        if data is None:
-            return None
-        version = await local.call(_store, local, wanted, data)
-        log.warning("chunk %d.%d: version %d taken from a successor", *wanted.key, wanted.version)
-        local.repaired += 1
-        self._replicas.count("chunks_repaired")
-        return version
 
     async def _fetch(
         self, local: LocalTarget, chain: Chain, wanted: Wanted, syncing: int, *, own: bool

@@ -59,6 +59,7 @@ class Item:
     crc32c: int = 0
     extents: list[Extent] = field(default_factory=list)
     whole: bool = False  # forwarded as the whole stored pending content, whatever `extents` say
+    seen: tuple[int, Writer] | None = None  # at the head: only over this committed version of this writer
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""What every chunk engine does, the stored one and (later) the simulator's: one body for all.
+"""What every chunk engine does, the stored one and the simulator's: one body for all.
 
 `ENGINES` maps a name to an opener of (path) -> engine. The model is a dictionary of bytes.
 """
@@ -22,11 +22,16 @@ from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, Extent, Update, WouldBlock, Writer
 from fireflyfs.storage.engine.store import open_engine
+from simulator.engine import SimEngine
 
 KiB = 1024
 CHUNK = 256 * KiB
 Opener = Callable[[Path], ChunkEngine]
-ENGINES: dict[str, Opener] = {"store": lambda path: open_engine(path, checkpoint_interval_s=0)}
+ENGINES: dict[str, Opener] = {
+    "store": lambda path: open_engine(path, checkpoint_interval_s=0),
+    "simulated": lambda path: SIMULATED.setdefault(path, SimEngine()),
+}
+SIMULATED: dict[Path, SimEngine] = {}  # they outlive their process as a directory does
 
 
 def extent(offset: int, data: bytes) -> Extent:

@@ -216,6 +216,27 @@ def test_a_target_is_moved_only_when_nobody_serves_it(harness: Any) -> None:
     assert harness.cluster.targets[202].node_id == 2, "a registered node vouches for new targets"
 
 
+def test_a_resync_takes_a_serving_target_out_and_back_and_never_the_last(harness: Any) -> None:
+    three_replicas(harness)
+    resync = mgmtd_pb2.UPDATE_CHAIN_RESYNC
+    with pytest.raises(FfsError) as failure:
+        operator.update_chain(harness.cluster, 7, 999, resync)
+    assert code_of(failure) is Code.INVALID
+    harness.do(operator.update_chain(harness.cluster, 7, 101, resync))
+    assert harness.states(7) == [(201, "SERVING"), (301, "SERVING"), (101, "OFFLINE")]
+    harness.do(operator.update_chain(harness.cluster, 7, 301, resync))
+    for target_id in (201, 101):
+        with pytest.raises(FfsError) as failure:
+            operator.update_chain(harness.cluster, 7, target_id, resync)
+        assert code_of(failure) is Code.BUSY
+    harness.beat(1, {101: ON})  # it has seen that it was demoted
+    assert harness.states(7)[1] == (101, "SYNCING")
+    harness.beat(1, {101: UP})
+    harness.beat(3, {301: ON})
+    harness.beat(3, {301: UP})
+    assert harness.states(7) == [(201, "SERVING"), (101, "SERVING"), (301, "SERVING")]
+
+
 def test_chains_change_one_target_at_a_time(harness: Any) -> None:
     three_replicas(harness)
     harness.register(4, [401])

@@ -22,6 +22,8 @@ from fireflyfs.storage.core.target import Local, Public, TargetState
 from fireflyfs.storage.engine.interface import (
     ChunkKey,
     ChunkState,
+    Done,
+    DoneChunk,
     Extent,
     LastChunk,
     Quarantined,
@@ -62,6 +64,9 @@ class MemoryEngine:
         self.cold = False
         self.full = False
         self.syncs = 0
+        self.disk_id = "disk"
+        self.lost_power = False
+        self.writers: dict[tuple[bytes, int], tuple[int, dict[ChunkKey, DoneChunk]]] = {}
 
     def _state(self, key: ChunkKey, chunk: _Chunk) -> ChunkState:
         return ChunkState(
@@ -159,7 +164,33 @@ class MemoryEngine:
             raise error(Code.CHECKSUM)
         return len(chunk.committed[1])
 
-    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int, *, nowait: bool = False) -> None:
+    def done(self, after: Writer | None, limit: int) -> list[Done]:
+        later = sorted(channel for channel in self.writers if after is None or channel > after[:2])
+        return [
+            Done(Writer(*channel, self.writers[channel][0]), tuple(self.writers[channel][1].values()))
+            for channel in later[:limit]
+        ]
+
+    def adopt(self, done: Sequence[Done]) -> None:
+        for writer, chunks in done:
+            self._remember(writer, chunks)
+
+    def _remember(self, writer: Writer, chunks: Sequence[DoneChunk]) -> None:
+        sequence, known = self.writers.get(writer[:2], (-1, {}))
+        if sequence > writer.sequence:
+            return
+        if sequence < writer.sequence:
+            known = {}
+        self.writers[writer[:2]] = writer.sequence, known | {chunk.key: chunk for chunk in chunks}
+
+    def commit(
+        self,
+        keys: Sequence[tuple[ChunkKey, int]],
+        chain_version: int,
+        *,
+        remember: bool = True,
+        nowait: bool = False,
+    ) -> None:
         if nowait and self.cold:
             raise WouldBlock
         for key, number in keys:
@@ -174,6 +205,9 @@ class MemoryEngine:
                 self.reasons.pop(key, None)
                 if version.damaged:
                     self.reasons[key] = "lost elsewhere"
+                if remember:
+                    done = DoneChunk(key, number, chain_version, version.length, version.crc32c)
+                    self._remember(version.writer, [done])
                 if version.removed:
                     del self.chunks[key]
             elif not (chunk.committed and chunk.committed[0].version == number):
@@ -211,6 +245,9 @@ class MemoryEngine:
             for key, reason, kept in found[:limit]
             if kept is not None
         ]
+
+    def vouch(self) -> None:
+        self.lost_power = False
 
     def sync(self) -> None:
         self.syncs += 1
