@@ -10,7 +10,11 @@ TEST_WORKERS ?= 2
 SOAK_MINUTES ?= 30
 PROTOS := common mgmtd meta storage
 
-.PHONY: venv dev proto proto-fresh check lint test soak test-packages up down bench clean
+SEED ?=
+RUNS ?= 1000
+FIRST ?= 0
+
+.PHONY: venv dev proto proto-fresh check lint test test-packages sim soak up down bench clean
 
 $(BIN)/ffs: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +52,10 @@ check: lint proto-fresh
 # Everything, real clusters and mounts included. A skipped test fails the run: FFS_ALLOW_SKIPS=1 accepts skips.
 test: test-packages lint proto-fresh
 	$(if $(FFS_ALLOW_SKIPS),,FFS_NO_SKIPS=1) $(BIN)/pytest -n $(TEST_WORKERS) --dist load
+
+# Simulated clusters with faults: `make sim RUNS=1000`, `make sim RUNS=1000 FIRST=5000`, `make sim SEED=42` in detail.
+sim: dev
+	@PYTHONPATH=tests/sim $(BIN)/python -m simulator $(if $(SEED),--seed $(SEED),--runs $(RUNS) --first $(FIRST))
 
 # Faults done to real clusters, with another seed each time, until SOAK_MINUTES are over or something is found.
 soak: dev test-packages

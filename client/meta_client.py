@@ -97,6 +97,9 @@ class MetaClient:
     def real_path(self, request: meta_pb2.RealPathRequest) -> meta_pb2.RealPathReply:
         return self._read(Method.META_REAL_PATH, request, request.caller, meta_pb2.RealPathReply())
 
+    def list_files(self, request: meta_pb2.ListFilesRequest) -> meta_pb2.ListFilesReply:
+        return self._read(Method.META_LIST_FILES, request, request.caller, meta_pb2.ListFilesReply())
+
     def access(self, request: meta_pb2.AccessRequest) -> meta_pb2.InodeReply:
         return self._read(Method.META_ACCESS, request, request.caller, meta_pb2.InodeReply())
 

@@ -23,6 +23,8 @@ from fireflyfs.common.net.control import AsyncControlClient, ControlClient
 from fireflyfs.proto import common_pb2, mgmtd_pb2
 
 CALL_DEADLINE_S = 5.0
+# Shorter than the time after which a silent worker fences itself: one that gets no answer can try again before that.
+HEARTBEAT_DEADLINE_S = 1.5
 PATIENCE_S = 10.0
 PAUSE_FIRST_S = 0.05
 PAUSE_MAX_S = 1.0
@@ -242,7 +244,9 @@ class AsyncMgmtdClient:
         return await self._call("GetClusterInfo", common_pb2.Empty(), mgmtd_pb2.ClusterInfo)
 
     async def heartbeat(self, request: mgmtd_pb2.HeartbeatRequest) -> mgmtd_pb2.HeartbeatReply:
-        return await self._call("Heartbeat", request, mgmtd_pb2.HeartbeatReply, patient=False)
+        return await self._call(
+            "Heartbeat", request, mgmtd_pb2.HeartbeatReply, deadline_s=HEARTBEAT_DEADLINE_S, patient=False
+        )
 
     async def get_routing(self, request: mgmtd_pb2.GetRoutingRequest) -> mgmtd_pb2.RoutingDelta:
         return await self._call(

@@ -110,6 +110,19 @@ def remove_files_request(
     )
 
 
+def drop_request(
+    chain: Chain, chunks: Iterable[storage_pb2.SeenChunk], client_id: bytes, channel: int, sequence: int
+) -> storage_pb2.DropChunksRequest:
+    return storage_pb2.DropChunksRequest(
+        chain_id=chain.chain_id,
+        chain_version=chain.version,
+        chunks=chunks,
+        client_id=client_id,
+        channel=channel,
+        sequence=sequence,
+    )
+
+
 def remove_request(
     chain: Chain, inode: int, begin: int, end: int, limit: int, client_id: bytes, channel: int, sequence: int
 ) -> storage_pb2.RemoveChunksRequest:

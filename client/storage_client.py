@@ -171,6 +171,21 @@ class StorageClient:
             more = more or part.more
         return Removed(removed, more)
 
+    def drop_chunks(self, chain_id: int, chunks: Sequence[storage_pb2.SeenChunk]) -> list[Code]:
+        """Remove or shorten chunks of one chain, each while it is what was seen, else STALE_UPDATE; codes."""
+        self._guard.check()
+        with self._channels.take(1) as ((channel, sequence),):
+
+            def ask(chain: Chain, routing: Routing) -> list[Code]:
+                request = storage_calls.drop_request(chain, chunks, self._client_id, channel, sequence)
+                address = routing.address(storage_calls.serving_head(chain))
+                reply = self._call(address, Method.STORAGE_DROP_CHUNKS, request, storage_pb2.DropChunksReply())
+                if len(reply.statuses) != len(chunks):
+                    raise error(Code.PROTOCOL, f"{len(reply.statuses)} answers for {len(chunks)} chunks")
+                return [error(status).code if status else Code.OK for status in reply.statuses]
+
+            return self._on_chain(chain_id, ask)
+
     def truncate(self, file: FileLayout, length: int) -> None:
         """Drop all bytes from `length` on: whole chunks, then the end of the last one."""
         self._guard.check()

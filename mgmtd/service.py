@@ -99,7 +99,13 @@ class MgmtdService:
         self._check(request)
         cluster = self._manager.cluster
         await self._manager.change(
-            lambda: cluster.register_target(request.target_id, request.node_id, request.worker, request.path)
+            lambda: cluster.register_target(
+                request.target_id,
+                request.node_id,
+                request.worker,
+                request.path,
+                accept_new_disk=request.accept_new_disk,
+            )
         )
         return cluster.target_info(request.target_id)
 

@@ -61,3 +61,27 @@ class Layout(_message.Message):
 class Empty(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ScrubReport(_message.Message):
+    __slots__ = ("passes", "running", "done_chunks", "total_chunks", "done_bytes", "ended_unix_ns", "found_chunks", "lost_chunks", "repaired_chunks", "damaged_chunks")
+    PASSES_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    DONE_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ENDED_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    FOUND_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    LOST_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    passes: int
+    running: bool
+    done_chunks: int
+    total_chunks: int
+    done_bytes: int
+    ended_unix_ns: int
+    found_chunks: int
+    lost_chunks: int
+    repaired_chunks: int
+    damaged_chunks: int
+    def __init__(self, passes: _Optional[int] = ..., running: _Optional[bool] = ..., done_chunks: _Optional[int] = ..., total_chunks: _Optional[int] = ..., done_bytes: _Optional[int] = ..., ended_unix_ns: _Optional[int] = ..., found_chunks: _Optional[int] = ..., lost_chunks: _Optional[int] = ..., repaired_chunks: _Optional[int] = ..., damaged_chunks: _Optional[int] = ...) -> None: ...

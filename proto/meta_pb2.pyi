@@ -427,6 +427,50 @@ class EndSessionsReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class ListFilesRequest(_message.Message):
+    __slots__ = ("caller", "after", "limit", "inodes")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    after: int
+    limit: int
+    inodes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., after: _Optional[int] = ..., limit: _Optional[int] = ..., inodes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class FileState(_message.Message):
+    __slots__ = ("inode", "length", "truncate_version", "chunk_size", "chains", "writing", "trimming", "removed")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    WRITING_FIELD_NUMBER: _ClassVar[int]
+    TRIMMING_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    length: int
+    truncate_version: int
+    chunk_size: int
+    chains: _containers.RepeatedScalarFieldContainer[int]
+    writing: bool
+    trimming: bool
+    removed: bool
+    def __init__(self, inode: _Optional[int] = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., chunk_size: _Optional[int] = ..., chains: _Optional[_Iterable[int]] = ..., writing: _Optional[bool] = ..., trimming: _Optional[bool] = ..., removed: _Optional[bool] = ...) -> None: ...
+
+class ListFilesReply(_message.Message):
+    __slots__ = ("files", "last", "more", "next_inode")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_INODE_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[FileState]
+    last: int
+    more: bool
+    next_inode: int
+    def __init__(self, files: _Optional[_Iterable[_Union[FileState, _Mapping]]] = ..., last: _Optional[int] = ..., more: _Optional[bool] = ..., next_inode: _Optional[int] = ...) -> None: ...
+
 class AccessRequest(_message.Message):
     __slots__ = ("caller", "at", "mask")
     CALLER_FIELD_NUMBER: _ClassVar[int]

@@ -30,6 +30,7 @@ class UpdateChainKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     UPDATE_CHAIN_ADD: _ClassVar[UpdateChainKind]
     UPDATE_CHAIN_REMOVE: _ClassVar[UpdateChainKind]
     UPDATE_CHAIN_ROTATE: _ClassVar[UpdateChainKind]
+    UPDATE_CHAIN_RESYNC: _ClassVar[UpdateChainKind]
 PUBLIC_UNKNOWN: PublicState
 PUBLIC_SERVING: PublicState
 PUBLIC_LASTSRV: PublicState
@@ -44,6 +45,7 @@ UPDATE_CHAIN_UNKNOWN: UpdateChainKind
 UPDATE_CHAIN_ADD: UpdateChainKind
 UPDATE_CHAIN_REMOVE: UpdateChainKind
 UPDATE_CHAIN_ROTATE: UpdateChainKind
+UPDATE_CHAIN_RESYNC: UpdateChainKind
 
 class NodeInfo(_message.Message):
     __slots__ = ("node_id", "type", "hostname", "alive", "disabled", "last_heartbeat_unix_ns", "config_version", "release", "workers")
@@ -80,7 +82,7 @@ class WorkerInfo(_message.Message):
     def __init__(self, worker: _Optional[int] = ..., endpoint: _Optional[_Union[_common_pb2.Endpoint, _Mapping]] = ..., generation: _Optional[int] = ..., alive: _Optional[bool] = ...) -> None: ...
 
 class TargetInfo(_message.Message):
-    __slots__ = ("target_id", "node_id", "worker", "chain_id", "local_state", "public_state", "capacity_bytes", "free_bytes", "used_bytes", "path")
+    __slots__ = ("target_id", "node_id", "worker", "chain_id", "local_state", "public_state", "capacity_bytes", "free_bytes", "used_bytes", "path", "resync_done_chunks", "resync_total_chunks", "scrub", "disk_id", "note")
     TARGET_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +93,11 @@ class TargetInfo(_message.Message):
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    RESYNC_DONE_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    RESYNC_TOTAL_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    SCRUB_FIELD_NUMBER: _ClassVar[int]
+    DISK_ID_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     target_id: int
     node_id: int
     worker: int
@@ -101,7 +108,12 @@ class TargetInfo(_message.Message):
     free_bytes: int
     used_bytes: int
     path: str
-    def __init__(self, target_id: _Optional[int] = ..., node_id: _Optional[int] = ..., worker: _Optional[int] = ..., chain_id: _Optional[int] = ..., local_state: _Optional[_Union[LocalState, str]] = ..., public_state: _Optional[_Union[PublicState, str]] = ..., capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., path: _Optional[str] = ...) -> None: ...
+    resync_done_chunks: int
+    resync_total_chunks: int
+    scrub: _common_pb2.ScrubReport
+    disk_id: str
+    note: str
+    def __init__(self, target_id: _Optional[int] = ..., node_id: _Optional[int] = ..., worker: _Optional[int] = ..., chain_id: _Optional[int] = ..., local_state: _Optional[_Union[LocalState, str]] = ..., public_state: _Optional[_Union[PublicState, str]] = ..., capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., path: _Optional[str] = ..., resync_done_chunks: _Optional[int] = ..., resync_total_chunks: _Optional[int] = ..., scrub: _Optional[_Union[_common_pb2.ScrubReport, _Mapping]] = ..., disk_id: _Optional[str] = ..., note: _Optional[str] = ...) -> None: ...
 
 class ChainTarget(_message.Message):
     __slots__ = ("target_id", "state")
@@ -164,7 +176,7 @@ class RoutingDelta(_message.Message):
     def __init__(self, version: _Optional[int] = ..., since_version: _Optional[int] = ..., full: _Optional[bool] = ..., nodes: _Optional[_Iterable[_Union[NodeInfo, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[TargetInfo, _Mapping]]] = ..., chains: _Optional[_Iterable[_Union[ChainInfo, _Mapping]]] = ..., chain_tables: _Optional[_Iterable[_Union[ChainTableInfo, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[int]] = ..., removed_targets: _Optional[_Iterable[int]] = ..., removed_chains: _Optional[_Iterable[int]] = ..., removed_chain_tables: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TargetReport(_message.Message):
-    __slots__ = ("target_id", "local_state", "chain_version", "capacity_bytes", "free_bytes", "used_bytes", "path", "resync_done_chunks", "resync_total_chunks")
+    __slots__ = ("target_id", "local_state", "chain_version", "capacity_bytes", "free_bytes", "used_bytes", "path", "resync_done_chunks", "resync_total_chunks", "scrub", "disk_id", "lost_power")
     TARGET_ID_FIELD_NUMBER: _ClassVar[int]
     LOCAL_STATE_FIELD_NUMBER: _ClassVar[int]
     CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -174,6 +186,9 @@ class TargetReport(_message.Message):
     PATH_FIELD_NUMBER: _ClassVar[int]
     RESYNC_DONE_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     RESYNC_TOTAL_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    SCRUB_FIELD_NUMBER: _ClassVar[int]
+    DISK_ID_FIELD_NUMBER: _ClassVar[int]
+    LOST_POWER_FIELD_NUMBER: _ClassVar[int]
     target_id: int
     local_state: LocalState
     chain_version: int
@@ -183,7 +198,10 @@ class TargetReport(_message.Message):
     path: str
     resync_done_chunks: int
     resync_total_chunks: int
-    def __init__(self, target_id: _Optional[int] = ..., local_state: _Optional[_Union[LocalState, str]] = ..., chain_version: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., path: _Optional[str] = ..., resync_done_chunks: _Optional[int] = ..., resync_total_chunks: _Optional[int] = ...) -> None: ...
+    scrub: _common_pb2.ScrubReport
+    disk_id: str
+    lost_power: bool
+    def __init__(self, target_id: _Optional[int] = ..., local_state: _Optional[_Union[LocalState, str]] = ..., chain_version: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., path: _Optional[str] = ..., resync_done_chunks: _Optional[int] = ..., resync_total_chunks: _Optional[int] = ..., scrub: _Optional[_Union[_common_pb2.ScrubReport, _Mapping]] = ..., disk_id: _Optional[str] = ..., lost_power: _Optional[bool] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("cluster_id", "node_id", "type", "worker", "generation", "sequence", "endpoint", "hostname", "targets", "routing_version", "config_version", "stopping", "release")
@@ -366,18 +384,20 @@ class UpdateChainRequest(_message.Message):
     def __init__(self, cluster_id: _Optional[str] = ..., chain_id: _Optional[int] = ..., target_id: _Optional[int] = ..., kind: _Optional[_Union[UpdateChainKind, str]] = ...) -> None: ...
 
 class RegisterTargetRequest(_message.Message):
-    __slots__ = ("cluster_id", "target_id", "node_id", "worker", "path")
+    __slots__ = ("cluster_id", "target_id", "node_id", "worker", "path", "accept_new_disk")
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     TARGET_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_NEW_DISK_FIELD_NUMBER: _ClassVar[int]
     cluster_id: str
     target_id: int
     node_id: int
     worker: int
     path: str
-    def __init__(self, cluster_id: _Optional[str] = ..., target_id: _Optional[int] = ..., node_id: _Optional[int] = ..., worker: _Optional[int] = ..., path: _Optional[str] = ...) -> None: ...
+    accept_new_disk: bool
+    def __init__(self, cluster_id: _Optional[str] = ..., target_id: _Optional[int] = ..., node_id: _Optional[int] = ..., worker: _Optional[int] = ..., path: _Optional[str] = ..., accept_new_disk: _Optional[bool] = ...) -> None: ...
 
 class ClientSession(_message.Message):
     __slots__ = ("client_id", "type", "hostname", "description", "start_unix_ns", "last_seen_unix_ns")

@@ -1,3 +1,4 @@
+from fireflyfs.proto import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -199,7 +200,7 @@ class SyncChainsReply(_message.Message):
     def __init__(self) -> None: ...
 
 class ChunkState(_message.Message):
-    __slots__ = ("chunk", "committed_version", "pending_version", "chain_version", "length", "crc32c", "chunk_size")
+    __slots__ = ("chunk", "committed_version", "pending_version", "chain_version", "length", "crc32c", "chunk_size", "damaged")
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_VERSION_FIELD_NUMBER: _ClassVar[int]
     PENDING_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +208,7 @@ class ChunkState(_message.Message):
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     CRC32C_FIELD_NUMBER: _ClassVar[int]
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
     chunk: ChunkId
     committed_version: int
     pending_version: int
@@ -214,7 +216,8 @@ class ChunkState(_message.Message):
     length: int
     crc32c: int
     chunk_size: int
-    def __init__(self, chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., committed_version: _Optional[int] = ..., pending_version: _Optional[int] = ..., chain_version: _Optional[int] = ..., length: _Optional[int] = ..., crc32c: _Optional[int] = ..., chunk_size: _Optional[int] = ...) -> None: ...
+    damaged: bool
+    def __init__(self, chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., committed_version: _Optional[int] = ..., pending_version: _Optional[int] = ..., chain_version: _Optional[int] = ..., length: _Optional[int] = ..., crc32c: _Optional[int] = ..., chunk_size: _Optional[int] = ..., damaged: _Optional[bool] = ...) -> None: ...
 
 class SyncStartRequest(_message.Message):
     __slots__ = ("chain_id", "chain_version", "after", "limit")
@@ -248,6 +251,46 @@ class SyncDoneReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class DoneChunk(_message.Message):
+    __slots__ = ("chunk", "version", "chain_version", "length", "crc32c")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    chunk: ChunkId
+    version: int
+    chain_version: int
+    length: int
+    crc32c: int
+    def __init__(self, chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., version: _Optional[int] = ..., chain_version: _Optional[int] = ..., length: _Optional[int] = ..., crc32c: _Optional[int] = ...) -> None: ...
+
+class DoneRequest(_message.Message):
+    __slots__ = ("client_id", "channel", "sequence", "chunks")
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    client_id: bytes
+    channel: int
+    sequence: int
+    chunks: _containers.RepeatedCompositeFieldContainer[DoneChunk]
+    def __init__(self, client_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., sequence: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[DoneChunk, _Mapping]]] = ...) -> None: ...
+
+class SyncWritersRequest(_message.Message):
+    __slots__ = ("chain_id", "chain_version", "done")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    done: _containers.RepeatedCompositeFieldContainer[DoneRequest]
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., done: _Optional[_Iterable[_Union[DoneRequest, _Mapping]]] = ...) -> None: ...
+
+class SyncWritersReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class QueryChunkRequest(_message.Message):
     __slots__ = ("chain_id", "chunk")
     CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -264,12 +307,94 @@ class QueryChunkReply(_message.Message):
     state: ChunkState
     def __init__(self, found: _Optional[bool] = ..., state: _Optional[_Union[ChunkState, _Mapping]] = ...) -> None: ...
 
+class ChunkWriter(_message.Message):
+    __slots__ = ("client_id", "channel", "sequence")
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    client_id: bytes
+    channel: int
+    sequence: int
+    def __init__(self, client_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class ListedChunk(_message.Message):
+    __slots__ = ("state", "busy", "writer", "pending_writer")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    WRITER_FIELD_NUMBER: _ClassVar[int]
+    PENDING_WRITER_FIELD_NUMBER: _ClassVar[int]
+    state: ChunkState
+    busy: bool
+    writer: ChunkWriter
+    pending_writer: ChunkWriter
+    def __init__(self, state: _Optional[_Union[ChunkState, _Mapping]] = ..., busy: _Optional[bool] = ..., writer: _Optional[_Union[ChunkWriter, _Mapping]] = ..., pending_writer: _Optional[_Union[ChunkWriter, _Mapping]] = ...) -> None: ...
+
+class ListChunksRequest(_message.Message):
+    __slots__ = ("target_id", "after", "limit", "chunks")
+    TARGET_ID_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    target_id: int
+    after: ChunkId
+    limit: int
+    chunks: _containers.RepeatedCompositeFieldContainer[ChunkId]
+    def __init__(self, target_id: _Optional[int] = ..., after: _Optional[_Union[ChunkId, _Mapping]] = ..., limit: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[ChunkId, _Mapping]]] = ...) -> None: ...
+
+class ListChunksReply(_message.Message):
+    __slots__ = ("serving", "chain_id", "chain_version", "chunks", "more")
+    SERVING_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    serving: bool
+    chain_id: int
+    chain_version: int
+    chunks: _containers.RepeatedCompositeFieldContainer[ListedChunk]
+    more: bool
+    def __init__(self, serving: _Optional[bool] = ..., chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[ListedChunk, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class SeenChunk(_message.Message):
+    __slots__ = ("chunk", "version", "writer", "keep_bytes")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WRITER_FIELD_NUMBER: _ClassVar[int]
+    KEEP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    chunk: ChunkId
+    version: int
+    writer: ChunkWriter
+    keep_bytes: int
+    def __init__(self, chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., version: _Optional[int] = ..., writer: _Optional[_Union[ChunkWriter, _Mapping]] = ..., keep_bytes: _Optional[int] = ...) -> None: ...
+
+class DropChunksRequest(_message.Message):
+    __slots__ = ("chain_id", "chain_version", "chunks", "client_id", "channel", "sequence")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    chunks: _containers.RepeatedCompositeFieldContainer[SeenChunk]
+    client_id: bytes
+    channel: int
+    sequence: int
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[SeenChunk, _Mapping]]] = ..., client_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class DropChunksReply(_message.Message):
+    __slots__ = ("statuses",)
+    STATUSES_FIELD_NUMBER: _ClassVar[int]
+    statuses: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, statuses: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class SpaceRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class TargetSpace(_message.Message):
-    __slots__ = ("target_id", "chain_id", "path", "capacity_bytes", "free_bytes", "used_bytes", "chunks")
+    __slots__ = ("target_id", "chain_id", "path", "capacity_bytes", "free_bytes", "used_bytes", "chunks", "damaged_chunks")
     TARGET_ID_FIELD_NUMBER: _ClassVar[int]
     CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
@@ -277,6 +402,7 @@ class TargetSpace(_message.Message):
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     target_id: int
     chain_id: int
     path: str
@@ -284,7 +410,8 @@ class TargetSpace(_message.Message):
     free_bytes: int
     used_bytes: int
     chunks: int
-    def __init__(self, target_id: _Optional[int] = ..., chain_id: _Optional[int] = ..., path: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., chunks: _Optional[int] = ...) -> None: ...
+    damaged_chunks: int
+    def __init__(self, target_id: _Optional[int] = ..., chain_id: _Optional[int] = ..., path: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., chunks: _Optional[int] = ..., damaged_chunks: _Optional[int] = ...) -> None: ...
 
 class SpaceReply(_message.Message):
     __slots__ = ("targets",)
@@ -305,6 +432,42 @@ class CreateTargetRequest(_message.Message):
 class CreateTargetReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ScrubRequest(_message.Message):
+    __slots__ = ("targets", "start")
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    targets: _containers.RepeatedScalarFieldContainer[int]
+    start: bool
+    def __init__(self, targets: _Optional[_Iterable[int]] = ..., start: _Optional[bool] = ...) -> None: ...
+
+class DamagedChunk(_message.Message):
+    __slots__ = ("chunk", "version", "length", "reason")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    chunk: ChunkId
+    version: int
+    length: int
+    reason: str
+    def __init__(self, chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., version: _Optional[int] = ..., length: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class TargetScrub(_message.Message):
+    __slots__ = ("target_id", "report", "damaged")
+    TARGET_ID_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    target_id: int
+    report: _common_pb2.ScrubReport
+    damaged: _containers.RepeatedCompositeFieldContainer[DamagedChunk]
+    def __init__(self, target_id: _Optional[int] = ..., report: _Optional[_Union[_common_pb2.ScrubReport, _Mapping]] = ..., damaged: _Optional[_Iterable[_Union[DamagedChunk, _Mapping]]] = ...) -> None: ...
+
+class ScrubReply(_message.Message):
+    __slots__ = ("targets",)
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    targets: _containers.RepeatedCompositeFieldContainer[TargetScrub]
+    def __init__(self, targets: _Optional[_Iterable[_Union[TargetScrub, _Mapping]]] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
     __slots__ = ()

@@ -4,6 +4,7 @@ All offsets and lengths are bytes. `status` is a `common.errors.Code`. docs/form
 
 STORAGE_READ      body: READ_IO[n], `into`: n pieces of the lengths asked for
                   reply: READ_RESULT[n]; piece i holds `length` bytes (short where the chunk ends)
+STORAGE_SYNC_READ the same, from a predecessor to its SYNCING successor
 STORAGE_WRITE     body: UPDATE_HEADER[1] UPDATE_ITEM[n] EXTENT[m], `out`: m pieces, one for each extent, in order
 STORAGE_UPDATE    the same, from a replica to its successor
                   reply to both: UPDATE_RESULT[n]
@@ -48,6 +49,10 @@ class UpdateKind(IntEnum):
     TRUNCATE = 2  # shorten to `length`; a shorter or missing chunk stays
     REMOVE = 3
     REPLACE = 4  # the whole chunk becomes the one extent: to a syncing successor
+    DAMAGED = 5  # to a syncing successor: `length` bytes with checksum `crc32c` that no replica has any more
+
+
+CREATES = 1  # as `length` of a WRITE from replica to successor: the head had no such chunk
 
 
 class UpdateFlag(IntFlag):
@@ -78,7 +83,7 @@ UPDATE_ITEM = np.dtype(
         ("kind", "<u2"),
         ("extents", "<u2"),  # how many of the EXTENT array are this item's, in order
         ("chunk_size", "<u4"),  # bytes
-        ("length", "<u4"),  # TRUNCATE: the new length; REPLACE: the chunk's length
+        ("length", "<u4"),  # TRUNCATE: the new length; REPLACE, DAMAGED: the chunk's; a forwarded WRITE: CREATES or 0
         ("crc32c", "<u4"),  # from a replica: of the whole chunk after the update, checked by the successor
     ]
 )  # 40 bytes

@@ -25,6 +25,7 @@ from fireflyfs.common.net.multiplex import MultiplexLink
 from fireflyfs.common.net.server import LinkServer
 from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.common_pb2 import NODE_TYPE_STORAGE, Endpoint
+from fireflyfs.storage.background.scrub import SCRUB_BYTES_S, SCRUB_EVERY_S
 from fireflyfs.storage.core.fence import FENCE_S
 from fireflyfs.storage.engine.store import create_target, open_engine
 from fireflyfs.storage.service.replica import LocalTarget
@@ -69,7 +70,9 @@ class StorageConfig:
     workers: list[WorkerConfig]
     listen_host: str = "127.0.0.1"
     threads: int = 4  # of each target, for what would block
-    resync_bytes_s: int = 0  # of each target; 0: as fast as it goes
+    resync_bytes_s: int = 64 << 20  # that a target sends to the one that it brings up to date; 0: as fast as it goes
+    scrub_bytes_s: int = SCRUB_BYTES_S  # that the scrubber reads of each target; 0: passes only when they are asked for
+    scrub_every_s: float = SCRUB_EVERY_S  # between the end of a pass and the next one; 0: the same
     fence_s: float = FENCE_S  # shorter than mgmtd's failed_after_s
     create_targets: bool = True  # make targets of empty directories
 
@@ -83,6 +86,9 @@ class StorageConfig:
             raise ValueError(f"threads must be 1 to 64, not {self.threads}")
         if self.fence_s <= 0:
             raise ValueError("fence_s must be above 0")
+        for name in ("resync_bytes_s", "scrub_bytes_s", "scrub_every_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative")
 
 
 def _open(config: StorageConfig, worker: WorkerConfig) -> list[LocalTarget]:
@@ -124,6 +130,8 @@ async def serve_worker(config: StorageConfig, worker: int, stop: asyncio.Event) 
         last_heartbeat_s=lambda: membership.last_heartbeat_ok if membership is not None else None,
         fence_s=config.fence_s,
         resync_bytes_s=config.resync_bytes_s,
+        scrub_bytes_s=config.scrub_bytes_s,
+        scrub_every_s=config.scrub_every_s,
         on_target_change=lambda: membership.poke() if membership is not None else None,
     )
     descriptor = storage_pb2.DESCRIPTOR.services_by_name["Storage"]

@@ -12,7 +12,9 @@ from fireflyfs.common.net.api import AsyncLink
 from fireflyfs.proto import mgmtd_pb2
 from fireflyfs.storage.background.disk import DiskWatcher
 from fireflyfs.storage.background.pending import PendingResolver
+from fireflyfs.storage.background.repair import SuspectRepair
 from fireflyfs.storage.background.resync import Resync
+from fireflyfs.storage.background.scrub import Scrubber
 from fireflyfs.storage.core import fence
 from fireflyfs.storage.service.operations import StorageService
 from fireflyfs.storage.service.replica import LocalTarget, Replicas
@@ -32,11 +34,15 @@ class StorageWorker:
         last_heartbeat_s: Callable[[], float | None],
         fence_s: float = fence.FENCE_S,
         resync_bytes_s: int = 0,
+        scrub_bytes_s: int = 0,
+        scrub_every_s: float = 0.0,
         on_target_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.replicas = Replicas(targets, link, clock, fence_s=fence_s, last_heartbeat_s=last_heartbeat_s)
         self.service = StorageService(self.replicas)
         self._resync_bytes_s = resync_bytes_s
+        self._scrub_bytes_s = scrub_bytes_s
+        self._scrub_every_s = scrub_every_s
         self._jobs: list[asyncio.Task[None]] = []
         for local in targets:
             local.on_change = on_target_change
@@ -47,8 +53,20 @@ class StorageWorker:
             watcher = DiskWatcher(local)
             await watcher.once()
             resolver = PendingResolver(self.replicas, self.service.updater, local)
-            resync = Resync(self.replicas, self.service.updater, local, self._resync_bytes_s)
-            for name, job in (("disk", watcher.run()), ("pending", resolver.run()), ("resync", resync.run())):
+            repairer = self.service.repairer
+            resync = Resync(self.replicas, self.service.updater, repairer, local, self._resync_bytes_s)
+            suspects = SuspectRepair(self.replicas, repairer, local)
+            scrubber = Scrubber(
+                self.replicas, repairer, local, bytes_s=self._scrub_bytes_s, every_s=self._scrub_every_s
+            )
+            jobs = {
+                "disk": watcher.run(),
+                "pending": resolver.run(),
+                "resync": resync.run(),
+                "repair": suspects.run(),
+                "scrub": scrubber.run(),
+            }
+            for name, job in jobs.items():
                 self._jobs.append(asyncio.create_task(job, name=f"{name} {local.target_id}"))
 
     def reports(self) -> list[mgmtd_pb2.TargetReport]:

@@ -71,6 +71,15 @@ def rotate(settings: Settings, chain_id: int) -> None:
     _update(settings, chain_id, 0, mgmtd_pb2.UPDATE_CHAIN_ROTATE)
 
 
+@update.command("resync")
+@click.argument("chain_id", type=click.IntRange(1))
+@click.argument("target_id", type=click.IntRange(1))
+@pass_settings
+def resync(settings: Settings, chain_id: int, target_id: int) -> None:
+    """Take a serving target out and bring it up to date again from the others. Refused for the last one that serves."""
+    _update(settings, chain_id, target_id, mgmtd_pb2.UPDATE_CHAIN_RESYNC)
+
+
 def _update(settings: Settings, chain_id: int, target_id: int, kind: mgmtd_pb2.UpdateChainKind) -> None:
     with connect.mgmtd(settings) as client:
         connect.routing_of(client).chain(chain_id)  # says at once that there is none: a client would ask again

@@ -120,6 +120,7 @@ def _show_status(settings: Settings) -> bool:
         raise
     facts = views.health(routing)
     rows = views.node_rows(routing, time.time_ns())
+    damaged = [row for row in views.target_rows(routing) if row["damaged"]]
     if settings.json:
         output.show_json(
             {
@@ -128,6 +129,8 @@ def _show_status(settings: Settings) -> bool:
                 "processes": processes,
                 "node_list": rows,
                 "chain_list": views.chain_rows(routing),
+                "resyncs": views.resync_rows(routing),
+                "damaged": damaged,
                 "space": views.space_rows(routing),
                 "mounts": [str(path) for path in _mounts(settings)],
             }
@@ -139,6 +142,10 @@ def _show_status(settings: Settings) -> bool:
     unhealthy = [row for row in views.chain_rows(routing) if row["state"] != "serving"]
     if unhealthy:
         output.show_rows(settings, unhealthy, views.CHAIN_COLUMNS, title="chains that miss a replica")
+    if resyncs := views.resync_rows(routing):
+        output.show_rows(settings, resyncs, views.RESYNC_COLUMNS, title="replicas being brought up to date")
+    if damaged:
+        output.show_rows(settings, damaged, views.DAMAGE_COLUMNS, title="targets with damaged chunks")
     click.echo(_summary(cluster_id, facts, routing))
     for path in _mounts(settings):
         click.echo(f"mounted at {path}")

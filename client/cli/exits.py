@@ -17,6 +17,7 @@ USAGE = 2  # wrong usage or configuration
 NOT_FOUND = 3
 UNREACHABLE = 4  # no answer from the cluster, or not in time
 REFUSED = 5  # understood, and declined: permissions, state, limits
+FINDINGS = 6  # `ffs fsck`: something is wrong and was not mended
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output went away
 

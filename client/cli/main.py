@@ -36,11 +36,12 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "Administration": {
         "nodes": ("nodes", "nodes", "Servers: list, register, enable, disable, unregister."),
-        "targets": ("targets", "targets", "Storage targets: list, create."),
+        "targets": ("targets", "targets", "Storage targets: list, create, scrub."),
         "chains": ("chains", "chains", "Replication chains: list, create, update."),
         "chain-tables": ("chain_tables", "chain_tables", "Chain tables: list, create, upload, generate."),
         "config": ("configuration", "config", "Configuration per node type: get, set, list."),
         "sessions": ("sessions", "sessions", "Client leases: list."),
+        "fsck": ("fsck", "fsck", "Check chunks against files and replicas against each other; mend."),
         "space": ("space", "space", "Show capacity and use."),
         "bench": ("benching", "bench", "Measure reads, writes and metadata calls."),
     },
@@ -127,7 +128,8 @@ def app(ctx: click.Context, root: Path, mgmtd: str, as_json: bool, verbose: bool
 
     \b
     Exit codes: 0 done · 1 failed · 2 wrong usage or configuration · 3 not found
-                4 the cluster cannot be reached · 5 refused · 130 interrupted
+                4 the cluster cannot be reached · 5 refused · 6 fsck found something
+                130 interrupted
     """
     ctx.obj = Settings(root=root, mgmtd=mgmtd, json=as_json, verbose=verbose)
     if verbose:

@@ -13,7 +13,7 @@ from fireflyfs.proto import mgmtd_pb2
 
 @click.group()
 def targets() -> None:
-    """Storage targets: list, create."""
+    """Storage targets: list, create, scrub."""
 
 
 @targets.command("list")
@@ -25,6 +25,23 @@ def list_targets(settings: Settings, node: int | None) -> None:
         rows = views.target_rows(connect.routing_of(client))
     rows = [row for row in rows if node is None or row["node"] == node]
     output.show_rows(settings, rows, views.TARGET_COLUMNS, empty="no targets")
+
+
+@targets.command("scrub")
+@click.argument("target_ids", metavar="[TARGET_ID]...", nargs=-1, type=click.IntRange(1))
+@click.option("--all", "every", is_flag=True, help="All targets that serve.")
+@click.option("--wait", is_flag=True, help="Stay until every chunk was read, and show how far it is.")
+@pass_settings
+def scrub(settings: Settings, target_ids: tuple[int, ...], every: bool, wait: bool) -> None:
+    """Read all chunks of targets from their disks now, and mend what does not match from other replicas.
+
+    Where a pass runs already it goes on. Damaged chunks, which no replica has any more, are listed.
+    """
+    if bool(target_ids) == every:
+        raise click.UsageError("name targets, or --all")
+    from fireflyfs.client.cli import scrubbing
+
+    scrubbing.scrub(settings, sorted(set(target_ids)), every, wait)
 
 
 @targets.command("create")

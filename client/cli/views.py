@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from fireflyfs.client.cli.output import age_text, bytes_text
-from fireflyfs.client.routing import SERVING, Chain, Routing
+from fireflyfs.client.routing import SERVING, SYNCING, Chain, Routing
 from fireflyfs.proto import common_pb2, mgmtd_pb2
 
 NODE_TYPES: dict[str, common_pb2.NodeType] = {
@@ -36,7 +37,23 @@ TARGET_COLUMNS = [
     ("says", "says"),
     ("used", "used"),
     ("free", "free"),
+    ("damaged", "damaged"),
+    ("repaired", "repaired"),
+    ("scrub", "scrubbed"),
     ("path", "path"),
+]
+RESYNC_COLUMNS = [
+    ("chain", "chain"),
+    ("source", "from"),
+    ("target", "to"),
+    ("progress", "chunks"),
+]
+DAMAGE_COLUMNS = [
+    ("target", "target"),
+    ("chain", "chain"),
+    ("damaged", "damaged chunks"),
+    ("repaired", "repaired"),
+    ("scrub", "scrubbed"),
 ]
 CHAIN_COLUMNS = [
     ("chain", "chain"),
@@ -96,7 +113,9 @@ def node_rows(routing: Routing, now_unix_ns: int) -> list[dict[str, Any]]:
     return rows
 
 
-def target_rows(routing: Routing) -> list[dict[str, Any]]:
+def target_rows(routing: Routing, now_unix_ns: int = 0) -> list[dict[str, Any]]:
+    """`now_unix_ns` 0: as of now."""
+    now_unix_ns = now_unix_ns or time.time_ns()
     return [
         {
             "target": target_id,
@@ -111,9 +130,55 @@ def target_rows(routing: Routing) -> list[dict[str, Any]]:
             "used": bytes_text(target.used_bytes),
             "free": bytes_text(target.free_bytes),
             "path": target.path,
+            "damaged": target.scrub.damaged_chunks,
+            "repaired": target.scrub.repaired_chunks,
+            "scrub": scrub_text(target.scrub, now_unix_ns),
+            "scrub_running": target.scrub.running,
+            "scrub_done_chunks": target.scrub.done_chunks,
+            "scrub_total_chunks": target.scrub.total_chunks,
+            "scrub_passes": target.scrub.passes,
+            "scrub_ended_unix_ns": target.scrub.ended_unix_ns,
         }
         for target_id, target in sorted(routing.targets.items())
     ]
+
+
+def scrub_text(report: common_pb2.ScrubReport, now_unix_ns: int) -> str:
+    """`41 %` of the pass that runs, how long ago the last one ended, or `never`."""
+    if report.running:
+        return f"{share(report.done_chunks, report.total_chunks)} done"
+    if not report.ended_unix_ns:
+        return "never"
+    return age_text((now_unix_ns - report.ended_unix_ns) / 1e9) + " ago"
+
+
+def share(done: int, total: int) -> str:
+    """100 % only when nothing is left."""
+    return f"{100 * min(done, total) // total if total else 100} %"
+
+
+def resync_rows(routing: Routing) -> list[dict[str, Any]]:
+    """One row for each replica that is being brought up to date: how many of its source's chunks it has."""
+    rows = []
+    for chain_id, chain in sorted(routing.chains.items()):
+        source_id = chain.serving[-1] if chain.serving else 0  # what is being synced comes behind all that serve
+        source = routing.targets.get(source_id)
+        for target_id, state in chain.targets:
+            if state != SYNCING or source is None:
+                continue
+            done, total = source.resync_done_chunks, source.resync_total_chunks
+            text = f"{done} of {total}, {share(done, total)}" if total else "begins"
+            rows.append(
+                {
+                    "chain": chain_id,
+                    "source": source_id,
+                    "target": target_id,
+                    "done_chunks": done,
+                    "total_chunks": total,
+                    "progress": text,
+                }
+            )
+    return rows
 
 
 def _state_in_chain(routing: Routing, target: mgmtd_pb2.TargetInfo) -> int:
@@ -172,6 +237,7 @@ def health(routing: Routing) -> dict[str, Any]:
         "chains_offline": sorted(offline),
         "replicas": len(replicas),
         "replicas_serving": serving,
+        "damaged_chunks": sum(target.scrub.damaged_chunks for target in routing.targets.values()),
     }
 
 

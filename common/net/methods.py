@@ -14,6 +14,7 @@ class Method(IntEnum):
     STORAGE_READ = 0x0101
     STORAGE_WRITE = 0x0102  # client to head
     STORAGE_UPDATE = 0x0103  # replica to successor
+    STORAGE_SYNC_READ = 0x0104  # predecessor to SYNCING successor: the body of STORAGE_READ
     # Storage, protobuf (proto/storage.proto, the method of the same name)
     STORAGE_QUERY_LAST_CHUNK = 0x0110
     STORAGE_REMOVE_CHUNKS = 0x0111
@@ -25,6 +26,10 @@ class Method(IntEnum):
     STORAGE_SPACE = 0x0117
     STORAGE_STATS = 0x0118
     STORAGE_REMOVE_FILES = 0x0119
+    STORAGE_SCRUB = 0x011A
+    STORAGE_SYNC_WRITERS = 0x0122
+    STORAGE_LIST_CHUNKS = 0x0120
+    STORAGE_DROP_CHUNKS = 0x0121
 
     # Metadata, protobuf (proto/meta.proto)
     META_STAT = 0x0201
@@ -46,6 +51,7 @@ class Method(IntEnum):
     META_REAL_PATH = 0x0211
     META_ACCESS = 0x0212
     META_END_SESSIONS = 0x0213
+    META_LIST_FILES = 0x0220
 
 
 def service_methods(prefix: str) -> dict[str, Method]:

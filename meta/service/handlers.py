@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from fireflyfs.common.net.methods import Method
-from fireflyfs.meta.ops import attributes, create, files, query, remove, rename
+from fireflyfs.meta.ops import attributes, create, files, inventory, query, remove, rename
 from fireflyfs.meta.service.runner import GroupSync, Runner
 from fireflyfs.meta.service.space import Space
 from fireflyfs.proto import meta_pb2
@@ -49,6 +49,12 @@ class MetaHandlers:
 
     def real_path(self, request: meta_pb2.RealPathRequest) -> meta_pb2.RealPathReply:
         return self._query(request, query.real_path)
+
+    def list_files(self, request: meta_pb2.ListFilesRequest) -> meta_pb2.ListFilesReply:
+        next_inode = self._runner.next_inode()  # before the files: one made meanwhile is not below it
+        reply = self._query(request, inventory.list_files)
+        reply.next_inode = next_inode
+        return reply
 
     def open(self, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply | Awaitable[meta_pb2.OpenReply]:
         if files.only_looks(request):

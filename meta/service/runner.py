@@ -83,6 +83,10 @@ class Runner:
         who = who_of(request.caller)
         return read(self.engine, lambda txn: body(self._op(txn, who, {}), request))
 
+    def next_inode(self) -> int:
+        """This server gives out no inode id below it any more."""
+        return self._ids.floor()
+
     def mutate(self, method: Method, request: Any, body: Body[R]) -> R | Awaitable[R]:
         try:
             reply, op = self._attempt(method, request, body, {})

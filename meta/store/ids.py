@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from fireflyfs.common.kv.interface import KvEngine, Transaction, run
+from fireflyfs.common.kv.interface import KvEngine, Transaction, read, run
 from fireflyfs.meta.core import keys
 
 BATCH = 4096  # ids taken from the store at a time; those left over at a stop are skipped for ever
@@ -33,6 +33,14 @@ class InodeIds:
             taken = self._next
             self._next += 1
             return taken
+
+    def floor(self) -> int:
+        """No id below it will be taken here any more; every id from it on is still to come."""
+        with self._lock:
+            if self._next != self._end:
+                return self._next
+            stored = read(self._engine, lambda txn: txn.get(keys.NEXT_INODE))
+            return int.from_bytes(stored, "big") if stored is not None else FIRST
 
     def _take_batch(self, txn: Transaction) -> int:
         stored = txn.get(keys.NEXT_INODE)

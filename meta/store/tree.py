@@ -63,6 +63,18 @@ class Tree:
     def is_empty(self, directory: int) -> bool:
         return not any(True for _ in self.children(directory, limit=1))
 
+    def inodes(self, *, after: int, limit: int) -> Iterator[Inode]:
+        """Inodes of every kind in id order, at most `limit`; not in the conflict set."""
+        _, end = keys.table(b"I")
+        for key, value in self.txn.scan(keys.inode(after) + b"\0", end, limit=limit, snapshot=True):
+            yield Inode.unpack(keys.id_of(key), value)
+
+    def open_for_writing(self, first: int, last: int) -> set[int]:
+        """Inodes first to last that somebody has open for writing; not in the conflict set."""
+        begin, end = keys.sessions(first)[0], keys.sessions(last)[1]
+        found = self.txn.scan(begin, end, snapshot=True) if first <= last else ()
+        return {keys.id_of(key) for key, value in found if Session.unpack(value).write}
+
     def sessions(self, inode_id: int) -> Iterator[tuple[bytes, Session]]:
         begin, end = keys.sessions(inode_id)
         for key, value in self.txn.scan(begin, end):

@@ -1,8 +1,10 @@
 """The chain state machine: an old chain and what its targets say give the new chain, with the reason of each decision.
 
-After 3FS (`updateChain.cc`), with two differences. When all serving replicas are lost in one step, each of them becomes
-LASTSRV, and the first that returns leads: an acknowledged write is on all of them, so none needs to wait for the old
-head. And a chain that never served starts with the first target that comes up.
+After 3FS (`updateChain.cc`), with these differences. When all serving replicas are lost, each that surely has every
+acknowledged write becomes LASTSRV: those lost in the same step, and those lost shortly before, when none of the others
+was alive any more (`complete`). The first of them that returns leads; one whose machine lost power meanwhile (`lossy`:
+what was acknowledged but not synced may be gone) leaves that to the others for a while. And a chain that never served
+starts with the first target that comes up.
 
 Order of a chain: SERVING, LASTSRV, SYNCING, WAITING, OFFLINE; inside a group the old order holds, and a target that has
 just gone OFFLINE stands behind those that already were.
@@ -10,7 +12,7 @@ just gone OFFLINE stands behind those that already were.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -44,6 +46,8 @@ class Member(NamedTuple):
     target_id: int
     public: Public
     local: Local
+    lossy: bool = False  # its machine lost power since it served
+    complete: bool = False  # it left the chain when those that still served were dead already
 
 
 class Decision(NamedTuple):
@@ -58,8 +62,11 @@ ORDER = (Public.SERVING, Public.LASTSRV, Public.SYNCING, Public.WAITING, Public.
 _ALIVE = (Local.ONLINE, Local.UPTODATE)
 
 
-def next_chain(members: Sequence[Member]) -> list[Decision]:
-    """The chain after one step. Run again until nothing changes: each step is a version of its own."""
+def next_chain(members: Sequence[Member], *, waited: bool = False) -> list[Decision]:
+    """The chain after one step. Run again until nothing changes: each step is a version of its own.
+
+    `waited`: the chain has waited long enough for a better leader than one whose machine lost power.
+    """
     new: dict[int, Decision] = {}
 
     def decide(member: Member, public: Public, why: str) -> None:
@@ -78,10 +85,10 @@ def next_chain(members: Sequence[Member]) -> list[Decision]:
         if member.local is Local.UPTODATE:
             decide(member, Public.SERVING, "resync is done")
     serving = bool(new)
-    for member in having(Public.LASTSRV):
-        if not serving and member.local in _ALIVE:
-            decide(member, Public.SERVING, "was among the last that served, and is back first")
-            serving = True
+    leader = None if serving else _leader(having(Public.LASTSRV), waited)
+    if leader is not None:
+        decide(leader, Public.SERVING, "was among the last that served, and is back first")
+        serving = True
     if not serving and not lost and not having(Public.LASTSRV):
         for member in having(Public.WAITING) + having(Public.OFFLINE):
             if member.local in _ALIVE:
@@ -99,6 +106,10 @@ def next_chain(members: Sequence[Member]) -> list[Decision]:
             )
         else:
             decide(member, Public.LASTSRV, "no replica serves, and this one has every acknowledged write")
+    if lost and not serving:
+        for member in members:
+            if member.complete and member.public in (Public.OFFLINE, Public.WAITING, Public.SYNCING):
+                decide(member, Public.LASTSRV, "left when those that still served were dead already")
     syncing = False
     for member in having(Public.SYNCING):
         if member.target_id in new:
@@ -123,6 +134,15 @@ def next_chain(members: Sequence[Member]) -> list[Decision]:
         else:
             decide(member, Public.OFFLINE, "is away")
     return _ordered(members, new)
+
+
+def _leader(last: Sequence[Member], waited: bool) -> Member | None:
+    """Which of those that served last leads now; None: none yet."""
+    alive = [member for member in last if member.local in _ALIVE]
+    sound = [member for member in alive if not member.lossy]
+    if sound:
+        return sound[0]
+    return alive[0] if alive and (waited or len(alive) == len(last)) else None
 
 
 def _ordered(members: Sequence[Member], new: dict[int, Decision]) -> list[Decision]:
@@ -167,6 +187,14 @@ def rotate_to_preferred(
     return None
 
 
+def resync_one(members: Sequence[tuple[int, Public]], target_id: int) -> list[tuple[int, Public]] | None:
+    """A serving target goes OFFLINE to the end, to come back through a resync; None unless another one serves."""
+    serving = [member for member, public in members if public is Public.SERVING]
+    if target_id not in serving or len(serving) < 2:
+        return None
+    return [*(member for member in members if member[0] != target_id), (target_id, Public.OFFLINE)]
+
+
 def problems_of(members: Sequence[tuple[int, Public]]) -> list[str]:
     """Rules that a chain by itself must keep."""
     found: list[str] = []
@@ -189,9 +217,13 @@ def problems_of(members: Sequence[tuple[int, Public]]) -> list[str]:
 
 
 def problems_of_step(
-    old_version: int, old: Sequence[tuple[int, Public]], new_version: int, new: Sequence[tuple[int, Public]]
+    old_version: int,
+    old: Sequence[tuple[int, Public]],
+    new_version: int,
+    new: Sequence[tuple[int, Public]],
+    complete: Collection[int] = (),
 ) -> list[str]:
-    """Rules that a change of a chain must keep, on top of `problems_of(new)`."""
+    """Rules that a change of a chain must keep, on top of `problems_of(new)`. `complete`: as the step was told."""
     found = problems_of(new)
     if list(old) == list(new):
         if new_version != old_version:
@@ -205,9 +237,11 @@ def problems_of_step(
     if had and not has:
         found.append("rule: a chain that served keeps a SERVING or a LASTSRV target")
     for target_id in has:
-        if had and before.get(target_id, Public.UNKNOWN) not in (Public.SERVING, Public.LASTSRV, Public.SYNCING):
+        came_from = before.get(target_id, Public.UNKNOWN)
+        if had and target_id not in complete and came_from not in (Public.SERVING, Public.LASTSRV, Public.SYNCING):
             found.append(f"rule: target {target_id} may not serve without having been brought up to date")
     for target_id, public in after.items():
-        if public is Public.LASTSRV and before.get(target_id) not in (Public.SERVING, Public.LASTSRV):
+        served = before.get(target_id) in (Public.SERVING, Public.LASTSRV)
+        if public is Public.LASTSRV and not served and target_id not in complete:
             found.append(f"rule: target {target_id} is LASTSRV but did not serve last")
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fireflyfs.common.errors import Code, error
-from fireflyfs.mgmtd.core.chain import Local
+from fireflyfs.mgmtd.core.chain import Local, Public
 from fireflyfs.mgmtd.core.draft import Draft
 from fireflyfs.mgmtd.core.records import Changes, NodeRecord, Stored, TargetRecord, WorkerRecord
 from fireflyfs.mgmtd.core.state import ClusterState, Seen
@@ -16,7 +16,10 @@ from fireflyfs.proto import mgmtd_pb2
 from fireflyfs.proto.common_pb2 import NODE_TYPE_STORAGE
 
 WORKERS_MAX = 256
+# Of the time after which a silent worker is given up: by then it has fenced itself, whatever its clock does.
+FENCED_SHARE = 0.7
 NODE_TARGETS_MAX = 4096
+ANOTHER_DISK = "another disk stands where the last replica of its chain was: bring back the old one, or accept the loss"
 _LOCAL = {int(local): local for local in Local if local is not Local.UNKNOWN}
 
 
@@ -26,7 +29,9 @@ class Cluster(ClusterState):
     def __init__(self, stored: Stored, now_s: float, *, failed_after_s: float) -> None:
         super().__init__(stored, now_s)
         self.failed_after_s = failed_after_s
+        self.fenced_after_s = FENCED_SHARE * failed_after_s
         self._last_tick_s = now_s
+        self.now_s = max(self.now_s, now_s)
 
     def heartbeat(self, request: mgmtd_pb2.HeartbeatRequest, now_s: float, unix_ns: int) -> Changes:
         """A worker is alive and says how its targets are.
@@ -51,6 +56,7 @@ class Cluster(ClusterState):
         if not restarted and seen is not None and request.sequence <= seen.sequence:
             raise error(Code.STALE_HEARTBEAT, f"sequence {request.sequence} is not newer than {seen.sequence}")
         self.seen[key] = Seen(request.sequence, now_s, unix_ns)
+        self.now_s = max(self.now_s, now_s)
 
         draft = Draft(self)
         # Who reports another process's death does not know its doors, and nobody needs them now.
@@ -100,9 +106,19 @@ class Cluster(ClusterState):
                 local = Local.OFFLINE
             chain_id = self.chain_of.get(target.target_id)
             chain = self.chains[chain_id] if chain_id is not None else None
-            if chain is None or (not restarted and not moved and report.chain_version >= chain.version):
+            public = chain.state_of(target.target_id) if chain is not None else Public.UNKNOWN
+            swapped = bool(target.disk_id) and target.disk_id != report.disk_id
+            refused = swapped and public in (Public.SERVING, Public.LASTSRV)
+            if refused:
+                # While others serve, it leaves first, and is brought up to date then like an empty one.
+                local = Local.OFFLINE
+            elif chain is None or (not restarted and not moved and report.chain_version >= chain.version):
                 local = _LOCAL.get(report.local_state, Local.OFFLINE)
-            if local is not target.local or moved:
+            note = ANOTHER_DISK if refused else ""
+            if note and note != target.note:
+                draft.changes.reasons.append(f"target {target.target_id} is refused: {note}")
+            target = replace(target, note=note, disk_id=target.disk_id if refused else report.disk_id)
+            if local is not target.local or moved or report.lost_power is not target.lost_power:
                 draft.touch(target.target_id)
             draft.target(_reported(target, request.worker, local, report))
         for target in self.targets_of(node.node_id, request.worker):
@@ -130,7 +146,7 @@ class Cluster(ClusterState):
                     draft.lose_worker(
                         node.node_id, worker.worker, f"its worker was silent for {self.failed_after_s:g} s"
                     )
-        draft.step(draft.touched | self.unsettled)
+        draft.step(draft.touched | self.unsettled | self.leaderless_s.keys())
         self.unsettled = set(draft.changes.chains)
         return draft.changes
 
@@ -173,15 +189,20 @@ class Cluster(ClusterState):
         draft.step(draft.touched)
         return draft.changes
 
-    def register_target(self, target_id: int, node_id: int, worker: int, path: str) -> Changes:
-        """Make a target known, or say that it lives elsewhere now. Raises BUSY while its present worker serves it."""
+    def register_target(
+        self, target_id: int, node_id: int, worker: int, path: str, *, accept_new_disk: bool = False
+    ) -> Changes:
+        """Make a target known, or say that it lives elsewhere now. Raises BUSY while its present worker serves it.
+
+        `accept_new_disk`: the disk that it is reported with next is its own, whatever it held before.
+        """
         self.node(node_id)
         if target_id == 0 or worker >= WORKERS_MAX:
             raise error(Code.INVALID, f"target {target_id} of worker {worker}: ids start at 1, workers end at 255")
         old = self.targets.get(target_id)
         draft = Draft(self)
         if old is None:
-            draft.target(TargetRecord(target_id, node_id, worker, path, Local.OFFLINE))
+            draft.target(TargetRecord(target_id, node_id, worker, path, local=Local.OFFLINE))
         elif (old.node_id, old.worker) != (node_id, worker):
             if old.local not in (Local.OFFLINE, Local.UNKNOWN):
                 raise error(Code.BUSY, f"target {target_id} is served by node {old.node_id} now")
@@ -189,6 +210,9 @@ class Cluster(ClusterState):
             draft.touch(target_id)
         elif path and path != old.path:
             draft.target(replace(old, path=path))
+        if accept_new_disk and old is not None:
+            known = draft.get_target(target_id) or old
+            draft.target(replace(known, disk_id="", note=""))
         draft.step(draft.touched)
         return draft.changes
 
@@ -202,7 +226,11 @@ def _reported(target: TargetRecord, worker: int, local: Local, report: mgmtd_pb2
         and target.free_bytes == report.free_bytes
         and target.used_bytes == report.used_bytes
         and target.capacity_bytes == report.capacity_bytes
+        and target.resync_done_chunks == report.resync_done_chunks
+        and target.resync_total_chunks == report.resync_total_chunks
+        and target.scrub == report.scrub
         and target.path == path
+        and target.lost_power is report.lost_power
     ):
         return target
     return replace(
@@ -210,7 +238,11 @@ def _reported(target: TargetRecord, worker: int, local: Local, report: mgmtd_pb2
         worker=worker,
         path=path,
         local=local,
+        lost_power=report.lost_power,
         capacity_bytes=report.capacity_bytes,
         free_bytes=report.free_bytes,
         used_bytes=report.used_bytes,
+        resync_done_chunks=report.resync_done_chunks,
+        resync_total_chunks=report.resync_total_chunks,
+        scrub=report.scrub,
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import REPLICAS_MAX
-from fireflyfs.mgmtd.core.chain import Local, Public, rotate_to_preferred
+from fireflyfs.mgmtd.core.chain import Local, Public, resync_one, rotate_to_preferred
 from fireflyfs.mgmtd.core.cluster import Cluster
 from fireflyfs.mgmtd.core.draft import Draft
 from fireflyfs.mgmtd.core.records import ChainRecord, Changes
@@ -71,7 +71,7 @@ def set_chain_table(cluster: Cluster, table_id: int, chains: Sequence[int], desc
 def update_chain(
     cluster: Cluster, chain_id: int, target_id: int, kind: int, *, same_node_allowed: bool = False
 ) -> Changes:
-    """Add a target (it comes in through a resync), take one out, or take a step to the preferred order.
+    """Add a target (it comes in through a resync), take one out or through a resync, or step to the preferred order.
 
     Raises NO_CHAIN, INVALID, EXISTS, and BUSY when taking the target out would lose acknowledged writes.
     """
@@ -89,6 +89,8 @@ def update_chain(
                 raise error(Code.BUSY, f"chain {chain_id}: not all of its targets serve")
             return Changes()
         new = replace(chain, members=tuple(rotated))
+    elif kind == mgmtd_pb2.UPDATE_CHAIN_RESYNC:
+        new = _resynced(chain, target_id)
     else:
         raise error(Code.INVALID, f"unknown kind of chain update {kind}")
     draft = Draft(cluster)
@@ -110,6 +112,15 @@ def _with(cluster: Cluster, chain: ChainRecord, target_id: int, same_node_allowe
             raise error(Code.INVALID, f"target {other} of the chain is on node {target.node_id} too")
     members = (*chain.members, (target_id, Public.OFFLINE))
     return replace(chain, members=members, preferred=(*chain.preferred, target_id))
+
+
+def _resynced(chain: ChainRecord, target_id: int) -> ChainRecord:
+    if chain.state_of(target_id) is Public.UNKNOWN:
+        raise error(Code.INVALID, f"target {target_id} is not in chain {chain.chain_id}")
+    members = resync_one(chain.members, target_id)
+    if members is None:
+        raise error(Code.BUSY, f"chain {chain.chain_id}: target {target_id} does not serve, or no other one does")
+    return replace(chain, members=tuple(members))
 
 
 def _without(chain: ChainRecord, target_id: int) -> ChainRecord:

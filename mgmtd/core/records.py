@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from fireflyfs.mgmtd.core.chain import Local, Public
 from fireflyfs.proto import mgmtd_pb2
-from fireflyfs.proto.common_pb2 import Endpoint
+from fireflyfs.proto.common_pb2 import Endpoint, ScrubReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +72,30 @@ class TargetRecord:
     node_id: int
     worker: int
     path: str = ""
+    disk_id: str = ""  # what it was made as; "": not heard of yet
     local: Local = Local.UNKNOWN  # from here on: not durable
+    lost_power: bool = False
+    note: str = ""  # why it is refused, for people
     capacity_bytes: int = 0
     free_bytes: int = 0
     used_bytes: int = 0
+    resync_done_chunks: int = 0  # of its successor
+    resync_total_chunks: int = 0
+    scrub: ScrubReport = field(default_factory=ScrubReport)
 
     def durable(self) -> mgmtd_pb2.TargetInfo:
         """The record as it is stored."""
-        return mgmtd_pb2.TargetInfo(target_id=self.target_id, node_id=self.node_id, worker=self.worker, path=self.path)
+        return mgmtd_pb2.TargetInfo(
+            target_id=self.target_id,
+            node_id=self.node_id,
+            worker=self.worker,
+            path=self.path,
+            disk_id=self.disk_id,
+        )
 
     @staticmethod
     def restored(info: mgmtd_pb2.TargetInfo) -> TargetRecord:
-        return TargetRecord(info.target_id, info.node_id, info.worker, info.path)
+        return TargetRecord(info.target_id, info.node_id, info.worker, info.path, info.disk_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,17 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from typing import NamedTuple
 
 from fireflyfs.common.errors import Code, error
-from fireflyfs.mgmtd.core.chain import Local
-from fireflyfs.mgmtd.core.records import Changes, NodeRecord, Stored, TargetRecord
+from fireflyfs.mgmtd.core.chain import Local, Public
+from fireflyfs.mgmtd.core.records import ChainRecord, Changes, NodeRecord, Stored, TargetRecord
 from fireflyfs.proto import mgmtd_pb2
 
 REMOVALS_KEPT_MAX = 1024  # removed records that deltas can still name; who is older gets everything
 WORKERS_MAX = 256
 NODE_TARGETS_MAX = 4096
+LEADER_WAIT_S = 30.0  # for a replica of a chain that did not lose power, when all are down
 SPACE_STEP = 0.01  # a change of free space by this share of the capacity is worth a routing version
 
 
@@ -25,6 +27,14 @@ class Seen:
     sequence: int
     at_s: float
     unix_ns: int
+
+
+class Left(NamedTuple):
+    """How a target left the SERVING ones of its chain."""
+
+    at_s: float  # when that was published
+    heard_s: float  # when its worker was last heard before
+    others: tuple[int, ...]  # who still served
 
 
 class ClusterState:
@@ -42,6 +52,10 @@ class ClusterState:
         for target in stored.targets:
             self._of_worker.setdefault((target.node_id, target.worker), set()).add(target.target_id)
         self.seen: dict[tuple[int, int], Seen] = {}
+        self.now_s = now_s  # of the newest event
+        self.fenced_after_s = float("inf")  # a worker that was silent for so long serves nobody
+        self.left: dict[int, Left] = {}
+        self.leaderless_s: dict[int, float] = {}  # since when a chain waits for a better leader
         self.unsettled: set[int] = set(self.chains)  # chains that a further step may change
         # (kind, id) to the version that brought its present value; the newest change stands last.
         self._changed: dict[tuple[str, int], int] = {}
@@ -100,6 +114,7 @@ class ClusterState:
             old = self.chains.get(chain_id)
             left = {target_id for target_id, _ in old.members} - inside if old else set()
             self.chains[chain_id] = chain
+            self._note_leaving(old, chain)
             for target_id in left:
                 del self.chain_of[target_id]
             marks.append(("target", left))
@@ -122,6 +137,47 @@ class ClusterState:
             del self.targets[target_id]
         while len(self._removed) > REMOVALS_KEPT_MAX:
             self._floor = max(self._floor, self._removed.popleft()[0])
+
+    def _note_leaving(self, old: ChainRecord | None, new: ChainRecord) -> None:
+        serving = tuple(target_id for target_id, public in new.members if public is Public.SERVING)
+        if serving:
+            self.leaderless_s.pop(new.chain_id, None)
+        for target_id, public in new.members:
+            before = old.state_of(target_id) if old is not None else Public.UNKNOWN
+            if public in (Public.SERVING, Public.LASTSRV) or before is Public.LASTSRV:
+                self.left.pop(target_id, None)
+            elif before is Public.SERVING and serving:
+                self.left[target_id] = Left(self.now_s, self.heard_s(target_id), serving)
+
+    def heard_s(self, target_id: int) -> float:
+        """When the worker of a target was last heard; now, when that is not known."""
+        target = self.targets.get(target_id)
+        seen = self.seen.get((target.node_id, target.worker)) if target is not None else None
+        return seen.at_s if seen is not None else self.now_s
+
+    def has_waited(self, chain_id: int) -> bool:
+        """Whether a chain that nobody serves has waited long enough for a better leader."""
+        since_s = self.leaderless_s.get(chain_id)
+        return since_s is not None and self.now_s - since_s >= LEADER_WAIT_S
+
+    def note_leaderless(self, chain_id: int) -> None:
+        """Nobody serves the chain now."""
+        self.leaderless_s.setdefault(chain_id, self.now_s)
+
+    def is_complete(self, target_id: int) -> bool:
+        """Whether a target that left the SERVING ones has every write that was acknowledged since.
+
+        It has when each of those that still served had been silent for so long that it had fenced itself.
+        """
+        left = self.left.get(target_id)
+        if left is None:
+            return False
+        for other in left.others:
+            gone = self.left.get(other)
+            heard_s = gone.heard_s if gone is not None else self.heard_s(other)
+            if heard_s + self.fenced_after_s > left.at_s:
+                return False
+        return True
 
     def _index(self, target_id: int, new: TargetRecord | None) -> None:
         old = self.targets.get(target_id)
@@ -174,10 +230,14 @@ class ClusterState:
         info = target.durable()
         chain_id = self.chain_of.get(target_id, 0)
         info.chain_id = chain_id
+        info.note = target.note
         info.local_state = int(target.local)  # type: ignore[assignment]
         if chain_id:
             info.public_state = int(self.chains[chain_id].state_of(target_id))  # type: ignore[assignment]
         info.capacity_bytes = target.capacity_bytes
         info.free_bytes = target.free_bytes
         info.used_bytes = target.used_bytes
+        info.resync_done_chunks = target.resync_done_chunks
+        info.resync_total_chunks = target.resync_total_chunks
+        info.scrub.CopyFrom(target.scrub)
         return info

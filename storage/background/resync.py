@@ -17,20 +17,24 @@ from fireflyfs.common.net.api import Call
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.storage_wire import UpdateFlag, UpdateKind
+from fireflyfs.storage.background.pace import Pace
 from fireflyfs.storage.core import forward, resync, target
 from fireflyfs.storage.core.forward import Form, Hop
 from fireflyfs.storage.core.resync import Held, Step, Work
-from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Writer
+from fireflyfs.storage.core.scrub import Outcome
+from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Version, Writer
 from fireflyfs.storage.service.forwarding import read_whole
-from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.repair import Repairer
+from fireflyfs.storage.service.replica import DONE_PAGE, LocalTarget, Replicas
 from fireflyfs.storage.service.update import Updater
 from fireflyfs.storage.service.wire import Item
 
 log = logging.getLogger(__name__)
 
 PAGE = 1024
-PARALLEL = 16
-PARALLEL_BYTES_MAX = 64 << 20
+# At a time: more fill the target's threads and its event loop in bursts, and readers wait behind them.
+PARALLEL = 2
+PARALLEL_BYTES_MAX = 16 << 20
 RETRY_S = 1.0
 IDLE_S = 1.0
 CHUNK_DEADLINE_S = 30.0
@@ -42,12 +46,14 @@ _NOBODY = Writer(bytes(16), 0, 0)
 class Resync:
     """The job of one target: runs while its successor is SYNCING. `rate_bytes_s` 0: as fast as it goes."""
 
-    def __init__(self, replicas: Replicas, updater: Updater, local: LocalTarget, rate_bytes_s: int = 0) -> None:
+    def __init__(
+        self, replicas: Replicas, updater: Updater, repairer: Repairer, local: LocalTarget, rate_bytes_s: int = 0
+    ) -> None:
         self._replicas = replicas
         self._updater = updater
+        self._repairer = repairer
         self._local = local
-        self._rate_bytes_s = rate_bytes_s
-        self._free_at_s = 0.0
+        self._pace = Pace(replicas.clock, rate_bytes_s)
         self._bytes = 0
         self._room = asyncio.Condition()
 
@@ -58,6 +64,8 @@ class Resync:
             hop = self._due()
             chain = self._local.chain
             if hop is None or chain is None or done == (chain.version, hop.target_id):
+                if hop is None:
+                    self._local.resync_done = self._local.resync_total = 0
                 await self._replicas.wait_change(IDLE_S)
                 continue
             try:
@@ -90,6 +98,7 @@ class Resync:
         if not await local.drain(DRAIN_S):
             raise error(Code.TIMEOUT, "updates from before do not end")
         local.resync_done, local.resync_total = 0, (await local.call(local.engine.space)).chunks
+        local.on_change()  # mgmtd hears at once that it began
         sent = removed = 0
         after: ChunkKey | None = None
         while True:
@@ -97,15 +106,19 @@ class Resync:
             ours = await local.call(local.engine.scan, after, PAGE)
             ours_more = len(ours) == PAGE
             end = resync.horizon(ours, ours_more, theirs, theirs_more)
-            works = [work for work in resync.compare(ours, theirs, end) if work.step is not Step.SKIP]
-            await self._carry_out(chain, hop, works, {state.key: state for state in ours})
+            compared = resync.compare(ours, theirs, end)
+            works = [work for work in compared if work.step is not Step.SKIP]
+            mine = {state.key: state for state in ours if state.committed is not None}
+            self._count(sum(work.step is Step.SKIP and work.key in mine for work in compared))
+            await self._carry_out(chain, hop, works, mine)
             sent += sum(work.step is Step.WRITE for work in works)
             removed += sum(work.step is Step.REMOVE for work in works)
-            local.resync_done += sum(end is None or state.key <= end for state in ours)
             if end is None:
                 break
             after = end
+        await self._send_writers(chain, hop)
         self._check(chain)
+        local.resync_total = local.resync_done  # fewer when some were removed meanwhile
         body = storage_pb2.SyncDoneRequest(chain_id=chain.chain_id, chain_version=chain.version).SerializeToString()
         await self._ask(hop, Method.STORAGE_SYNC_DONE, body, 60.0)
         log.info("target %d is up to date: %d chunks sent, %d removed", hop.target_id, sent, removed)
@@ -115,6 +128,11 @@ class Resync:
         if self._local.chain is None or self._local.chain.version != chain.version:
             raise error(Code.CHAIN_VERSION, f"chain {chain.chain_id} has changed")
         self._replicas.check_fence()
+
+    def _count(self, chunks: int) -> None:
+        """So many more of our chunks are there too. Clients make new ones meanwhile: the total grows with them."""
+        self._local.resync_done += chunks
+        self._local.resync_total = max(self._local.resync_total, self._local.resync_done)
 
     async def _page(self, chain: Chain, hop: Hop, after: ChunkKey | None) -> tuple[list[Held], bool]:
         request = storage_pb2.SyncStartRequest(chain_id=chain.chain_id, chain_version=chain.version, limit=PAGE)
@@ -131,10 +149,31 @@ class Resync:
                 state.length,
                 state.crc32c,
                 state.chunk_size,
+                state.damaged,
             )
             for state in reply.chunks
         ]
         return page, reply.more
+
+    async def _send_writers(self, chain: Chain, hop: Hop) -> None:
+        """What was done before the successor came; what is done since, it sees itself."""
+        local = self._local
+        after: Writer | None = None
+        while page := await local.call(local.engine.done, after, DONE_PAGE):
+            self._check(chain)
+            request = storage_pb2.SyncWritersRequest(chain_id=chain.chain_id, chain_version=chain.version)
+            for writer, chunks in page:
+                message = request.done.add(client_id=writer.client_id, channel=writer.channel, sequence=writer.sequence)
+                for chunk in chunks:
+                    message.chunks.add(
+                        chunk=storage_pb2.ChunkId(inode=chunk.key.inode, index=chunk.key.chunk_index),
+                        version=chunk.version,
+                        chain_version=chunk.chain_version,
+                        length=chunk.length,
+                        crc32c=chunk.crc32c,
+                    )
+            await self._ask(hop, Method.STORAGE_SYNC_WRITERS, request.SerializeToString(), 10.0)
+            after = page[-1].writer
 
     async def _ask(self, hop: Hop, method: Method, body: bytes, deadline_s: float) -> bytes:
         call = Call(method, body, deadline_s=deadline_s)
@@ -150,7 +189,7 @@ class Resync:
                 work = queue.pop()
                 state = ours.get(work.key)
                 size = state.committed.length if state is not None and state.committed is not None else 0
-                await self._pace(size)
+                await self._pace.wait(size)
                 async with self._room:
                     while self._bytes and self._bytes + size > PARALLEL_BYTES_MAX:
                         await self._room.wait()
@@ -158,6 +197,7 @@ class Resync:
                 began_s, asked = self._replicas.clock.monotonic_s(), self._asked()
                 try:
                     await self._local.finish_anyway(self.repair(chain, hop, work.key))
+                    self._count(work.key in ours)
                 except FfsError:
                     queue.clear()  # the other workers stop after their chunk
                     raise
@@ -183,14 +223,6 @@ class Resync:
         counters = self._replicas.counters
         return counters.get("reads", 0) + counters.get("updates", 0)
 
-    async def _pace(self, size: int) -> None:
-        if not self._rate_bytes_s:
-            return
-        now_s = self._replicas.clock.monotonic_s()
-        self._free_at_s = max(self._free_at_s, now_s) + size / self._rate_bytes_s
-        if self._free_at_s - now_s > 0.01:
-            await asyncio.sleep(self._free_at_s - now_s)
-
     async def repair(self, chain: Chain, hop: Hop, key: ChunkKey) -> None:
         """Make the successor's chunk what ours is now, or remove it. Raises FfsError."""
         local = self._local
@@ -205,10 +237,10 @@ class Resync:
                 return  # finishing it has sent the whole chunk
             committed = state.committed if state is not None else None
             if state is None or committed is None:
-                item = Item(key, UpdateKind.REMOVE, 1, 1 << 16, 0)
+                item = Item(key, UpdateKind.REMOVE, max(1, local.removed.get(key, 0)), 1 << 16, 0)
                 writer = _NOBODY
             else:
-                item = await local.call(read_whole, local, key, committed.version, pending=False)
+                item = await self._whole(hop, state, committed)
                 writer = committed.writer
             forwarder = self._updater.forwarder
             answers = await forwarder.send_once(local, chain, hop, writer, [item], FLAGS, deadline_s)
@@ -219,3 +251,28 @@ class Resync:
                 raise error(Code.CHECKSUM, f"chunk {key.inode}.{key.chunk_index} at target {hop.target_id}")
             self._replicas.count("resync_chunks")
             self._replicas.count("resync_bytes", committed.length if committed is not None else 0)
+
+    async def _whole(self, hop: Hop, state: ChunkState, committed: Version) -> Item:
+        """Our chunk for the successor. Where its bytes are lost here they are looked for, at the successor too; where
+        nobody has them the successor hears just that: one rotten chunk must not keep it from serving all others."""
+        local = self._local
+        key = state.key
+        for _ in range(2):
+            try:
+                return await local.call(read_whole, local, key, committed.version, pending=False)
+            except FfsError as exc:
+                if exc.code is not Code.CHECKSUM:
+                    raise
+            try:
+                outcome = await self._repairer.mend(local, key, syncing=hop.target_id)
+            except FfsError as trouble:
+                if trouble.code is Code.DISK_FAILED:
+                    raise
+                log.warning("chunk %d.%d: cannot be mended: %s", key.inode, key.chunk_index, trouble.message)
+                break
+            if outcome not in (Outcome.GOOD, Outcome.REPAIRED):
+                break
+        log.error("chunk %d.%d: target %d goes on without its bytes", key.inode, key.chunk_index, hop.target_id)
+        self._replicas.count("resync_damaged")
+        local.suspect(key)
+        return Item(key, UpdateKind.DAMAGED, committed.version, state.chunk_size, committed.length, committed.crc32c)

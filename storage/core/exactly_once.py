@@ -21,12 +21,13 @@ RESULTS_MAX = 262_144  # of all channels together
 
 
 class _Channel(Generic[R]):
-    __slots__ = ("results", "sequence", "under_way")
+    __slots__ = ("finished", "results", "sequence", "under_way")
 
     def __init__(self, sequence: int) -> None:
         self.sequence = sequence
         self.results: dict[ChunkKey, R] = {}
         self.under_way = False
+        self.finished = False  # all of it was done
 
 
 class ExactlyOnce(Generic[R]):
@@ -64,11 +65,24 @@ class ExactlyOnce(Generic[R]):
         self._shrink()
         return Code.OK, {}
 
-    def end(self, writer: Writer, successes: Iterable[tuple[ChunkKey, R]]) -> None:
-        """The request that `begin` let in has been answered."""
+    def done(self, writer: Writer) -> dict[ChunkKey, R]:
+        """Successes of this very request so far. To be asked under the chunks' locks: while the request waited for
+        them, another one may have finished what its first attempt left pending, and gone on from there."""
+        channel = self._channels.get((writer.client_id, writer.channel))
+        return channel.results if channel is not None and channel.sequence == writer.sequence else {}
+
+    def is_finished(self, writer: Writer) -> bool:
+        """Whether all of this very request was done. It may have named chunks in general (all of a range): those that
+        were made since are none of its."""
+        channel = self._channels.get((writer.client_id, writer.channel))
+        return channel is not None and channel.sequence == writer.sequence and channel.finished
+
+    def end(self, writer: Writer, successes: Iterable[tuple[ChunkKey, R]], *, finished: bool = False) -> None:
+        """The request that `begin` let in has been answered; `finished`: nothing of it was refused."""
         channel = self._channels.get((writer.client_id, writer.channel))
         if channel is not None and channel.sequence == writer.sequence:
             channel.under_way = False
+            channel.finished = channel.finished or finished
             self._keep(channel, successes)
             self._shrink()
 

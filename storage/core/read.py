@@ -6,7 +6,7 @@ from enum import Enum
 
 from fireflyfs.common.errors import Code
 from fireflyfs.storage.core.target import Public, TargetState, may_serve
-from fireflyfs.storage.engine.interface import Version
+from fireflyfs.storage.engine.interface import ChunkState, Version
 
 
 def admit(target: TargetState, public: Public, our_version: int, asked_version: int) -> Code:
@@ -18,6 +18,19 @@ def admit(target: TargetState, public: Public, our_version: int, asked_version: 
     if asked_version > our_version:
         return Code.CHAIN_VERSION
     return Code.OK if may_serve(target, public) else Code.TARGET_OFFLINE
+
+
+def truth(state: ChunkState | None) -> int | None:
+    """The version that a tail says is committed: 0 for no chunk, None while it cannot say.
+
+    A tail commits at once. What is pending there is from when it had a successor: that one may have committed it, and
+    shown it to readers. Until the head has it finished, neither version may be shown.
+    """
+    if state is None:
+        return 0
+    if state.pending is not None:
+        return None
+    return state.committed.version if state.committed is not None else 0
 
 
 class Choice(Enum):

@@ -23,12 +23,13 @@ class Held(NamedTuple):
     length: int
     crc32c: int
     chunk_size: int
+    damaged: bool = False
 
 
 class Step(Enum):
     """What the successor needs."""
 
-    WRITE = "send the whole chunk"
+    WRITE = "send the whole chunk, or that its bytes are lost"
     REMOVE = "remove it there"
     SKIP = "equal, or a write under way brings it"
 
@@ -67,6 +68,8 @@ def decide(key: ChunkKey, ours: ChunkState | None, theirs: Held | None) -> Work:
         return Work(key, Step.WRITE, "another chunk size there")
     if (committed.version, committed.length, committed.crc32c) != (theirs.version, theirs.length, theirs.crc32c):
         return Work(key, Step.WRITE, f"version {theirs.version} there, {committed.version} here")
+    if committed.damaged != theirs.damaged:
+        return Work(key, Step.WRITE, "damaged there" if theirs.damaged else "damaged here: the bytes there may be good")
     return Work(key, Step.SKIP, "equal")
 
 

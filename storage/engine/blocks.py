@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import threading
 from pathlib import Path
@@ -33,6 +34,7 @@ _STATVFS_EVERY_BYTES = MiB  # of allocations or metadata between two looks at th
 # XFS): such data is seldom read again soon, its pages would push out others, and a later fsync finds little to do.
 UNCACHED_BYTES_MIN = 512 * KiB
 _DONTCACHE = 0x80  # RWF_DONTCACHE
+_DIRECT_ALIGN = 4096  # of offsets, lengths and memory; every block begins and ends so
 _PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _NOWAIT = os.RWF_NOWAIT
 
@@ -66,6 +68,7 @@ class BlockStore:
         self.backed_free_bytes = 0
         self._unchecked_bytes = 0
         self._uncached = True  # until the file system says that it cannot
+        self._direct = True  # the same
         self._leftovers_known = False  # free blocks may have space that an earlier process took for them
         path.mkdir(exist_ok=True)
         self._dir_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -285,6 +288,48 @@ class BlockStore:
             if nowait and exc.errno == errno.EOPNOTSUPP:
                 raise WouldBlock from None
             raise disk_error(exc, "reading a block") from exc
+
+    def read_from_disk(self, shift: int, block: int, length: int) -> memoryview | None:
+        """The block's first `length` bytes past the page cache, where the file system can; None: the file ends before.
+
+        What is still to be written goes to the disk first, pages of others stay as they are. Raises DISK_FAILED.
+        """
+        fd, start = self._place(shift, block)
+        size = -(-length // _DIRECT_ALIGN) * _DIRECT_ALIGN
+        memory = memoryview(mmap.mmap(-1, size))  # begins at a page, as O_DIRECT wants it
+        try:
+            if self._direct:
+                try:
+                    direct = os.open(
+                        self._path / f"{shift}-{block % STRIPES}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC
+                    )
+                    try:
+                        done = self._fill(direct, start, memory)
+                    finally:
+                        os.close(direct)
+                    return memory[:length] if done >= length else None
+                except OSError as exc:
+                    if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                        raise
+                    self._direct = False
+            os.posix_fadvise(fd, start, size, os.POSIX_FADV_DONTNEED)
+            done = self._fill(fd, start, memory)
+            os.posix_fadvise(fd, start, size, os.POSIX_FADV_DONTNEED)
+            return memory[:length] if done >= length else None
+        except OSError as exc:
+            raise disk_error(exc, "reading a block") from exc
+
+    @staticmethod
+    def _fill(fd: int, at: int, memory: memoryview) -> int:
+        done = 0
+        while done < len(memory):
+            got = os.preadv(fd, [memory[done:]], at + done)
+            if got == 0:
+                break
+            done += got
+            if got % _DIRECT_ALIGN:  # the end of the file: nothing can be read from here on
+                break
+        return done
 
     def _read_slowly(self, fd: int, at: int, parts: list[memoryview]) -> bool:
         for part in parts:

@@ -167,7 +167,7 @@ class Folder:
             return None
         raw = self._meta.get(chunk_key(COMMITTED, key))
         record = unpack(raw) if raw is not None else None
-        if record is None or not record.deltas or record.epoch > self._epochs.durable:
+        if record is None or not record.deltas or record.damaged or record.epoch > self._epochs.durable:
             return None
         return record
 

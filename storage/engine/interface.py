@@ -5,6 +5,10 @@ it. `apply` stores a pending version (durable across `kill -9`, the committed on
 committed one. The caller holds the chunk's lock from before `stat` to after `commit`; reads need no lock. All methods
 block; they are safe to call from several threads for different chunks.
 
+A *damaged* chunk is one whose committed bytes are known to be lost here. It is no hole: it is listed and counted with
+its version, length and checksum, and answers CHECKSUM to reads and to updates that would build on its bytes, until it
+is replaced whole (REPLACE, a WRITE over all of it, a truncation to nothing) or removed.
+
 Errors: CHECKSUM when stored bytes do not match (nothing is returned), NO_SPACE (nothing changed), DISK_FAILED on an
 I/O error (the target must go offline), INVALID for arguments out of bounds, CHUNK_NOT_FOUND.
 """
@@ -41,6 +45,7 @@ class Version(NamedTuple):
     crc32c: int  # of all bytes [0, length)
     writer: Writer
     removed: bool  # a pending removal
+    damaged: bool = False  # the bytes are lost here; length and checksum say what they were
 
 
 class ChunkState(NamedTuple):
@@ -68,9 +73,27 @@ class Update(NamedTuple):
     version: int
     chain_version: int
     chunk_size: int
-    length: int  # TRUNCATE and REPLACE
+    length: int  # TRUNCATE, REPLACE and DAMAGED
     extents: Sequence[Extent]
     writer: Writer
+    crc32c: int = 0  # DAMAGED: of the bytes that are lost
+
+
+class DoneChunk(NamedTuple):
+    """What a request made of one chunk."""
+
+    key: ChunkKey
+    version: int
+    chain_version: int
+    length: int
+    crc32c: int
+
+
+class Done(NamedTuple):
+    """The newest request of a writer's channel, and the chunks of it that are committed here."""
+
+    writer: Writer
+    chunks: tuple[DoneChunk, ...]
 
 
 class ReadResult(NamedTuple):
@@ -90,6 +113,7 @@ class Space(NamedTuple):
     free_bytes: int
     used_bytes: int  # by this target's chunks: their blocks
     chunks: int
+    damaged: int = 0  # of them
 
 
 class LastChunk(NamedTuple):
@@ -101,12 +125,35 @@ class LastChunk(NamedTuple):
     used_bytes: int
 
 
+class Quarantined(NamedTuple):
+    """Bytes that did not match their checksum and are kept for a person to look at."""
+
+    key: ChunkKey
+    reason: str
+    version: int
+    length: int
+    block_shift: int  # log2 of the block's size; 0: there are no bytes
+    block: int
+    replaced: bool  # the chunk has good content again, or was removed; else it is damaged now
+
+
 class WouldBlock(Exception):
     """A call with `nowait` would have waited for the disk or for a thread, or worked for long; nothing was changed."""
 
 
 class ChunkEngine(Protocol):
     """One target's chunks."""
+
+    @property
+    def disk_id(self) -> str:
+        """Chosen when the target was made: another disk in its place, or one that was wiped, has another."""
+
+    @property
+    def lost_power(self) -> bool:
+        """The machine lost power since `vouch`: what was committed and not synced may be gone."""
+
+    def vouch(self) -> None:
+        """What is stored here is known to be complete: `lost_power` is false from now on."""
 
     def stat(self, key: ChunkKey) -> ChunkState | None: ...
 
@@ -125,12 +172,29 @@ class ChunkEngine(Protocol):
         (applying again is harmless). With `nowait`, raises WouldBlock instead of reading the disk or copying much.
         """
 
-    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int, *, nowait: bool = False) -> None:
+    def commit(
+        self,
+        keys: Sequence[tuple[ChunkKey, int]],
+        chain_version: int,
+        *,
+        remember: bool = True,
+        nowait: bool = False,
+    ) -> None:
         """Make pending version `n` of each (key, n) the committed one, stamped with `chain_version`.
 
         A version already committed is no error (its chain version is raised); another pending version is INVALID.
-        With `nowait`, raises WouldBlock instead of waiting.
+        With `remember`, the writers' requests are known from now on (`done`). With `nowait`, raises WouldBlock instead
+        of waiting.
         """
+
+    def done(self, after: Writer | None, limit: int) -> list[Done]:
+        """The newest request of each channel, in the order of (client, channel), strictly after that of `after`.
+
+        Survives what the commits survive. Bounded: the channels longest without a commit are forgotten.
+        """
+
+    def adopt(self, done: Sequence[Done]) -> None:
+        """Remember also what another replica remembers. What is newer here stays."""
 
     def last_chunk(self, inode: int, begin: int, end: int) -> LastChunk | None:
         """The highest committed chunk of inode in [begin, end) (end 0: no end), or None."""
@@ -144,8 +208,20 @@ class ChunkEngine(Protocol):
     def pending(self, limit: int) -> list[ChunkState]:
         """Chunks with a pending version (a bounded list; what a restart or a chain change must resolve)."""
 
+    def verify(self, key: ChunkKey) -> int:
+        """Read the whole committed version, from the disk rather than from a cache where that can be; its length.
+
+        Raises CHUNK_NOT_FOUND, and CHECKSUM when it is damaged. What it read does not stay in the page cache.
+        """
+
     def quarantine(self, key: ChunkKey, reason: str) -> None:
-        """Take a damaged chunk out of service and keep its bytes for a person to look at; it is then not found."""
+        """The committed bytes are lost: the chunk is damaged from here on, and its bytes are kept. The caller holds it.
+
+        A pending version stays. Nothing happens where nothing is committed, or it is damaged already.
+        """
+
+    def quarantined(self, limit: int) -> list[Quarantined]:
+        """What is damaged now, and what else was kept."""
 
     def sync(self) -> None:
         """Returns when everything committed so far survives a power cut. Blocks; several callers share one."""

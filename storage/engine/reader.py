@@ -87,6 +87,25 @@ class VerifiedReader:
             raise Mismatch
         return buffer
 
+    def verify(self, key: ChunkKey, record: Record) -> None:
+        """Read all that the record describes from the disk, not from the page cache. Raises as `units`."""
+        if not record.length:
+            return
+        content = self._blocks.read_from_disk(record.block_shift, record.block, record.length)
+        if content is None:
+            raise Mismatch
+        for ref in record.deltas:
+            if ref.place is not None:
+                data = self._blocks.read_from_disk(*ref.place, ref.length)
+            else:
+                stored = self._meta.get(delta_key(key, ref.id))
+                data = memoryview(stored) if stored is not None else None
+            if data is None or len(data) != ref.length or ref.offset + ref.length > record.length:
+                raise Mismatch
+            content[ref.offset : ref.offset + ref.length] = data
+        if crc32c(content) != record.crc:
+            raise Mismatch
+
     @staticmethod
     def _expected(record: Record, first: int, last: int, low: int, high: int) -> int:
         if low == 0 and high == record.length:

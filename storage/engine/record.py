@@ -8,7 +8,8 @@ parts and a CRC32C over itself. Keys:
     p inode index           pending version
     d inode index id        bytes of a delta that a record names by id (those of a patch are in a block instead)
     u epoch inode index     the committed record that a commit in `epoch` replaced; empty: the chunk did not exist
-    q inode index n         a quarantined record, after its reason
+    q inode index n         a damaged record, after its reason; n 0: the chunk is damaged now
+    w client channel        a writer's newest request: see writers.py
     m name                  about the whole store
 Integers in keys are big-endian, 64 bits, so that keys sort as (inode, index).
 """
@@ -31,6 +32,7 @@ RECORD_FORMAT = 1
 BLOCK_SHIFT_MIN = 12  # 4 KiB
 BLOCK_SHIFT_MAX = 26  # 64 MiB
 FLAG_REMOVED = 1
+FLAG_DAMAGED = 2  # the bytes are lost: never read, whatever is in the block
 PATCH = 1 << 63  # set in the id of a delta whose bytes are in a block of their own
 PARSED_RECORDS_MAX = 2048  # kept in both forms: under 2 KiB each with chunks of 1 MiB, 32 KiB with chunks of 64 MiB
 
@@ -39,10 +41,11 @@ _DELTA = struct.Struct("<IIQ")
 _KEY = struct.Struct(">QQ")
 _CRC = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size
+_FLAGS_AT = 1
 _EPOCH_AT = 36
 _CHAIN_VERSION_AT = 52
 
-COMMITTED, PENDING, DELTA, UNDO, QUARANTINE, META = b"c", b"p", b"d", b"u", b"q", b"m"
+COMMITTED, PENDING, DELTA, UNDO, QUARANTINE, META, WRITERS = b"c", b"p", b"d", b"u", b"q", b"m", b"w"
 
 
 class DeltaRef(NamedTuple):
@@ -91,13 +94,17 @@ class Record(NamedTuple):
         return bool(self.flags & FLAG_REMOVED)
 
     @property
+    def damaged(self) -> bool:
+        return bool(self.flags & FLAG_DAMAGED)
+
+    @property
     def block_place(self) -> tuple[int, int]:
         """(block shift, block); shift 0 where there is none."""
         return self.block_shift, self.block
 
     def to_version(self) -> Version:
         writer = Writer(self.client_id, self.channel, self.sequence)
-        return Version(self.version, self.chain_version, self.length, self.crc, writer, self.removed)
+        return Version(self.version, self.chain_version, self.length, self.crc, writer, self.removed, self.damaged)
 
 
 class _Parsed:
@@ -201,9 +208,11 @@ def _parse(raw: bytes) -> Record:
     )  # fmt: skip
 
 
-def stamp(raw: bytes, *, epoch: int | None = None, chain_version: int | None = None) -> bytes:
-    """raw with another epoch or chain version, and the checksum to match; nothing else is parsed."""
+def stamp(raw: bytes, *, epoch: int | None = None, chain_version: int | None = None, flags: int | None = None) -> bytes:
+    """raw with another epoch, chain version or flags, and the checksum to match; nothing else is parsed."""
     changed = bytearray(raw)
+    if flags is not None:
+        changed[_FLAGS_AT] = flags
     if epoch is not None:
         struct.pack_into("<Q", changed, _EPOCH_AT, epoch)
     if chain_version is not None:
@@ -217,6 +226,7 @@ def stamp(raw: bytes, *, epoch: int | None = None, chain_version: int | None = N
             record._replace(
                 epoch=record.epoch if epoch is None else epoch,
                 chain_version=record.chain_version if chain_version is None else chain_version,
+                flags=record.flags if flags is None else flags,
             ),
         )
     return stamped
@@ -225,6 +235,10 @@ def stamp(raw: bytes, *, epoch: int | None = None, chain_version: int | None = N
 def block_of(raw: bytes) -> tuple[int, int]:
     """(block shift, block) of a record without parsing the rest; for the scan at open."""
     return raw[2], int.from_bytes(raw[20:24], "little")
+
+
+def is_damaged(raw: bytes) -> bool:
+    return bool(raw[_FLAGS_AT] & FLAG_DAMAGED)
 
 
 def has_deltas(raw: bytes) -> bool:
@@ -247,6 +261,16 @@ def chunk_key(prefix: bytes, key: ChunkKey) -> bytes:
 def key_of(raw_key: bytes, at: int = 1) -> ChunkKey:
     """The chunk named in a stored key, whose 16 bytes start at `at`."""
     return ChunkKey(*_KEY.unpack_from(raw_key, at))
+
+
+def dead_deltas(key: ChunkKey, old: Record, new: Record | None) -> tuple[list[tuple[int, int]], list[bytes]]:
+    """What `old` names and `new` does not: the blocks of patches, and the keys of logged deltas."""
+    if not old.deltas or (new is not None and new.deltas[: len(old.deltas)] == old.deltas):
+        return [], []
+    kept = {ref.id for ref in new.deltas} if new is not None else set()
+    dead = [ref for ref in old.deltas if ref.id not in kept]
+    patches = [ref.place for ref in dead if ref.place is not None]
+    return patches, [delta_key(key, ref.id) for ref in dead if ref.place is None]
 
 
 def delta_key(key: ChunkKey, delta_id: int) -> bytes:

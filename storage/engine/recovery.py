@@ -8,10 +8,12 @@ durable is verified: one whose bytes did not arrive goes back to what its undo r
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.storage.engine.blocks import BlockStore
+from fireflyfs.storage.engine.damage import DAMAGED_NOW, unpack_quarantined
 from fireflyfs.storage.engine.interface import ChunkKey
 from fireflyfs.storage.engine.metadata import MetaStore, new_batch
 from fireflyfs.storage.engine.reader import Mismatch, VerifiedReader
@@ -27,14 +29,18 @@ from fireflyfs.storage.engine.record import (
     blocks_of,
     chunk_key,
     has_deltas,
+    is_damaged,
     key_of,
     unpack,
 )
+from fireflyfs.storage.engine.writers import forget_chunks
 
 FORMAT_KEY = META + b"format"
 BOOT_KEY = META + b"boot"
-STORE_FORMAT = 2
-STORE_FORMAT_READ_MIN = 1  # without patches; opened, it becomes the newest
+DISK_ID_KEY = META + b"disk"  # 16 hex digits, from the first opening
+LOST_POWER_KEY = META + b"lost power"  # there while what was not synced may be missing
+STORE_FORMAT = 3
+STORE_FORMAT_READ_MIN = 1  # 1: without patches, 1 and 2: without damaged records; opened, they become the newest
 _KEY_BYTES = 17
 
 
@@ -48,7 +54,8 @@ class Found(NamedTuple):
     pending: list[ChunkKey]
     with_deltas: list[tuple[ChunkKey, Record]]
     held: list[HeldBack]
-    quarantined: int
+    damaged: list[ChunkKey]
+    kept: int  # records of damaged bytes that nothing else names
     rolled_back: int
 
 
@@ -78,20 +85,20 @@ def intact(reader: VerifiedReader, key: ChunkKey, raw: bytes) -> bool:
     """Whether the bytes that a record describes are all there."""
     try:
         record = unpack(raw)
-        if record.length:
+        if record.length and not record.damaged:  # a damaged one says that there is nothing to look at
             reader.units(key, record, 0, record.length)
     except (Mismatch, FfsError):
         return False
     return True
 
 
-def roll_back(meta: MetaStore, reader: VerifiedReader, durable: int) -> int:
-    """After a power cut: undo commits whose bytes did not reach the disk; how many."""
+def roll_back(meta: MetaStore, reader: VerifiedReader, durable: int) -> list[ChunkKey]:
+    """After a power cut: undo commits whose bytes did not reach the disk; of which chunks."""
     undo: dict[ChunkKey, list[bytes]] = {}
     first = UNDO + (durable + 1).to_bytes(8, "big")
     for raw_key, raw in meta.range(first, end_of(UNDO)):
         undo.setdefault(key_of(raw_key, 9), []).insert(0, raw)
-    count = 0
+    rolled_back: list[ChunkKey] = []
     for key, older in undo.items():
         current = meta.get(chunk_key(COMMITTED, key))
         if current is None or intact(reader, key, current):
@@ -104,14 +111,15 @@ def roll_back(meta: MetaStore, reader: VerifiedReader, durable: int) -> int:
                 else:
                     batch.delete(chunk_key(COMMITTED, key))
                 meta.write(batch)
-                count += 1
+                rolled_back.append(key)
                 break
     for raw_key, raw in list(meta.range(PENDING, end_of(PENDING))):
         if not intact(reader, key_of(raw_key), raw):
             batch = new_batch()
             batch.delete(raw_key)
             meta.write(batch)
-    return count
+    forget_chunks(meta, rolled_back)
+    return rolled_back
 
 
 def scan(meta: MetaStore, blocks: BlockStore, durable: int, rolled_back: int) -> Found:
@@ -119,10 +127,14 @@ def scan(meta: MetaStore, blocks: BlockStore, durable: int, rolled_back: int) ->
     chunks = 0
     mark = blocks.mark_used
     with_deltas: list[tuple[ChunkKey, Record]] = []
+    damaged: list[ChunkKey] = []
     for raw_key, raw in meta.range(COMMITTED, end_of(COMMITTED)):
         chunks += 1
-        if has_deltas(raw):
+        if is_damaged(raw):
+            damaged.append(key_of(raw_key))
+        elif has_deltas(raw):
             with_deltas.append((key_of(raw_key), unpack(raw)))
+        if has_deltas(raw):
             for place in blocks_of(raw):
                 mark(*place)
             continue
@@ -134,18 +146,22 @@ def scan(meta: MetaStore, blocks: BlockStore, durable: int, rolled_back: int) ->
         pending.append(key_of(raw_key))
         for place in blocks_of(raw):
             mark(*place)
-    quarantined = 0
-    for _, raw in meta.range(QUARANTINE, end_of(QUARANTINE)):
-        quarantined += 1
-        for place in blocks_of(raw[2 + int.from_bytes(raw[:2], "little") :]):
+    kept = 0
+    kept_deltas: dict[ChunkKey, set[int]] = {}
+    for raw_key, raw in meta.range(QUARANTINE, end_of(QUARANTINE)):
+        kept += int.from_bytes(raw_key[_KEY_BYTES:], "big") != DAMAGED_NOW
+        _, record = unpack_quarantined(raw)
+        for place in blocks_of(record):
             mark(*place)
+        if has_deltas(record):
+            kept_deltas.setdefault(key_of(raw_key), set()).update(ref.id for ref in unpack(record).deltas)
     held: list[HeldBack] = []
     for raw_key, raw in meta.range(UNDO, end_of(UNDO)):
         epoch = int.from_bytes(raw_key[1:9], "big")
         # Named by no newer record: free once the epoch is durable.
         old = [place for place in blocks_of(raw) if mark(*place)] if raw and epoch > durable else []
         held.append((epoch, old, (raw_key,)))
-    only_undo, orphans = _deltas(meta, durable)
+    only_undo, orphans = _deltas(meta, durable, kept_deltas)
     last_epoch = max((epoch for epoch, _, _ in held), default=0)
     held.extend((last_epoch, [], (raw_key,)) for raw_key in only_undo)
     if orphans:
@@ -153,11 +169,11 @@ def scan(meta: MetaStore, blocks: BlockStore, durable: int, rolled_back: int) ->
         for raw_key in orphans:
             batch.delete(raw_key)
         meta.write(batch)
-    return Found(chunks, pending, with_deltas, held, quarantined, rolled_back)
+    return Found(chunks, pending, with_deltas, held, damaged, kept, rolled_back)
 
 
-def _deltas(meta: MetaStore, durable: int) -> tuple[list[bytes], list[bytes]]:
-    """Keys of logged deltas that only undo records name; keys that nothing names."""
+def _deltas(meta: MetaStore, durable: int, kept: Mapping[ChunkKey, set[int]]) -> tuple[list[bytes], list[bytes]]:
+    """Keys of logged deltas that only undo records name; keys that nothing names. `kept`: in quarantine."""
     undone: dict[ChunkKey, set[int]] = {}
     for raw_key, raw in meta.range(UNDO + (durable + 1).to_bytes(8, "big"), end_of(UNDO)):
         if raw and has_deltas(raw):
@@ -172,6 +188,7 @@ def _deltas(meta: MetaStore, durable: int) -> tuple[list[bytes], list[bytes]]:
             current = key
             stored = [meta.get(chunk_key(prefix, key)) for prefix in (COMMITTED, PENDING)]
             named = {ref.id for raw in stored if raw is not None for ref in unpack(raw).deltas}
+            named |= kept.get(key, set())
         delta_id = int.from_bytes(raw_key[_KEY_BYTES:], "big")
         if delta_id not in named:
             (only_undo if delta_id in undone.get(key, ()) else orphans).append(raw_key)

@@ -16,9 +16,10 @@ from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.engine.blocks import BlockStore
 from fireflyfs.storage.engine.crc import combine, combine_units, crc32c, patch, unit_crcs
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, WouldBlock
-from fireflyfs.storage.engine.reader import VerifiedReader
+from fireflyfs.storage.engine.reader import Mismatch, VerifiedReader
 from fireflyfs.storage.engine.record import (
     BLOCK_SHIFT_MIN,
+    FLAG_DAMAGED,
     FLAG_REMOVED,
     DeltaRef,
     Record,
@@ -70,6 +71,8 @@ def check_update(update: Update) -> None:
         covered = sum(len(extent.data) for extent in update.extents)
         if covered != update.length or (update.extents and (len(update.extents) > 1 or update.extents[0].offset)):
             raise error(Code.INVALID, "a replacement carries one extent with the whole chunk")
+    if update.kind == UpdateKind.DAMAGED and update.extents:
+        raise error(Code.INVALID, "lost bytes cannot be carried")
 
 
 class Stager:
@@ -101,6 +104,17 @@ class Stager:
             )
         if kind == UpdateKind.REMOVE or (kind == UpdateKind.TRUNCATE and committed is None):
             return self._metadata_only(update, None, 0, FLAG_REMOVED)
+        if kind == UpdateKind.DAMAGED:
+            lost = self._record(update, None, update.length, [], update.crc32c)
+            return Staged(lost._replace(flags=FLAG_DAMAGED), [], ())
+        if committed is not None and committed.damaged:
+            if kind != UpdateKind.REPLACE and not _covers(update, committed.length):
+                raise Mismatch
+            if kind == UpdateKind.TRUNCATE:
+                return self._copy(update._replace(chunk_size=committed.chunk_size), None, 0, nowait)
+            if kind == UpdateKind.WRITE:
+                end = max(extent.offset + len(extent.data) for extent in update.extents)
+                return self._copy(update, None, end, nowait)
         if kind == UpdateKind.TRUNCATE:
             assert committed is not None
             if nowait:
@@ -286,6 +300,18 @@ class Stager:
         self.counters["block_bytes"] += length
         record = self._record(update._replace(chunk_size=chunk_size), None, length, crcs, whole)
         return Staged(record._replace(block_shift=shift, block=block, written=length), [], [(shift, block)])
+
+
+def _covers(update: Update, length: int) -> bool:
+    """Whether nothing of the chunk's `length` bytes is left after the update."""
+    if update.kind == UpdateKind.TRUNCATE:
+        return update.length == 0
+    end = 0
+    for offset, data, _ in sorted(update.extents, key=lambda extent: extent.offset):
+        if offset > end:
+            return False
+        end = max(end, offset + len(data))
+    return end >= max(length, 1)
 
 
 def _split(extents: Sequence[Extent], at: int) -> tuple[list[Part], list[Part]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import itertools
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,45 +21,56 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.host import host_id
 from fireflyfs.storage.engine.blocks import KEPT_BYTES_DEFAULT, BlockStore
 from fireflyfs.storage.engine.checkpoint import HELD_ITEMS_MAX, Background, Epochs, read_epochs
+from fireflyfs.storage.engine.damage import Damage
 from fireflyfs.storage.engine.fold import FOLD_CHUNKS_MAX, WAITING_CHUNKS_MAX, Folder
 from fireflyfs.storage.engine.identity import create_target, require_identity
 from fireflyfs.storage.engine.interface import (
     ChunkKey,
     ChunkState,
+    Done,
+    DoneChunk,
     LastChunk,
+    Quarantined,
     ReadResult,
     Space,
     Update,
     Version,
     WouldBlock,
+    Writer,
     check_distinct,
 )
 from fireflyfs.storage.engine.metadata import MetaStore, new_batch
 from fireflyfs.storage.engine.reader import Mismatch, VerifiedReader
 from fireflyfs.storage.engine.record import (
     COMMITTED,
+    FLAG_DAMAGED,
     PENDING,
-    QUARANTINE,
     Record,
-    block_of,
-    blocks_of,
     chunk_key,
-    delta_key,
+    dead_deltas,
+    is_damaged,
     key_of,
     pack,
     stamp,
     undo_key,
     unpack,
 )
-from fireflyfs.storage.engine.recovery import BOOT_KEY, check_format, end_of, roll_back, scan
+from fireflyfs.storage.engine.recovery import (
+    BOOT_KEY,
+    DISK_ID_KEY,
+    LOST_POWER_KEY,
+    check_format,
+    end_of,
+    roll_back,
+    scan,
+)
 from fireflyfs.storage.engine.stage import Staged, Stager, check_update
+from fireflyfs.storage.engine.writers import WriterTable
 
 LOCKS = 64
 FOLD_ROUNDS_MAX = WAITING_CHUNKS_MAX // FOLD_CHUNKS_MAX  # to fold all that may wait
 READ_ATTEMPTS = 8  # a record replaced under a reader is read again; so often only under a storm of commits
 CHECKPOINT_INTERVAL_S = 5.0
-QUARANTINED_MAX = 1024
-REASON_BYTES_MAX = 512
 _INDEX_MAX = (1 << 64) - 1
 
 __all__ = ["Engine", "create_target", "open_engine"]
@@ -80,6 +91,15 @@ def _boot_id() -> str:
     if not found:
         raise error(Code.CONFIG, "the kernel's boot id cannot be read: a power cut would pass for a restart")
     return found
+
+
+def _disk_id(meta: MetaStore) -> str:
+    raw = meta.get(DISK_ID_KEY)
+    if raw is None:
+        raw = secrets.token_hex(8).encode()
+        meta.put(DISK_ID_KEY, raw)
+        meta.flush()
+    return raw.decode()
 
 
 def open_engine(
@@ -126,18 +146,24 @@ class Engine:
             durable, current = read_epochs(self._meta)
             last_boot = self._meta.get(BOOT_KEY)
             power_cut = last_boot is not None and last_boot != boot_id.encode()
-            rolled_back = roll_back(self._meta, self._reader, durable) if power_cut else 0
-            found = scan(self._meta, self._blocks, durable, rolled_back)
+            rolled_back = roll_back(self._meta, self._reader, durable) if power_cut else []
+            found = scan(self._meta, self._blocks, durable, len(rolled_back))
             # One beyond what the last process may have used: it stores a new epoch after it begins to use it.
             self._epochs = Epochs(self._meta, self._blocks, durable, current + 2)
+            self._disk_id = _disk_id(self._meta)
+            if rolled_back or power_cut:
+                self._meta.put(LOST_POWER_KEY, b"1")
+            self._lost_power = self._meta.get(LOST_POWER_KEY) is not None
             self._meta.put(BOOT_KEY, boot_id.encode())
+            self._writers = WriterTable(self._meta)
         except BaseException:
             self._meta.close()
             raise
         self._locks = [threading.Lock() for _ in range(LOCKS)]
         self._pending: set[ChunkKey] = set(found.pending)
         self._chunks = found.chunks
-        self._quarantined = found.quarantined
+        self._damage = Damage(self._meta, self._epochs.next_delta_id, len(found.damaged), found.kept)
+        self._damage.mark_unlisted(found.damaged)
         self._counters = dict.fromkeys(("reads", "read_bytes", "commits", "checksum_errors", "retried_reads"), 0)
         self._counters["rolled_back"] = found.rolled_back
         self._closed = False
@@ -150,6 +176,21 @@ class Engine:
         if power_cut:
             self._epochs.sync()
         self._background = Background(self._tick, checkpoint_interval_s, f"checkpoint {path.name}")
+
+    @property
+    def disk_id(self) -> str:
+        return self._disk_id
+
+    @property
+    def lost_power(self) -> bool:
+        return self._lost_power
+
+    def vouch(self) -> None:
+        if self._lost_power:
+            batch = new_batch()
+            batch.delete(LOST_POWER_KEY)
+            self._meta.write(batch)
+            self._lost_power = False
 
     # -- looking
 
@@ -180,6 +221,8 @@ class Engine:
             record = unpack(raw)
             if record.removed:
                 raise error(Code.CHUNK_NOT_FOUND, f"chunk {key.inode:#x}/{key.chunk_index} is being removed")
+            if record.damaged:
+                break
             count = min(len(into), record.length - offset)
             if count <= 0:
                 return ReadResult(0, 0, record.version, record.length, has_pending)
@@ -197,6 +240,24 @@ class Engine:
         self._counters["checksum_errors"] += 1
         into[:] = bytes(len(into))  # what was placed is wrong: nobody gets to see it
         raise error(Code.CHECKSUM, f"chunk {key.inode:#x}/{key.chunk_index} does not match its checksum")
+
+    def verify(self, key: ChunkKey) -> int:
+        before: bytes | None = None
+        for attempt in range(READ_ATTEMPTS):
+            raw = self._meta.get(chunk_key(COMMITTED, key))
+            if raw is None:
+                raise error(Code.CHUNK_NOT_FOUND, f"chunk {key.inode:#x}/{key.chunk_index}")
+            record = unpack(raw)
+            if record.damaged or (raw == before and attempt > 1):
+                break
+            before = raw
+            try:
+                self._reader.verify(key, record)
+            except Mismatch:
+                continue  # it was replaced meanwhile, or it is looked at once more
+            return record.length
+        self._counters["checksum_errors"] += 1
+        raise error(Code.CHECKSUM, f"chunk {key.inode:#x}/{key.chunk_index} does not match its checksum on the disk")
 
     def last_chunk(self, inode: int, begin: int, end: int) -> LastChunk | None:
         highest: tuple[bytes, bytes] | None = None
@@ -295,7 +356,7 @@ class Engine:
                     for raw_key, value in now.deltas:
                         batch.put(raw_key, value)
                     if waiting is not None:
-                        patches, logged = _dead_deltas(update.key, waiting, committed)
+                        patches, logged = dead_deltas(update.key, waiting, committed)
                         superseded += patches
                         for raw_key in logged:
                             batch.delete(raw_key)
@@ -320,18 +381,25 @@ class Engine:
             message = f"chunk {update.key.inode:#x}/{update.key.chunk_index} does not match its checksum"
             raise error(Code.CHECKSUM, message) from None
 
-    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int, *, nowait: bool = False) -> None:
+    def commit(
+        self,
+        keys: Sequence[tuple[ChunkKey, int]],
+        chain_version: int,
+        *,
+        remember: bool = True,
+        nowait: bool = False,
+    ) -> None:
         self._epochs.require_working()
         if nowait and self._epochs.held_items > 4 * HELD_ITEMS_MAX:
             raise WouldBlock
         with self._holding([key for key, _ in keys], nowait):
-            self._commit(keys, chain_version)
+            self._commit(keys, chain_version, remember)
         if self._epochs.due or self._folder.due:
             self._background.wake()
         if self._epochs.held_items > 4 * HELD_ITEMS_MAX and not nowait:
             self.sync()
 
-    def _commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int) -> None:
+    def _commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int, remember: bool) -> None:
         """One batch for all. Raises INVALID with nothing changed."""
         batch = new_batch()
         changes: list[_Change] = []
@@ -353,23 +421,29 @@ class Engine:
             added = 0
             for key, raw, new, raw_old, old in changes:
                 batch.delete(chunk_key(PENDING, key))
+                stamped = stamp(raw, epoch=epoch, chain_version=chain_version)
                 if new.removed:
                     batch.delete(chunk_key(COMMITTED, key))
                 else:
-                    batch.put(chunk_key(COMMITTED, key), stamp(raw, epoch=epoch, chain_version=chain_version))
+                    batch.put(chunk_key(COMMITTED, key), stamped)
                 blocks: list[tuple[int, int]] = []
                 names: list[bytes] = []
                 if (old is None and not new.removed) or (old is not None and old.epoch != epoch):
                     # What an fsync may have covered, or that nothing was there: a power cut may ask for it.
                     names.append(undo_key(epoch, key))
                     batch.put(names[0], raw_old or b"")
-                if old is not None:
-                    blocks, logged = _dead_deltas(key, old, new)
+                if old is not None and not (old.damaged and self._damage.end(batch, key, old, new)):
+                    blocks, logged = dead_deltas(key, old, new)
                     names += logged
                     if old.block_shift and (new.removed or old.block_place != new.block_place):
                         blocks.append(old.block_place)
+                if new.damaged:
+                    self._damage.mark(batch, key, stamped, "no other replica had its bytes either")
                 held.append((blocks, tuple(names)))
                 added += (not new.removed) - (old is not None)
+            if remember:
+                for writer, done in _by_writer(changes, chain_version).items():
+                    self._writers.note(batch, writer, done)
             if len(batch):
                 self._meta.write(batch)
             if changes:
@@ -382,41 +456,34 @@ class Engine:
             self._folder.note(key, None if new.removed else new)
         self._counters["commits"] += len(changes)
 
+    def done(self, after: Writer | None, limit: int) -> list[Done]:
+        return self._writers.page(after, limit)
+
+    def adopt(self, done: Sequence[Done]) -> None:
+        self._epochs.require_working()
+        batch = new_batch()
+        with self._epochs.gate:
+            for writer, chunks in done:
+                self._writers.note(batch, writer, chunks)
+            self._meta.write(batch)
+            self._epochs.note_change()
+
     def quarantine(self, key: ChunkKey, reason: str) -> None:
         self._epochs.require_working()
         with self._holding([key]):
             raw = self._meta.get(chunk_key(COMMITTED, key))
-            raw_pending = self._meta.get(chunk_key(PENDING, key)) if key in self._pending else None
-            if raw is None and raw_pending is None:
+            if raw is None or is_damaged(raw):
                 return
             batch = new_batch()
-            batch.delete(chunk_key(COMMITTED, key))
-            batch.delete(chunk_key(PENDING, key))
-            places = blocks_of(raw) if raw else []
-            freed = [place for place in blocks_of(raw_pending) if place not in places] if raw_pending else []
-            if raw is not None and self._quarantined < QUARANTINED_MAX:
-                text = reason.encode()[:REASON_BYTES_MAX]
-                name = chunk_key(QUARANTINE, key) + self._epochs.next_delta_id().to_bytes(8, "big")
-                batch.put(name, len(text).to_bytes(2, "little") + text + raw)
-                self._quarantined += 1
-            else:
-                freed += places
+            batch.put(chunk_key(COMMITTED, key), stamp(raw, flags=raw[1] | FLAG_DAMAGED))
+            self._damage.mark(batch, key, raw, reason)
             with self._epochs.gate:
                 self._meta.write(batch)
                 self._epochs.note_change()
-                self._chunks -= raw is not None
-                self._epochs.hold(freed, ())
-            self._pending.discard(key)
             self._folder.note(key, None)
 
-    def quarantined(self, limit: int = QUARANTINED_MAX) -> list[tuple[ChunkKey, str, int, int]]:
-        """(chunk, reason, block shift, block) of what was taken out of service, for a person to look at."""
-        listed = []
-        for raw_key, raw in itertools.islice(self._meta.range(QUARANTINE, end_of(QUARANTINE)), limit):
-            size = int.from_bytes(raw[:2], "little")
-            record = raw[2 + size :]
-            listed.append((key_of(raw_key), raw[2 : 2 + size].decode(errors="replace"), *block_of(record)))
-        return listed
+    def quarantined(self, limit: int) -> list[Quarantined]:
+        return self._damage.listed(limit)
 
     # -- keeping
 
@@ -443,13 +510,15 @@ class Engine:
         return folded
 
     def space(self) -> Space:
-        return Space(self._blocks.capacity_bytes(), self._blocks.free_bytes(), self._blocks.used_bytes, self._chunks)
+        blocks = self._blocks
+        return Space(blocks.capacity_bytes(), blocks.free_bytes(), blocks.used_bytes, self._chunks, self._damage.count)
 
     def stats(self) -> dict[str, float]:
         own: dict[str, float] = {
             "chunks": self._chunks,
             "pending": len(self._pending),
-            "quarantined": self._quarantined,
+            "damaged": self._damage.count,
+            "quarantined": self._damage.count + self._damage.kept,
             "sync_rounds": self._epochs.rounds,
             "held": self._epochs.held_items,
             "delta_bytes_waiting": self._folder.logged_bytes,
@@ -494,14 +563,14 @@ class Engine:
                 lock.release()
 
 
-def _dead_deltas(key: ChunkKey, old: Record, new: Record | None) -> tuple[list[tuple[int, int]], list[bytes]]:
-    """What `old` names and `new` does not: the blocks of patches, and the keys of logged deltas."""
-    if not old.deltas or (new is not None and new.deltas[: len(old.deltas)] == old.deltas):
-        return [], []
-    kept = {ref.id for ref in new.deltas} if new is not None else set()
-    dead = [ref for ref in old.deltas if ref.id not in kept]
-    patches = [ref.place for ref in dead if ref.place is not None]
-    return patches, [delta_key(key, ref.id) for ref in dead if ref.place is None]
+def _by_writer(changes: Sequence[_Change], chain_version: int) -> dict[Writer, list[DoneChunk]]:
+    """What a commit does, for each of its requests: nearly always one."""
+    found: dict[Writer, list[DoneChunk]] = {}
+    for change in changes:
+        new = change.new
+        writer = Writer(new.client_id, new.channel, new.sequence)
+        found.setdefault(writer, []).append(DoneChunk(change.key, new.version, chain_version, new.length, new.crc))
+    return found
 
 
 def _inode_range(prefix: bytes, inode: int, begin: int, end: int) -> tuple[bytes, bytes]:

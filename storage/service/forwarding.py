@@ -5,19 +5,16 @@ Ownership: extents point into the memory that the update was pulled into; they a
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from typing import Any
-
-import crc32c as crc32c_module
 
 from fireflyfs.client.routing import Chain
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.api import Address, Call
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto.storage_wire import UpdateFlag, UpdateKind
-from fireflyfs.storage.core import forward
+from fireflyfs.storage.core import forward, versions
 from fireflyfs.storage.core.forward import Form, Hop
+from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Writer
 from fireflyfs.storage.service.replica import LocalTarget, Replicas
 from fireflyfs.storage.service.wire import Item, Result, decode_results, encode_update, failed
@@ -39,12 +36,13 @@ class Forwarder:
         writer: Writer,
         items: Sequence[Item],
         deadline_s: float,
-        stored: asyncio.Future[Any] | None = None,
     ) -> dict[ChunkKey, Result]:
         """What became of each item further down; with no successor, OK with crc32c 0: this target is the tail.
 
-        `stored` ends when the items are pending here: whole chunks are read only then. Never raises FfsError.
+        The items are pending here. A target that stops serving has no word in it any more: TARGET_OFFLINE, even when it
+        is in the chain again. Never raises FfsError.
         """
+        term = local.term
         waiting = list(items)
         done: dict[ChunkKey, Result] = {}
         attempt = 0
@@ -54,14 +52,14 @@ class Forwarder:
             try:
                 chain = self._replicas.routing.chain(chain_id)
                 hop = forward.next_hop(chain, local.target_id)
-                if hop is None:
+                if hop is None or local.term != term or forward.public_state(chain, local.target_id) != Public.SERVING:
                     done.update((item.key, failed(Code.TARGET_OFFLINE)) for item in waiting)
                     return done
                 if hop.form is Form.NONE:
                     done.update((item.key, Result(Code.OK, chain.version, item.version, 0, 0)) for item in waiting)
                     return done
                 self._replicas.check_fence()
-                answers = await self._send(local, chain, hop, writer, waiting, deadline_s, stored)
+                answers = await self._send(local, chain, hop, writer, waiting, deadline_s)
             except FfsError as exc:
                 why = exc.code
                 if not forward.try_again(why):
@@ -70,6 +68,13 @@ class Forwarder:
             else:
                 for item in waiting:
                     answer = answers[item.key]
+                    if hop.form is Form.SAME and versions.has_fallen_behind(answer.code):
+                        local.diverge(
+                            f"chunk {item.key.inode}.{item.key.chunk_index} version {item.version}: "
+                            f"target {hop.target_id} has committed another one"
+                        )
+                        done[item.key] = failed(Code.TARGET_OFFLINE)
+                        continue
                     if not forward.try_again(answer.code):
                         done[item.key] = answer
                     else:
@@ -94,7 +99,6 @@ class Forwarder:
         writer: Writer,
         items: Sequence[Item],
         deadline_s: float,
-        stored: asyncio.Future[Any] | None,
     ) -> dict[ChunkKey, Result]:
         syncing = hop.form is Form.REPLACE
         flags = UpdateFlag.SYNCING if syncing else UpdateFlag(0)
@@ -103,14 +107,19 @@ class Forwarder:
         answers: dict[ChunkKey, Result] = {}
         if as_they_are:
             answers.update(await self.send_once(local, chain, hop, writer, as_they_are, flags, deadline_s))
-        if whole and stored is not None:
-            await asyncio.wait({stored})
         while whole:
             batch: list[Item] = []
             size = 0
             while whole and (not batch or size + whole[0].chunk_size <= WHOLE_BYTES_MAX):
                 item = whole.pop(0)
-                batch.append(await local.call(read_pending, local, item))
+                try:
+                    batch.append(await local.call(read_pending, local, item))
+                except FfsError as exc:
+                    if exc.code is Code.CHECKSUM:
+                        # It may be committed nowhere, so nobody can be asked for it. Those who sent it send it to
+                        # the replicas that are left.
+                        local.diverge(f"chunk {item.key.inode}.{item.key.chunk_index}: its pending version is lost")
+                    raise
                 size += item.chunk_size
             answers.update(await self.send_once(local, chain, hop, writer, batch, flags, deadline_s))
         return answers
@@ -159,7 +168,7 @@ def read_whole(local: LocalTarget, key: ChunkKey, version: int, *, pending: bool
         result = local.engine.read(key, 0, data, pending=pending)
         if result.length != found.length or result.version != version:
             raise error(Code.CHUNK_BUSY, f"chunk {key.inode}.{key.chunk_index} has changed")
-        extents.append(Extent(0, data, crc32c_module.crc32c(data)))
+        extents.append(Extent(0, data, result.crc32c))
     crc = extents[0].crc32c if extents else 0
     if extents and crc != found.crc32c:
         raise error(Code.CHECKSUM, f"chunk {key.inode}.{key.chunk_index} does not match its checksum")

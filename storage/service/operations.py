@@ -15,14 +15,17 @@ from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.core import forward, target
 from fireflyfs.storage.core.target import Public
-from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, ChunkState, Extent, Writer
+from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, ChunkState, Done, DoneChunk, Extent, Writer
+from fireflyfs.storage.service import inventory
 from fireflyfs.storage.service.reading import Reader
-from fireflyfs.storage.service.replica import LocalTarget, Replicas, to_its_end
+from fireflyfs.storage.service.repair import Repairer
+from fireflyfs.storage.service.replica import DONE_PAGE, LocalTarget, Replicas, to_its_end
 from fireflyfs.storage.service.update import Updater
 from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, decode_update, encode_results
 
 CONTROL_DEADLINE_S = 30.0
 PAGE_MAX = 2048  # chunk states in one SyncStart reply
+DAMAGED_LISTED_MAX = 1000
 
 
 class StorageService:
@@ -30,7 +33,8 @@ class StorageService:
 
     def __init__(self, replicas: Replicas) -> None:
         self._replicas = replicas
-        self.updater = Updater(replicas)
+        self.repairer = Repairer(replicas)
+        self.updater = Updater(replicas, self.repairer)
         self.reader = Reader(replicas)
         # For removals and truncations whose sender names no channel: each is its own request.
         self._own_client = secrets.token_bytes(16)
@@ -41,6 +45,7 @@ class StorageService:
             Method.STORAGE_READ: self.reader.handle,
             Method.STORAGE_WRITE: self._write,
             Method.STORAGE_UPDATE: self._update,
+            Method.STORAGE_SYNC_READ: self.repairer.sync_read,
         }
 
     async def _write(self, request: ServerRequest) -> None:
@@ -89,6 +94,7 @@ class StorageService:
         local = await self._head(request.chain_id, request.chain_version)
         state = await local.call(local.engine.stat, _key(request.chunk))
         if state is None:
+            self._nothing_to_do(local, self._writer(request.client_id, request.channel, request.sequence))
             return storage_pb2.TruncateChunkReply()
         item = Item(state.key, UpdateKind.TRUNCATE, 0, state.chunk_size, min(request.length, state.chunk_size))
         writer = self._writer(request.client_id, request.channel, request.sequence)
@@ -122,25 +128,51 @@ class StorageService:
     ) -> int:
         """Remove these chunks through the chain; how many they are."""
         items = [Item(state.key, UpdateKind.REMOVE, 0, state.chunk_size, 0) for state in states]
+        writer = self._writer(request.client_id, request.channel, request.sequence)
+        if items:
+            await self._through_chain(chain_id, chain_version, writer, items)
+        else:
+            self._nothing_to_do(self._replicas.local(chain_id), writer)
+        return len(items)
+
+    def _nothing_to_do(self, local: LocalTarget, writer: Writer) -> None:
+        """A request that is done without a change: sent again later, it must not find what was made in between."""
+        code, _ = local.once.begin(writer)
+        if code is not Code.OK:
+            raise error(code, f"sequence {writer.sequence} of channel {writer.channel}")
+        local.once.end(writer, (), finished=True)
+
+    async def drop_chunks(self, request: storage_pb2.DropChunksRequest) -> storage_pb2.DropChunksReply:
+        if not 0 < len(request.chunks) <= UPDATE_ITEMS_MAX:
+            raise error(Code.INVALID, f"{len(request.chunks)} chunks to drop, 1 to {UPDATE_ITEMS_MAX} are taken")
+        local = await self._head(request.chain_id, request.chain_version)
+        items = await local.call(inventory.drop_items, local.engine, list(request.chunks))
+        results: dict[ChunkKey, Result] = {}
         if items:
             writer = self._writer(request.client_id, request.channel, request.sequence)
-            await self._through_chain(chain_id, chain_version, writer, items)
-        return len(items)
+            outcome = await self._results_of(request.chain_id, request.chain_version, writer, items)
+            results = dict(zip((item.key for item in items), outcome, strict=True))
+        # One that is not stored any more is as good as dropped.
+        codes = [results[key].code if key in results else Code.OK for key in map(_key_of_seen, request.chunks)]
+        return storage_pb2.DropChunksReply(statuses=map(int, codes))
 
     async def _through_chain(
         self, chain_id: int, chain_version: int, writer: Writer, items: list[Item]
     ) -> list[Result]:
         """An update of this server's own making. Raises the first failure of an item."""
+        results = await self._results_of(chain_id, chain_version, writer, items)
+        for result in results:
+            if result.code is not Code.OK:
+                raise error(result.code)
+        return results
+
+    async def _results_of(self, chain_id: int, chain_version: int, writer: Writer, items: list[Item]) -> list[Result]:
         request = UpdateRequest(chain_id, chain_version, writer, 0, items)
         request.data_bytes = sum(len(extent.data) for item in items for extent in item.extents)
         with self._replicas.client_gate.enter(request.data_bytes):
             # A gRPC client that hangs up cancels its handler.
             work = asyncio.ensure_future(self.updater.run(request, self._deadline_s(), from_client=True))
-            results = await to_its_end(work)
-        for result in results:
-            if result.code is not Code.OK:
-                raise error(result.code)
-        return results
+            return await to_its_end(work)
 
     # Questions
 
@@ -169,7 +201,10 @@ class StorageService:
         state = local.engine.stat(_key(request.chunk))
         if state is None:
             return storage_pb2.QueryChunkReply()
-        return storage_pb2.QueryChunkReply(found=True, state=_state_message(state))
+        return storage_pb2.QueryChunkReply(found=True, state=inventory.state_message(state))
+
+    async def list_chunks(self, request: storage_pb2.ListChunksRequest) -> storage_pb2.ListChunksReply:
+        return await inventory.list_chunks(self._replicas, request)
 
     async def space(self, request: storage_pb2.SpaceRequest) -> storage_pb2.SpaceReply:
         reply = storage_pb2.SpaceReply()
@@ -183,6 +218,7 @@ class StorageService:
                 free_bytes=space.free_bytes,
                 used_bytes=space.used_bytes,
                 chunks=space.chunks,
+                damaged_chunks=space.damaged,
             )
         return reply
 
@@ -198,6 +234,30 @@ class StorageService:
             for key, value in (await local.call(local.engine.stats)).items():
                 values[prefix + key] = value
         return storage_pb2.StatsReply(values=values)
+
+    async def scrub(self, request: storage_pb2.ScrubRequest) -> storage_pb2.ScrubReply:
+        """Raises INVALID for a target that is not here, before any pass is started."""
+        ids = list(request.targets) or sorted(self._replicas.targets)
+        unknown = [target_id for target_id in ids if target_id not in self._replicas.targets]
+        if unknown:
+            raise error(Code.INVALID, f"target {unknown[0]} is not served by this worker")
+        reply = storage_pb2.ScrubReply()
+        for target_id in ids:
+            local = self._replicas.targets[target_id]
+            if request.start:
+                local.scrub_asked.set()
+            local.space = space = local.space if local.state.failed else await local.call(local.engine.space)
+            listed = await local.call(local.engine.quarantined, DAMAGED_LISTED_MAX) if space.damaged else []
+            row = reply.targets.add(target_id=target_id, report=local.scrub_report())
+            for found in listed:
+                if not found.replaced:
+                    row.damaged.add(
+                        chunk=storage_pb2.ChunkId(inode=found.key.inode, index=found.key.chunk_index),
+                        version=found.version,
+                        length=found.length,
+                        reason=found.reason,
+                    )
+        return reply
 
     # Durability
 
@@ -260,7 +320,17 @@ class StorageService:
         after = _key(request.after) if request.HasField("after") else None
         limit = min(request.limit or PAGE_MAX, PAGE_MAX)
         states = await local.call(local.engine.scan, after, limit)
-        return storage_pb2.SyncStartReply(chunks=map(_state_message, states), more=len(states) == limit)
+        return storage_pb2.SyncStartReply(chunks=map(inventory.state_message, states), more=len(states) == limit)
+
+    async def sync_writers(self, request: storage_pb2.SyncWritersRequest) -> storage_pb2.SyncWritersReply:
+        await self._replicas.catch_up(request.chain_id, request.chain_version)
+        local = self._syncing(request.chain_id, request.chain_version)
+        if len(request.done) > DONE_PAGE:
+            raise error(Code.TOO_LARGE, f"{len(request.done)} requests, at most {DONE_PAGE}")
+        done = [_done(message) for message in request.done]
+        await local.call(local.engine.adopt, done)
+        local.know(done)
+        return storage_pb2.SyncWritersReply()
 
     async def sync_done(self, request: storage_pb2.SyncDoneRequest) -> storage_pb2.SyncDoneReply:
         await self._replicas.catch_up(request.chain_id, request.chain_version)
@@ -321,20 +391,19 @@ def _chunks_of(engine: ChunkEngine, inodes: list[int], limit: int) -> tuple[list
     return found, left
 
 
+def _done(message: storage_pb2.DoneRequest) -> Done:
+    if len(message.client_id) != 16 or len(message.chunks) > UPDATE_ITEMS_MAX:
+        raise error(Code.INVALID, f"a client id of {len(message.client_id)} bytes, {len(message.chunks)} chunks")
+    chunks = tuple(
+        DoneChunk(_key(found.chunk), found.version, found.chain_version, found.length, found.crc32c)
+        for found in message.chunks
+    )
+    return Done(Writer(message.client_id, message.channel, message.sequence), chunks)
+
+
+def _key_of_seen(seen: storage_pb2.SeenChunk) -> ChunkKey:
+    return _key(seen.chunk)
+
+
 def _key(chunk: storage_pb2.ChunkId) -> ChunkKey:
     return ChunkKey(chunk.inode, chunk.index)
-
-
-def _state_message(state: ChunkState) -> storage_pb2.ChunkState:
-    committed = state.committed
-    message = storage_pb2.ChunkState(
-        chunk=storage_pb2.ChunkId(inode=state.key.inode, index=state.key.chunk_index),
-        pending_version=state.pending.version if state.pending is not None else 0,
-        chunk_size=state.chunk_size,
-    )
-    if committed is not None:
-        message.committed_version = committed.version
-        message.chain_version = committed.chain_version
-        message.length = committed.length
-        message.crc32c = committed.crc32c
-    return message

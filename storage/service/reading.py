@@ -59,6 +59,10 @@ class Reader:
             except FfsError as exc:
                 if exc.code is Code.DISK_FAILED:
                     local.fail(exc.message)
+                elif exc.code is Code.CHECKSUM:
+                    local.suspect(key)
+                elif exc.code is Code.CHUNK_NOT_FOUND and local.engine.stat(key) is not None:
+                    slow.append((place, local, key, offset, into))  # its first version is pending
                 rows.append((int(exc.code), 0, 0, 0, 0))
         if not slow:
             request.reply(encode_reads(rows), [row[1] for row in rows])
@@ -101,6 +105,16 @@ class Reader:
         self, local: LocalTarget, key: ChunkKey, offset: int, into: memoryview, deadline_s: float
     ) -> ReadResult:
         """The committed bytes, even while an update is under way. Raises CHUNK_NOT_FOUND, CHUNK_PENDING, CHECKSUM."""
+        try:
+            return await self._read(local, key, offset, into, deadline_s)
+        except FfsError as exc:
+            if exc.code is Code.CHECKSUM:
+                local.suspect(key)
+            raise
+
+    async def _read(
+        self, local: LocalTarget, key: ChunkKey, offset: int, into: memoryview, deadline_s: float
+    ) -> ReadResult:
         for look in range(LOOKS_MAX):
             if look:
                 await asyncio.sleep(LOOK_PAUSE_S)
@@ -110,11 +124,15 @@ class Reader:
             try:
                 found = await local.call(local.engine.read, key, offset, into)
             except FfsError as exc:
-                if exc.code is not Code.CHUNK_NOT_FOUND or not held:
+                if exc.code is not Code.CHUNK_NOT_FOUND:
+                    raise
+                if not held and await local.call(local.engine.stat, key) is None:
                     raise
             if found is not None and not held and not found.pending:
                 return found
             tail_version = await self._ask_tail(local, key, deadline_s)
+            if tail_version is None:
+                continue
             if found is not None and found.version == tail_version:
                 return found
             if found is None and tail_version == 0:
@@ -131,15 +149,15 @@ class Reader:
                     return found
         raise error(Code.CHUNK_PENDING, f"chunk {key.inode}.{key.chunk_index} keeps changing")
 
-    async def _ask_tail(self, local: LocalTarget, key: ChunkKey, deadline_s: float) -> int:
-        """The version of the chunk that the tail has committed; 0 when it has none."""
+    async def _ask_tail(self, local: LocalTarget, key: ChunkKey, deadline_s: float) -> int | None:
+        """The version of the chunk that the tail has committed; 0 when it has none, None when it does not know yet."""
         chain = local.chain
         if chain is None or not target.may_serve(local.state, local.public):
             raise error(Code.TARGET_OFFLINE)
         last = forward.tail(chain)
         if last == local.target_id:
             state = await local.call(local.engine.stat, key)
-            return state.committed.version if state is not None and state.committed is not None else 0
+            return read.truth(state)
         self._replicas.count("tail_asked")
         query = storage_pb2.QueryChunkRequest(
             chain_id=chain.chain_id, chunk=storage_pb2.ChunkId(inode=key.inode, index=key.chunk_index)
@@ -151,4 +169,6 @@ class Reader:
         except FfsError as exc:
             raise error(Code.CHUNK_PENDING, f"the tail does not answer: {exc.message}") from exc
         answer = storage_pb2.QueryChunkReply.FromString(bytes(reply.body))
+        if answer.state.pending_version:
+            return None
         return answer.state.committed_version if answer.found else 0

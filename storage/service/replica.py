@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -18,10 +19,21 @@ from fireflyfs.common.clock import Clock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.api import AsyncLink
 from fireflyfs.proto import mgmtd_pb2
+from fireflyfs.proto.common_pb2 import ScrubReport
 from fireflyfs.storage.core import fence, forward, target
 from fireflyfs.storage.core.exactly_once import ExactlyOnce
+from fireflyfs.storage.core.scrub import Progress, Suspects
 from fireflyfs.storage.core.target import Public, TargetState
-from fireflyfs.storage.engine.interface import ChunkEngine, Space, WouldBlock
+from fireflyfs.storage.engine.interface import (
+    ChunkEngine,
+    ChunkKey,
+    Done,
+    DoneChunk,
+    Space,
+    Version,
+    WouldBlock,
+    Writer,
+)
 from fireflyfs.storage.service.locks import Gate, KeyLocks
 from fireflyfs.storage.service.wire import Result
 
@@ -33,17 +45,15 @@ CLIENT_UPDATES_MAX = 1024
 CLIENT_UPDATE_BYTES_MAX = 192 << 20
 FORWARDED_UPDATES_MAX = 1024
 FORWARDED_UPDATE_BYTES_MAX = 192 << 20
-# Below this much free space an update is stored here before it is forwarded: it could still be refused. It covers what
-# the updates under way may take together, on a disk that several targets share too, and what a fast disk takes in while
-# the last look at it is believed.
-HEADROOM_BYTES = 1 << 30
-SPACE_BELIEVED_S = 0.02
 # Work on so few bytes costs less than handing it to a thread and back, as long as the disk does not make it wait: each
 # system call in a thread gives the interpreter to another one, and waits to have it back.
 INLINE_BYTES_MAX = 2 << 20
 INLINE_ITEMS_MAX = 64
 INLINE_SLOW_S = 0.02  # a call on the loop that takes longer sends the next ones to threads,
 INLINE_REST_S = 0.5  # for so long
+REMOVED_MAX = 32_768
+HEAD_REMOVED_MAX = 4 * REMOVED_MAX
+DONE_PAGE = 1024  # channels read or sent at a time
 CATCH_UP_MAX_S = 0.5  # for routing that a sender of a request has heard of before this worker
 
 
@@ -65,17 +75,37 @@ class LocalTarget:
         self.state = TargetState()
         self.public = Public.UNKNOWN
         self.chain: Chain | None = None
+        # Chunks removed under this version of the chain, with the version that removed them: the newest ones.
+        self.removed: OrderedDict[ChunkKey, int] = OrderedDict()
+        self.term = 0  # grows when it stops serving: an update that began before then may not end as one of a replica
         self.locks = KeyLocks()
         self.once: ExactlyOnce[Result] = ExactlyOnce()
+        self._recall()
         self.space = Space(0, 0, 0, 0)
-        self.resync_done = 0
+        self.resync_done = 0  # chunks of the resync of the successor that runs; 0 of 0: none does
         self.resync_total = 0
+        self.suspects = Suspects()
+        self.suspected = asyncio.Event()
+        self.repaired = 0  # chunks, since the process began
+        self.scrub = Progress()
+        self.scrub_asked = asyncio.Event()
         self._running: set[asyncio.Future[None]] = set()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"target-{target_id}")
         self._threads_until_s = 0.0
-        self._space_at_s = float("-inf")
         self._clock = clock or SystemClock()
         self.on_change: Callable[[], None] = lambda: None
+
+    def _recall(self) -> None:
+        """Requests that were done before this process."""
+        after: Writer | None = None
+        while page := self.engine.done(after, DONE_PAGE):
+            self.know(page)
+            after = page[-1].writer
+
+    def know(self, done: Sequence[Done]) -> None:
+        """These requests were done: repeated ones are answered so."""
+        for writer, chunks in done:
+            self.once.note(writer, [(chunk.key, Result(Code.OK, *_as_result(chunk))) for chunk in chunks])
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking engine work in a thread of this target. A failed disk takes the target offline.
@@ -146,11 +176,55 @@ class LocalTarget:
     def in_flight(self) -> int:
         return len(self._running)
 
+    def serves(self) -> bool:
+        """Whether it is a full replica now."""
+        return target.may_serve(self.state, self.public)
+
+    def place(self, chain: Chain | None, public: Public) -> None:
+        """mgmtd's newest word on this target."""
+        served = self.serves()
+        if chain is None or self.chain is None or chain.version != self.chain.version:
+            self.removed.clear()  # what was sent under another version is refused
+        self.chain = chain
+        self.public = public
+        if served and not self.serves():
+            self.term += 1
+        self.set_state(target.on_routing(self.state, public))
+        if self.serves():
+            self.vouch()
+
+    def vouch(self) -> None:
+        """It serves, so what it holds is the truth."""
+        if self.engine.lost_power:
+            try:
+                self.engine.vouch()
+            except FfsError as exc:
+                self.fail(exc.message)
+
+    def note_removed(self, committed: Mapping[ChunkKey, Version | Code], chain_version: int) -> None:
+        """Remember which of these commits, under `chain_version`, were removals."""
+        for key, found in committed.items():
+            if isinstance(found, Version) and found.removed:
+                self.note_version(key, found.version, chain_version)
+
+    def note_version(self, key: ChunkKey, version: int, chain_version: int) -> None:
+        """`version` removed the chunk here, or would have."""
+        if self.chain is None or self.chain.version != chain_version:
+            return  # it took so long that the chain has changed
+        self.removed[key] = max(version, self.removed.pop(key, 0))
+        # The head numbers, so it must not forget before the others do.
+        leads = self.chain is not None and forward.is_head(self.chain, self.target_id)
+        while len(self.removed) > (HEAD_REMOVED_MAX if leads else REMOVED_MAX):
+            self.removed.popitem(last=False)
+
     def set_state(self, state: TargetState) -> None:
+        served = self.serves()
         if state != self.state:
             log.info("target %d: %s, was %s: %s", self.target_id, state.local.name, self.state.local.name, state.why)
             changed = state.local is not self.state.local
             self.state = state
+            if served and not self.serves():
+                self.term += 1
             if changed:
                 self.on_change()
 
@@ -165,16 +239,25 @@ class LocalTarget:
         log.error("target %d leaves its chain: %s", self.target_id, why)
         self.set_state(target.on_divergence(self.state, why))
 
-    def roomy(self, size: int) -> bool:
-        """Whether there is so much space that an update of `size` bytes will certainly find room."""
-        now_s = self._clock.monotonic_s()
-        if now_s - self._space_at_s > SPACE_BELIEVED_S:
-            try:
-                self.space = self.engine.space()  # two looks at the file system's counters: microseconds
-            except (FfsError, OSError):
-                return False  # storing will say what is wrong with the disk
-            self._space_at_s = now_s
-        return self.space.free_bytes > HEADROOM_BYTES + size
+    def suspect(self, key: ChunkKey) -> None:
+        """Somebody met bytes of the chunk that do not match: it is looked at, and mended, soon."""
+        if self.suspects.add(key, self._clock.monotonic_s()):
+            self.suspected.set()
+
+    def scrub_report(self) -> ScrubReport:
+        progress = self.scrub
+        return ScrubReport(
+            passes=progress.passes,
+            running=progress.running,
+            done_chunks=progress.chunks,
+            total_chunks=progress.total,
+            done_bytes=progress.bytes,
+            ended_unix_ns=int(progress.ended_unix_s * 1e9),
+            found_chunks=progress.damaged,
+            lost_chunks=progress.lost,
+            repaired_chunks=self.repaired,
+            damaged_chunks=self.space.damaged,
+        )
 
     def report(self) -> mgmtd_pb2.TargetReport:
         return mgmtd_pb2.TargetReport(
@@ -187,12 +270,19 @@ class LocalTarget:
             path=str(self.path or ""),
             resync_done_chunks=self.resync_done,
             resync_total_chunks=self.resync_total,
+            scrub=self.scrub_report(),
+            disk_id=self.engine.disk_id,
+            lost_power=self.engine.lost_power,
         )
 
     def close(self) -> None:
         """Waits for the threads, then closes the engine."""
         self._pool.shutdown(wait=True)
         self.engine.close()
+
+
+def _as_result(chunk: DoneChunk) -> tuple[int, int, int, int]:
+    return chunk.chain_version, chunk.version, chunk.length, chunk.crc32c
 
 
 async def to_its_end(work: asyncio.Future[T]) -> T:
@@ -240,7 +330,7 @@ class Replicas:
         self.counters: dict[str, float] = {}
         self._by_chain: dict[int, LocalTarget] = {}
         self._changed: asyncio.Event = asyncio.Event()
-        self._forwards: set[_Forward] = set()
+        self._forwards: dict[_Forward, None] = {}  # in the order of their beginning
 
     def count(self, name: str, amount: float = 1) -> None:
         self.counters[name] = self.counters.get(name, 0) + amount
@@ -254,15 +344,14 @@ class Replicas:
         for local in self.targets.values():
             info = routing.targets.get(local.target_id)
             chain = routing.chains.get(info.chain_id) if info is not None else None
-            local.chain = chain
-            local.public = Public(forward.public_state(chain, local.target_id)) if chain is not None else Public.UNKNOWN
             if chain is not None:
                 other = by_chain.setdefault(chain.chain_id, local)
                 if other is not local:
                     log.error("targets %d and %d of one worker are in one chain", other.target_id, local.target_id)
-            local.set_state(target.on_routing(local.state, local.public))
+            public = Public(forward.public_state(chain, local.target_id)) if chain is not None else Public.UNKNOWN
+            local.place(chain, public)
         self._by_chain = by_chain
-        for call in self._forwards:
+        for call in list(self._forwards):
             chain = call.target.chain
             if not call.superseded and (chain is None or forward.next_hop(chain, call.target.target_id) != call.hop):
                 call.superseded = True
@@ -319,7 +408,7 @@ class Replicas:
         assert task is not None
         others = task.cancelling()
         call = _Forward(local, hop, task)
-        self._forwards.add(call)
+        self._forwards[call] = None
         try:
             return await work
         except asyncio.CancelledError:
@@ -327,4 +416,4 @@ class Replicas:
                 raise error(Code.UNAVAILABLE, f"target {hop.target_id} is no longer the successor") from None
             raise
         finally:
-            self._forwards.discard(call)
+            del self._forwards[call]

@@ -4,30 +4,34 @@ The order, and why:
 1. The data is verified before anything is locked: a damaged request costs nobody anything.
 2. All chunks are locked in key order (no deadlock), then the chain version is checked again: a request that waited for
    a lock may have waited through a change of the chain.
-3. From the moment of the lock a read of the chunk asks the tail (`KeyLocks.held`), so the successors may commit before
-   this replica has even stored the update: storing and forwarding run side by side.
+3. The update is stored here before it leaves for the successor. The tail shows readers what it has committed; were the
+   head killed before it had stored that, and the first of all replicas to return, it would lead without it.
 4. This replica commits only what its successor has committed with the same checksum.
 One that is cancelled (its server stops) waits for the threads that work on its memory, and leaves what a crash leaves.
 """
 
 from __future__ import annotations
 
-import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 
 import crc32c as crc32c_module
 
 from fireflyfs.client.routing import Chain
 from fireflyfs.common.errors import Code, FfsError, error
-from fireflyfs.proto.storage_wire import UpdateFlag, UpdateKind
+from fireflyfs.proto.storage_wire import CREATES, UpdateFlag, UpdateKind
 from fireflyfs.storage.core import forward, target, versions
 from fireflyfs.storage.core.forward import Form
+from fireflyfs.storage.core.scrub import Outcome
 from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.core.versions import Action, Decision
 from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Update, Version
 from fireflyfs.storage.service.forwarding import Forwarder
-from fireflyfs.storage.service.replica import INLINE_BYTES_MAX, INLINE_ITEMS_MAX, LocalTarget, Replicas, to_its_end
+from fireflyfs.storage.service.repair import Repairer
+from fireflyfs.storage.service.replica import INLINE_BYTES_MAX, INLINE_ITEMS_MAX, LocalTarget, Replicas
 from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, failed
+
+log = logging.getLogger(__name__)
 
 FINISH_ROUNDS_MAX = 3
 LOCK_WAIT_MAX_S = 30.0
@@ -38,8 +42,9 @@ Applied = dict[ChunkKey, Version | Code]
 class Updater:
     """Runs updates; the same code for a client's write at the head and a forwarded one further down."""
 
-    def __init__(self, replicas: Replicas) -> None:
+    def __init__(self, replicas: Replicas, repairer: Repairer) -> None:
         self._replicas = replicas
+        self._repairer = repairer
         self.forwarder = Forwarder(replicas)
 
     async def run(self, request: UpdateRequest, deadline_s: float, *, from_client: bool) -> list[Result]:
@@ -56,6 +61,9 @@ class Updater:
                 raise error(code, f"sequence {writer.sequence} of channel {writer.channel}")
         results = dict(earlier) | {key: failed(Code.CHECKSUM) for key in bad}
         todo = [item for item in request.items if item.key not in results]
+        if from_client and local.once.is_finished(writer):
+            results.update((item.key, Result(Code.OK, request.chain_version, 0, 0, 0)) for item in todo)
+            todo = []
         fresh: dict[ChunkKey, Result] = {}
         try:
             if todo:
@@ -64,7 +72,7 @@ class Updater:
         finally:
             successes = [(key, result) for key, result in fresh.items() if result.code is Code.OK]
             if from_client:
-                local.once.end(writer, successes)
+                local.once.end(writer, successes, finished=not bad and len(successes) == len(todo))
             elif not request.flags & UpdateFlag.RESYNC:
                 local.once.note(writer, successes)
         results.update(fresh)
@@ -108,12 +116,18 @@ class Updater:
             results: dict[ChunkKey, Result] = {}
             fresh: list[Item] = []
             again: list[Item] = []
+            done = local.once.done(request.writer) if from_client else {}
             for item in items:
+                if item.key in done:
+                    results[item.key] = done[item.key]
+                    continue
                 decision, state = await self._decide(
                     local, chain, request, item, states[item.key], deadline_s, from_client
                 )
                 if decision.action is Action.APPLY:
                     item.version = decision.version
+                    if from_client and item.kind is UpdateKind.WRITE:
+                        item.length = CREATES if state is None or state.committed is None else 0
                     fresh.append(item)
                 elif decision.action is Action.FORWARD:
                     item.version = decision.version
@@ -122,6 +136,8 @@ class Updater:
                 elif decision.action is Action.REFUSE:
                     results[item.key] = failed(decision.code)
                 else:
+                    if item.kind is UpdateKind.REMOVE and not from_client:
+                        local.note_version(item.key, item.version, chain.version)
                     results[item.key] = _as_it_is(chain, state)
             if fresh or again:
                 results.update(await self._store(local, chain, request, fresh, again, states, deadline_s))
@@ -140,12 +156,28 @@ class Updater:
         if not from_client:
             syncing = bool(request.flags & UpdateFlag.SYNCING)
             decision = versions.decide_replica(
-                state, item.kind, item.version, item.crc32c, request.writer, syncing=syncing
+                state,
+                item.kind,
+                item.version,
+                item.crc32c,
+                request.writer,
+                syncing=syncing,
+                chain_version=chain.version,
+                floor=local.removed.get(item.key, 0),
+                creates=item.kind is UpdateKind.WRITE and item.length == CREATES,
             )
             return decision, state
         replace = False
         for _ in range(FINISH_ROUNDS_MAX):
-            decision = versions.decide_head(state, item.kind, item.length, request.writer, replace_pending=replace)
+            decision = versions.decide_head(
+                state,
+                item.kind,
+                item.length,
+                request.writer,
+                replace_pending=replace,
+                floor=local.removed.get(item.key, 0),
+                seen=item.seen,
+            )
             if decision.action is not Action.FINISH_FIRST or state is None:
                 return decision, state
             outcome = await self.finish_locked(local, chain.chain_id, state, deadline_s)
@@ -167,7 +199,7 @@ class Updater:
         answer = outcome[state.key]
         if answer.code is not Code.OK:
             return answer.code
-        committed = await self._commit(local, {state.key: pending}, outcome)
+        committed = await self._commit(local, {state.key: pending}, outcome, remember=True)
         result = committed[state.key]
         if result.code is Code.OK:
             local.once.note(pending.writer, [(state.key, result)])
@@ -193,15 +225,25 @@ class Updater:
                 item.length,
                 item.extents,
                 request.writer,
+                item.crc32c,
             )
             for item in fresh
         ]
         size = request.data_bytes
+        remember = not request.flags & UpdateFlag.RESYNC  # recovery sends what was done long ago
         hop = forward.next_hop(chain, local.target_id)
         if hop is not None and hop.form is Form.NONE and not again:
             # The tail commits at once, in the same visit. A successor that appears meanwhile misses
             # nothing: its resync begins by waiting for the updates under way (`LocalTarget.drain`).
-            applied = await local.call_short(size, len(updates), _apply_and_commit, local, updates, chain.version)
+            applied = await local.call_short(
+                size, len(updates), _apply_and_commit, local, updates, chain.version, remember
+            )
+            for update in await self._mended(local, chain, updates, applied):
+                applied.update(await local.call(_apply_and_commit, local, [update], chain.version, remember))
+            local.note_removed(applied, chain.version)
+            for item in fresh:
+                if item.kind is UpdateKind.DAMAGED:
+                    local.suspect(item.key)  # once this replica serves, another one may have come back that has it
             return {
                 key: _result(chain.version, found) if isinstance(found, Version) else failed(found)
                 for key, found in applied.items()
@@ -212,39 +254,53 @@ class Updater:
             state = states[item.key]
             if state is not None and state.pending is not None:
                 pendings[item.key] = state.pending
-        side_by_side = hop is not None and hop.form is Form.SAME and local.roomy(size)
-        writer = request.writer
-        if side_by_side:
-            # It begins when this task first waits: the request to the successor has left then.
-            storing = asyncio.ensure_future(_applied(local, updates, size))
-            try:
-                outcome = await self.forwarder.forward(local, chain.chain_id, writer, items, deadline_s, storing)
-            finally:
-                applied = await to_its_end(storing)
-        else:
-            applied = await _applied(local, updates, size)
-            items = [item for item in items if not isinstance(applied.get(item.key), Code)]
-            outcome = await self.forwarder.forward(local, chain.chain_id, writer, items, deadline_s)
-        results: dict[ChunkKey, Result] = {}
-        for key, found in applied.items():
-            if isinstance(found, Version):
-                pendings[key] = found
-                continue
-            results[key] = failed(found)
-            if key in outcome and outcome[key].code is Code.OK:
-                if found is Code.CHECKSUM:
-                    await local.call(local.engine.quarantine, key, "stored bytes do not match, found by an update")
-                local.diverge(f"chunk {key.inode}.{key.chunk_index}: stored further down, here {found.name}")
+        applied = await _applied(local, updates, size)
+        for update in await self._mended(local, chain, updates, applied):
+            applied.update(await _applied(local, [update], size))
+        results = {key: failed(found) for key, found in applied.items() if isinstance(found, Code)}
+        pendings.update((key, found) for key, found in applied.items() if isinstance(found, Version))
+        items = [item for item in items if item.key not in results]
+        outcome = await self.forwarder.forward(local, chain.chain_id, request.writer, items, deadline_s)
         for key in pendings:
             if outcome[key].code is not Code.OK:
                 results[key] = failed(outcome[key].code)
-        results.update(
-            await self._commit(local, {key: found for key, found in pendings.items() if key not in results}, outcome)
-        )
+        left = {key: found for key, found in pendings.items() if key not in results}
+        results.update(await self._commit(local, left, outcome, remember=remember))
         return results
 
+    async def _mended(
+        self, local: LocalTarget, chain: Chain, updates: Sequence[Update], applied: Applied
+    ) -> list[Update]:
+        """Those that met rot, and can be stored now that their chunk is mended. Nobody has seen them yet.
+
+        Mending may take seconds: where the chain is another one then, the update is refused as one that comes late.
+        """
+        again = []
+        for update in updates:
+            if applied[update.key] is not Code.CHECKSUM:
+                continue
+            try:
+                outcome = await self._repairer.mend(local, update.key)
+            except FfsError as exc:
+                log.warning("chunk %d.%d: cannot be mended: %s", *update.key, exc.message)
+                continue
+            if outcome not in (Outcome.GOOD, Outcome.REPAIRED):
+                local.suspect(update.key)
+            elif self._replicas.fenced():
+                applied[update.key] = Code.FENCED
+            elif local.chain is None or local.chain.version != chain.version:
+                applied[update.key] = Code.CHAIN_VERSION
+            else:
+                again.append(update)
+        return again
+
     async def _commit(
-        self, local: LocalTarget, pendings: Mapping[ChunkKey, Version], outcome: Mapping[ChunkKey, Result]
+        self,
+        local: LocalTarget,
+        pendings: Mapping[ChunkKey, Version],
+        outcome: Mapping[ChunkKey, Result],
+        *,
+        remember: bool,
     ) -> dict[ChunkKey, Result]:
         """Commit what the successor has committed, when both hold the same bytes."""
         results: dict[ChunkKey, Result] = {}
@@ -262,10 +318,12 @@ class Updater:
             results[key] = _result(answer.chain_version, found)
         for chain_version, keys in by_version.items():
             try:
-                await local.call_short(0, len(keys), local.engine.commit, keys, chain_version)
+                await local.call_short(0, len(keys), _commit_all, local, keys, chain_version, remember)
             except FfsError as exc:
                 local.diverge(f"cannot commit: {exc.message}")
                 results.update((key, failed(exc.code)) for key, _ in keys)
+            else:
+                local.note_removed({key: pendings[key] for key, _ in keys}, chain_version)
         return results
 
 
@@ -306,13 +364,24 @@ async def _applied(local: LocalTarget, updates: Sequence[Update], size: int) -> 
         return {update.key: exc.code for update in updates}
 
 
+def _commit_all(
+    local: LocalTarget,
+    keys: Sequence[tuple[ChunkKey, int]],
+    chain_version: int,
+    remember: bool,
+    *,
+    nowait: bool = False,
+) -> None:
+    local.engine.commit(keys, chain_version, remember=remember, nowait=nowait)
+
+
 def _apply_and_commit(
-    local: LocalTarget, updates: Sequence[Update], chain_version: int, *, nowait: bool = False
+    local: LocalTarget, updates: Sequence[Update], chain_version: int, remember: bool, *, nowait: bool = False
 ) -> Applied:
     applied = _apply(local, updates, nowait=nowait)
     keys = [(key, found.version) for key, found in applied.items() if isinstance(found, Version)]
     if keys:
-        local.engine.commit(keys, chain_version, nowait=nowait)
+        local.engine.commit(keys, chain_version, remember=remember, nowait=nowait)
     return applied
 
 

@@ -59,6 +59,7 @@ class Item:
     crc32c: int = 0
     extents: list[Extent] = field(default_factory=list)
     whole: bool = False  # forwarded as the whole stored pending content, whatever `extents` say
+    seen: tuple[int, Writer] | None = None  # at the head: only over this committed version of this writer
 
 
 @dataclass(slots=True)
@@ -105,7 +106,7 @@ def decode_update(body: memoryview, pull_lengths: Sequence[int], *, from_client:
         place += count
         if kind not in _KINDS:
             raise error(Code.PROTOCOL, f"unknown kind of update {kind}")
-        if from_client and (version or kind == UpdateKind.REPLACE):
+        if from_client and (version or kind in (UpdateKind.REPLACE, UpdateKind.DAMAGED)):
             raise error(Code.PROTOCOL, "a client's update has no version and replaces no whole chunk")
         _check_item(kind, count, chunk_size, length, mine, lengths)
         data = [Extent(offset, _EMPTY, crc) for offset, _, crc, _ in mine]

@@ -1,4 +1,4 @@
-"""What every chunk engine does, the stored one and (later) the simulator's: one body for all.
+"""What every chunk engine does, the stored one and the simulator's: one body for all.
 
 `ENGINES` maps a name to an opener of (path) -> engine. The model is a dictionary of bytes.
 """
@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from crc32c import crc32c
@@ -21,11 +22,16 @@ from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, Extent, Update, WouldBlock, Writer
 from fireflyfs.storage.engine.store import open_engine
+from simulator.engine import SimEngine
 
 KiB = 1024
 CHUNK = 256 * KiB
 Opener = Callable[[Path], ChunkEngine]
-ENGINES: dict[str, Opener] = {"store": lambda path: open_engine(path, checkpoint_interval_s=0)}
+ENGINES: dict[str, Opener] = {
+    "store": lambda path: open_engine(path, checkpoint_interval_s=0),
+    "simulated": lambda path: SIMULATED.setdefault(path, SimEngine()),
+}
+SIMULATED: dict[Path, SimEngine] = {}  # they outlive their process as a directory does
 
 
 def extent(offset: int, data: bytes) -> Extent:
@@ -192,14 +198,115 @@ def test_bounds_are_checked(engine: ChunkEngine) -> None:
     assert engine.stat(A) is None
 
 
-def test_quarantined_chunks_are_not_found(engine: ChunkEngine) -> None:
+def refused(attempt: Callable[..., object], *args: Any, **choices: Any) -> bool:
+    """Whether the call is refused with CHECKSUM."""
+    with pytest.raises(FfsError) as caught:
+        attempt(*args, **choices)
+    return caught.value.code is Code.CHECKSUM
+
+
+def test_a_quarantined_chunk_is_damaged_and_no_hole(opener: Opener, tmp_path: Path) -> None:
+    engine = opener(tmp_path)
+    done(engine, write(A, 3, extent(0, b"rotten")))
+    assert engine.verify(A) == 6
+    engine.quarantine(ChunkKey(9, 9), "nothing is there")
+    for _ in range(2):
+        engine.quarantine(A, "scrubber")
+        assert refused(content, engine, A)
+        assert refused(content, engine, A, 100)
+        assert refused(engine.read, A, 0, memoryview(bytearray(3)), nowait=True)
+        assert refused(engine.verify, A)
+        state = engine.stat(A)
+        assert state is not None
+        assert state.committed is not None
+        assert (state.committed.version, state.committed.length, state.committed.damaged) == (3, 6, True)
+        assert state.committed.crc32c == crc32c(b"rotten")
+        assert [each.key for each in engine.scan(None, 10)] == [A]
+        last = engine.last_chunk(1, 0, 0)
+        assert last is not None
+        assert (last.chunk_index, last.length) == (0, 6)
+        assert (engine.space().chunks, engine.space().damaged) == (1, 1)
+        (found,) = engine.quarantined(10)
+        assert (found.key, found.reason, found.version, found.length) == (A, "scrubber", 3, 6)
+        assert not found.replaced
+        engine.close()
+        engine = opener(tmp_path)
+    engine.close()
+
+
+def test_updates_that_build_on_lost_bytes_are_refused(engine: ChunkEngine) -> None:
     done(engine, write(A, 1, extent(0, b"rotten")))
-    engine.apply([write(A, 2, extent(0, b"next"))])
     engine.quarantine(A, "scrubber")
-    assert engine.stat(A) is None
-    assert engine.pending(10) == []
-    done(engine, write(A, 1, extent(0, b"fresh")))
-    assert content(engine, A) == b"fresh"
+    for update in (
+        write(A, 2, extent(1, b"x")),
+        write(A, 2, extent(6, b"appended")),
+        write(A, 2, extent(0, b"rot"), extent(4, b"en")),
+        write(A, 2),
+        change(A, UpdateKind.TRUNCATE, 2, 3),
+    ):
+        assert refused(engine.apply, [update])
+        assert engine.pending(1) == []
+
+
+@pytest.mark.parametrize(
+    ("update", "after"),
+    [
+        (change(A, UpdateKind.REPLACE, 1, 6, b"rotten"), b"rotten"),
+        (change(A, UpdateKind.REPLACE, 4, 3, b"new"), b"new"),
+        (write(A, 2, extent(0, b"written over")), b"written over"),
+        (write(A, 2, extent(3, b"TEN"), extent(0, b"ROT")), b"ROTTEN"),
+        (change(A, UpdateKind.TRUNCATE, 2), b""),
+        (change(A, UpdateKind.REMOVE, 2), None),
+    ],
+    ids=["repaired", "replaced", "overwritten", "overwritten in pieces", "emptied", "removed"],
+)
+def test_what_ends_damage(engine: ChunkEngine, update: Update, after: bytes | None) -> None:
+    done(engine, write(A, 1, extent(0, b"rotten")))
+    engine.quarantine(A, "scrubber")
+    (version,) = engine.apply([update])
+    assert not version.damaged
+    assert refused(content, engine, A)  # until it is committed
+    engine.commit([(A, update.version)], 1)
+    assert engine.space().damaged == 0
+    if after is None:
+        assert engine.stat(A) is None
+    else:
+        assert content(engine, A) == after
+        assert engine.verify(A) == len(after)
+    # Bytes that are back, in the very same version, are no loss that a person could want to look at.
+    kept = [found.replaced for found in engine.quarantined(10)]
+    assert kept == ([] if after == b"rotten" else [True])
+
+
+def test_a_pending_version_outlives_the_damage_of_the_committed_one(engine: ChunkEngine) -> None:
+    done(engine, write(A, 1, extent(0, b"rotten")))
+    engine.apply([change(A, UpdateKind.REPLACE, 2, 4, b"next")])
+    engine.quarantine(A, "scrubber")
+    assert content(engine, A, pending=True) == b"next"
+    assert refused(content, engine, A)
+    engine.commit([(A, 2)], 1)
+    assert content(engine, A) == b"next"
+    assert engine.space().damaged == 0
+
+
+def test_damage_is_handed_on_without_bytes(opener: Opener, tmp_path: Path) -> None:
+    engine = opener(tmp_path)
+    done(engine, write(A, 7, extent(0, b"old")))
+    lost = Update(A, UpdateKind.DAMAGED, 5, 1, CHUNK, 4, [], Writer(b"c" * 16, 3, 8), crc32c(b"lost"))
+    (version,) = engine.apply([lost])
+    assert (version.version, version.length, version.crc32c, version.damaged) == (5, 4, crc32c(b"lost"), True)
+    assert refused(content, engine, A, pending=True)
+    assert content(engine, A) == b"old"
+    engine.commit([(A, 5)], 1)
+    engine.close()
+    engine = opener(tmp_path)
+    assert refused(content, engine, A)
+    assert [(found.key, found.version, found.replaced) for found in engine.quarantined(10)] == [(A, 5, False)]
+    assert engine.space().damaged == 1
+    done(engine, change(A, UpdateKind.REPLACE, 5, 4, b"lost"))
+    assert content(engine, A) == b"lost"
+    assert engine.quarantined(10) == []  # there were no bytes to keep
+    engine.close()
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -295,6 +402,21 @@ class EngineMachine(RuleBasedStateMachine):
         else:
             self.committed[key] = after
             self.versions[key] = version
+
+    @rule(key=keys, size=sizes, mended=st.booleans(), reopened=st.booleans())
+    def damage(self, key: ChunkKey, size: int, mended: bool, reopened: bool) -> None:
+        """The bytes are lost, and then the very same ones come back, or others take their place."""
+        if key not in self.committed or key in self.pending:
+            return
+        self.engine.quarantine(key, "rot")
+        if reopened:
+            self.reopen()
+        assert refused(content, self.engine, key)
+        assert self.engine.space().damaged == 1
+        version = self.versions[key] + (not mended)
+        data = self.committed[key] if mended else self.random.randbytes(size)
+        done(self.engine, change(key, UpdateKind.REPLACE, version, len(data), data))
+        self.committed[key], self.versions[key] = data, version
 
     @rule()
     def sync(self) -> None:

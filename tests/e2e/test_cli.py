@@ -100,6 +100,7 @@ JSON_COMMANDS = [
     ("config", "get", "storage"),
     ("sessions", "list"),
     ("space",),
+    ("fsck",),
     ("space", "--targets"),
     ("ls", "-R", "/"),
     ("stat", "/"),

@@ -78,6 +78,31 @@ def test_target_state_is_the_chains() -> None:
     assert [row["state"] for row in rows] == ["serving", "syncing", "offline"]
 
 
+def test_the_progress_of_a_resync_is_its_sources() -> None:
+    assert views.resync_rows(routing([SERVING] * 3)) == []
+    syncing = routing([SERVING, SYNCING, OFFLINE])
+    (row,) = views.resync_rows(syncing)
+    assert (row["source"], row["target"], row["progress"]) == (1001, 2001, "begins")
+    syncing.targets[1001].resync_done_chunks = 399
+    syncing.targets[1001].resync_total_chunks = 400
+    (row,) = views.resync_rows(syncing)
+    assert (row["done_chunks"], row["total_chunks"], row["progress"]) == (399, 400, "399 of 400, 99 %")
+
+
+def test_scrubbing_and_damage_are_shown() -> None:
+    now = 10**18
+    seen = routing([SERVING] * 3)
+    for target_id, report in (
+        (1001, common_pb2.ScrubReport(running=True, done_chunks=1, total_chunks=3, ended_unix_ns=now - 10**9)),
+        (2001, common_pb2.ScrubReport(ended_unix_ns=now - 7200 * 10**9, damaged_chunks=2, repaired_chunks=5)),
+    ):
+        seen.targets[target_id].scrub.CopyFrom(report)
+    rows = views.target_rows(seen, now)
+    assert [row["scrub"] for row in rows] == ["33 % done", "2 h ago", "never"]
+    assert [(row["damaged"], row["repaired"]) for row in rows] == [(0, 0), (2, 5), (0, 0)]
+    assert views.health(seen)["damaged_chunks"] == 2
+
+
 def test_a_state_of_a_later_release_is_unknown() -> None:
     assert views.public_state(99) == "unknown"
 

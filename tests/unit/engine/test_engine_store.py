@@ -18,7 +18,8 @@ from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.engine import blocks, fold
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, WouldBlock, Writer
-from fireflyfs.storage.engine.record import META
+from fireflyfs.storage.engine.metadata import new_batch
+from fireflyfs.storage.engine.record import META, chunk_key
 from fireflyfs.storage.engine.store import Engine, open_engine
 
 MiB = 1 << 20
@@ -76,9 +77,6 @@ def test_rot_is_never_delivered(engine: Engine, tmp_path: Path) -> None:
     assert engine.pending(1) == []
     put(engine, A, 2, 300_000, b"appended")
     assert get(engine, A, 299_999) == data[-1:] + b"appended"
-    engine.quarantine(A, "rot")
-    assert engine.stat(A) is None
-    assert [(key, reason) for key, reason, _, _ in engine.quarantined()] == [(A, "rot")]
 
 
 def test_every_byte_of_a_chunk_is_covered(engine: Engine, tmp_path: Path) -> None:
@@ -227,20 +225,31 @@ def test_rot_in_a_patch_is_never_delivered(engine: Engine, tmp_path: Path) -> No
     with pytest.raises(FfsError) as caught:
         get(engine, A, 100_000, 4096)
     assert caught.value.code is Code.CHECKSUM
-    engine.quarantine(A, "rot")
-    engine.close()
-    engine = open_engine(tmp_path, checkpoint_interval_s=0)
-    assert engine.space().used_bytes == MiB + 64 * 1024  # a person may still look at all of it
-    engine.close()
+    with pytest.raises(FfsError) as caught:
+        engine.verify(A)
+    assert caught.value.code is Code.CHECKSUM
 
 
-def test_a_store_of_the_first_format_is_opened_and_becomes_the_newest(engine: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format_number", [1, 2])
+def test_a_store_of_an_older_format_is_opened_and_becomes_the_newest(
+    engine: Engine, tmp_path: Path, format_number: int
+) -> None:
     put(engine, A, 1, 0, b"old" * 1000)
-    engine._meta.put(META + b"format", b"\x01\0\0\0")
+    put(engine, ChunkKey(1, 1), 1, 0, b"rot" * 1000)
+    # Until format 2 a quarantined chunk had no committed record any more.
+    name = chunk_key(b"c", ChunkKey(1, 1))
+    batch = new_batch()
+    batch.put(chunk_key(b"q", ChunkKey(1, 1)) + (5).to_bytes(8, "big"), b"\3\0rot" + (engine._meta.get(name) or b""))
+    batch.delete(name)
+    batch.put(META + b"format", bytes([format_number, 0, 0, 0]))
+    engine._meta.write(batch)
     engine.close()
     engine = open_engine(tmp_path, checkpoint_interval_s=0)
     assert get(engine, A) == b"old" * 1000
-    assert engine._meta.get(META + b"format") == b"\x02\0\0\0"
+    assert engine._meta.get(META + b"format") == b"\x03\0\0\0"
+    (found,) = engine.quarantined(10)
+    assert (found.key, found.reason, found.replaced) == (ChunkKey(1, 1), "rot", True)
+    assert engine.space().used_bytes == 2 * 4096
     engine.close()
 
 

@@ -13,6 +13,7 @@ from fireflyfs.mgmtd.core.chain import (
     next_chain,
     problems_of,
     problems_of_step,
+    resync_one,
     rotate_to_preferred,
 )
 
@@ -115,6 +116,14 @@ def test_rotation_restores_the_preferred_order_one_step_at_a_time() -> None:
     assert rotate_to_preferred([(1, S), (2, S), (3, S)], [1, 2, 3]) is None
     assert rotate_to_preferred([(2, S), (1, Y)], [1, 2]) is None
     assert rotate_to_preferred([(2, S)], [1]) is None
+
+
+def test_a_serving_target_is_resynced_while_another_one_serves() -> None:
+    assert resync_one([(1, S), (2, S), (3, O)], 1) == [(2, S), (3, O), (1, O)]
+    assert resync_one([(1, S), (2, S)], 2) == [(1, S), (2, O)]
+    assert resync_one([(1, S), (2, Y)], 1) is None
+    assert resync_one([(1, S), (2, S), (3, O)], 3) is None
+    assert resync_one([(1, S), (2, S)], 7) is None
 
 
 def test_the_validator_names_broken_rules() -> None:

@@ -233,6 +233,27 @@ def test_a_target_is_moved_only_when_nobody_serves_it(harness: Any) -> None:
     assert harness.cluster.targets[202].node_id == 2, "a registered node vouches for new targets"
 
 
+def test_a_resync_takes_a_serving_target_out_and_back_and_never_the_last(harness: Any) -> None:
+    three_replicas(harness)
+    resync = mgmtd_pb2.UPDATE_CHAIN_RESYNC
+    with pytest.raises(FfsError) as failure:
+        operator.update_chain(harness.cluster, 7, 999, resync)
+    assert code_of(failure) is Code.INVALID
+    harness.do(operator.update_chain(harness.cluster, 7, 101, resync))
+    assert harness.states(7) == [(201, "SERVING"), (301, "SERVING"), (101, "OFFLINE")]
+    harness.do(operator.update_chain(harness.cluster, 7, 301, resync))
+    for target_id in (201, 101):
+        with pytest.raises(FfsError) as failure:
+            operator.update_chain(harness.cluster, 7, target_id, resync)
+        assert code_of(failure) is Code.BUSY
+    harness.beat(1, {101: ON})  # it has seen that it was demoted
+    assert harness.states(7)[1] == (101, "SYNCING")
+    harness.beat(1, {101: UP})
+    harness.beat(3, {301: ON})
+    harness.beat(3, {301: UP})
+    assert harness.states(7) == [(201, "SERVING"), (101, "SERVING"), (301, "SERVING")]
+
+
 def test_chains_change_one_target_at_a_time(harness: Any) -> None:
     three_replicas(harness)
     harness.register(4, [401])
@@ -338,6 +359,31 @@ def test_a_delta_names_only_what_changed_and_old_readers_get_everything(harness:
         harness.do(harness.cluster.unregister_node(1000 + number))
     assert harness.cluster.delta(since).full
     assert harness.cluster.delta(harness.cluster.version + 5).full
+
+
+def test_progress_is_told_and_is_no_new_version(harness: Any) -> None:
+    three_replicas(harness)
+    version = harness.cluster.version
+    for done in (1, 2, 3):
+        harness.sequence += 1
+        request = mgmtd_pb2.HeartbeatRequest(node_id=1, type=3, generation=1, sequence=harness.sequence)
+        request.endpoint.tcp = "127.0.0.1:9001"
+        report = request.targets.add(
+            target_id=101,
+            local_state=3,
+            chain_version=1,
+            capacity_bytes=1000,
+            free_bytes=900,
+            resync_done_chunks=done,
+            resync_total_chunks=3,
+        )
+        report.scrub.done_chunks = 7 * done
+        report.scrub.damaged_chunks = done - 1
+        harness.do(harness.cluster.heartbeat(request, harness.clock.monotonic_s(), 0))
+        assert harness.cluster.version == version
+        info = next(target for target in harness.cluster.delta(0).targets if target.target_id == 101)
+        assert (info.resync_done_chunks, info.resync_total_chunks) == (done, 3)
+        assert (info.scrub.done_chunks, info.scrub.damaged_chunks) == (7 * done, done - 1)
 
 
 def test_free_space_alone_is_no_new_version_until_it_matters(harness: Any) -> None:

@@ -22,8 +22,11 @@ from fireflyfs.storage.core.target import Local, Public, TargetState
 from fireflyfs.storage.engine.interface import (
     ChunkKey,
     ChunkState,
+    Done,
+    DoneChunk,
     Extent,
     LastChunk,
+    Quarantined,
     ReadResult,
     Space,
     Update,
@@ -38,11 +41,18 @@ from fireflyfs.storage.service.wire import Item, Result, decode_results, encode_
 CHUNK = 65536
 
 
+UNIT = 4096  # under one checksum
+
+
 @dataclass
 class _Chunk:
+    """Contents are what they should be. `rotten`: units of the committed one whose bytes are not."""
+
     chunk_size: int
     committed: tuple[Version, bytes] | None = None
     pending: tuple[Version, bytes] | None = None
+    rotten: set[int] = field(default_factory=set)
+    pending_rotten: set[int] = field(default_factory=set)
 
 
 class MemoryEngine:
@@ -50,9 +60,13 @@ class MemoryEngine:
 
     def __init__(self) -> None:
         self.chunks: dict[ChunkKey, _Chunk] = {}
+        self.reasons: dict[ChunkKey, str] = {}  # of damaged chunks
         self.cold = False
         self.full = False
         self.syncs = 0
+        self.disk_id = "disk"
+        self.lost_power = False
+        self.writers: dict[tuple[bytes, int], tuple[int, dict[ChunkKey, DoneChunk]]] = {}
 
     def _state(self, key: ChunkKey, chunk: _Chunk) -> ChunkState:
         return ChunkState(
@@ -75,6 +89,10 @@ class MemoryEngine:
         chosen = (chunk.pending if pending and chunk.pending else chunk.committed) if chunk else None
         if chunk is None or chosen is None:
             raise error(Code.CHUNK_NOT_FOUND)
+        rotten = chunk.rotten if chosen is chunk.committed else chunk.pending_rotten
+        if chosen[0].damaged or _touches(rotten, offset, min(len(into), len(chosen[1]) - offset)):
+            into[:] = bytes(len(into))
+            raise error(Code.CHECKSUM)
         data = chosen[1][offset : offset + len(into)]
         into[: len(data)] = data
         return ReadResult(
@@ -90,6 +108,7 @@ class MemoryEngine:
                 raise error(Code.NO_SPACE)
             chunk = self.chunks.setdefault(update.key, _Chunk(update.chunk_size))
             old = chunk.committed[1] if chunk.committed else b""
+            rotten = self._building_on(chunk, update)
             data = bytearray(b"" if update.kind in (UpdateKind.REPLACE, UpdateKind.REMOVE) else old)
             for extent in update.extents:
                 end = extent.offset + len(extent.data)
@@ -106,11 +125,72 @@ class MemoryEngine:
                 update.writer,
                 removed,
             )
+            if update.kind is UpdateKind.DAMAGED:
+                version = version._replace(length=update.length, crc32c=update.crc32c, damaged=True)
             chunk.pending = (version, bytes(data))
+            chunk.pending_rotten = rotten
             versions.append(version)
         return versions
 
-    def commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int, *, nowait: bool = False) -> None:
+    def _building_on(self, chunk: _Chunk, update: Update) -> set[int]:
+        """Rotten units that the update leaves as they are. Raises CHECKSUM where it would have to read one."""
+        if chunk.committed is None or update.kind not in (UpdateKind.WRITE, UpdateKind.TRUNCATE):
+            return set()
+        length = len(chunk.committed[1]) if not chunk.committed[0].damaged else chunk.committed[0].length
+        if update.kind is UpdateKind.TRUNCATE:
+            written = set(range(update.length, length))
+        else:
+            written = {at for e in update.extents for at in range(e.offset, e.offset + len(e.data))}
+        left = set()
+        for unit in set(range(-(-length // UNIT))) if chunk.committed[0].damaged else chunk.rotten:
+            inside = set(range(unit * UNIT, min((unit + 1) * UNIT, length)))
+            if inside & written and inside - written:
+                raise error(Code.CHECKSUM)
+            if inside - written:
+                left.add(unit)
+        if left and chunk.committed[0].damaged:
+            raise error(Code.CHECKSUM)
+        return left
+
+    def rot(self, key: ChunkKey, at: int = 0) -> None:
+        """The committed bytes of the unit that holds `at` go bad."""
+        self.chunks[key].rotten.add(at // UNIT)
+
+    def verify(self, key: ChunkKey) -> int:
+        chunk = self.chunks.get(key)
+        if chunk is None or chunk.committed is None:
+            raise error(Code.CHUNK_NOT_FOUND)
+        if chunk.committed[0].damaged or chunk.rotten:
+            raise error(Code.CHECKSUM)
+        return len(chunk.committed[1])
+
+    def done(self, after: Writer | None, limit: int) -> list[Done]:
+        later = sorted(channel for channel in self.writers if after is None or channel > after[:2])
+        return [
+            Done(Writer(*channel, self.writers[channel][0]), tuple(self.writers[channel][1].values()))
+            for channel in later[:limit]
+        ]
+
+    def adopt(self, done: Sequence[Done]) -> None:
+        for writer, chunks in done:
+            self._remember(writer, chunks)
+
+    def _remember(self, writer: Writer, chunks: Sequence[DoneChunk]) -> None:
+        sequence, known = self.writers.get(writer[:2], (-1, {}))
+        if sequence > writer.sequence:
+            return
+        if sequence < writer.sequence:
+            known = {}
+        self.writers[writer[:2]] = writer.sequence, known | {chunk.key: chunk for chunk in chunks}
+
+    def commit(
+        self,
+        keys: Sequence[tuple[ChunkKey, int]],
+        chain_version: int,
+        *,
+        remember: bool = True,
+        nowait: bool = False,
+    ) -> None:
         if nowait and self.cold:
             raise WouldBlock
         for key, number in keys:
@@ -120,7 +200,14 @@ class MemoryEngine:
             if chunk.pending and chunk.pending[0].version == number:
                 version, data = chunk.pending
                 chunk.committed = (version._replace(chain_version=chain_version), data)
+                chunk.rotten, chunk.pending_rotten = chunk.pending_rotten, set()
                 chunk.pending = None
+                self.reasons.pop(key, None)
+                if version.damaged:
+                    self.reasons[key] = "lost elsewhere"
+                if remember:
+                    done = DoneChunk(key, number, chain_version, version.length, version.crc32c)
+                    self._remember(version.writer, [done])
                 if version.removed:
                     del self.chunks[key]
             elif not (chunk.committed and chunk.committed[0].version == number):
@@ -145,20 +232,39 @@ class MemoryEngine:
         return [self._state(key, chunk) for key, chunk in self.chunks.items() if chunk.pending][:limit]
 
     def quarantine(self, key: ChunkKey, reason: str) -> None:
-        self.chunks.pop(key, None)
+        chunk = self.chunks.get(key)
+        if chunk is not None and chunk.committed is not None and not chunk.committed[0].damaged:
+            chunk.committed = (chunk.committed[0]._replace(damaged=True), b"")
+            chunk.rotten = set()
+            self.reasons[key] = reason
+
+    def quarantined(self, limit: int) -> list[Quarantined]:
+        found = [(key, reason, self.chunks[key].committed) for key, reason in sorted(self.reasons.items())]
+        return [
+            Quarantined(key, reason, kept[0].version, kept[0].length, 0, 0, False)
+            for key, reason, kept in found[:limit]
+            if kept is not None
+        ]
+
+    def vouch(self) -> None:
+        self.lost_power = False
 
     def sync(self) -> None:
         self.syncs += 1
 
     def space(self) -> Space:
         used = sum(len(chunk.committed[1]) for chunk in self.chunks.values() if chunk.committed)
-        return Space(1 << 40, 1 << 39, used, len(self.chunks))
+        return Space(1 << 40, 1 << 39, used, len(self.chunks), len(self.reasons))
 
     def stats(self) -> dict[str, float]:
         return {"chunks": float(len(self.chunks))}
 
     def close(self) -> None:
         pass
+
+
+def _touches(rotten: set[int], offset: int, length: int) -> bool:
+    return any(unit * UNIT < offset + length and (unit + 1) * UNIT > offset for unit in rotten)
 
 
 class FakeRequest:
@@ -263,7 +369,7 @@ class Cluster:
         service = StorageService(replicas)
         handlers = service.bulk_handlers()
         for name, number in service_methods("STORAGE").items():
-            if name in ("Read", "Write", "Update"):
+            if name in ("Read", "Write", "Update", "SyncRead"):
                 continue
             snake = "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
             handlers[number] = _protobuf(getattr(service, snake), getattr(storage_pb2, name + "Request"))

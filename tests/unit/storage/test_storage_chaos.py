@@ -1,4 +1,4 @@
-"""Crashes, lost answers, hanging replicas and late routing, from one seed each, while clients write and read.
+"""Crashes, lost answers, hanging replicas, late routing and rot, from one seed each, while clients write and read.
 
 What must hold whatever happens: a version of a chunk has one content for ever; a request is done at most once, and once
 if it was acknowledged; no read goes back behind what was acknowledged or read before it began; in the end all serving
@@ -22,9 +22,11 @@ from fireflyfs.common.net.methods import Method
 from fireflyfs.mgmtd.core import chain as chain_rules
 from fireflyfs.proto.storage_wire import READ_IO, READ_RESULT
 from fireflyfs.storage.background.pending import PendingResolver
+from fireflyfs.storage.background.repair import SuspectRepair
 from fireflyfs.storage.background.resync import Resync
+from fireflyfs.storage.background.scrub import Scrubber
 from fireflyfs.storage.core.target import Local, Public
-from fireflyfs.storage.engine.interface import Writer
+from fireflyfs.storage.engine.interface import ChunkKey, Writer
 
 KEYS = 5
 WRITES = 60
@@ -86,8 +88,10 @@ class Chaos:
         self.floor = [0] * KEYS
         self.said: dict[int, int] = {}
         self.witnesses: dict[int, set[int]] = {}
-        self.finished = False
+        self.finished = False  # clients are
+        self.calm = False  # and nothing is disturbed any more
         self.crashes = 0
+        self.rotted = 0
         for target_id in self.disks:
             self.start(target_id, fresh=False)
 
@@ -104,7 +108,10 @@ class Chaos:
         server.replicas.install(self.cluster.routing())
         self.jobs[target_id] = [
             asyncio.ensure_future(PendingResolver(server.replicas, server.service.updater, server.target).run()),
-            asyncio.ensure_future(Resync(server.replicas, server.service.updater, server.target).run()),
+            asyncio.ensure_future(
+                Resync(server.replicas, server.service.updater, server.service.repairer, server.target).run()
+            ),
+            asyncio.ensure_future(SuspectRepair(server.replicas, server.service.repairer, server.target).run()),
         ]
 
     def may_crash(self, target_id: int) -> bool:
@@ -153,7 +160,7 @@ class Chaos:
                     asyncio.get_running_loop().call_later(delay, server.replicas.install, routing)
 
     async def manage(self) -> None:
-        while not self.finished or any(public is not Public.SERVING for _, public in self.cluster.states):
+        while not self.calm or any(public is not Public.SERVING for _, public in self.cluster.states):
             self.step_chain()
             await asyncio.sleep(0.01)
 
@@ -178,6 +185,20 @@ class Chaos:
                 await self.revive(self.chance.choice(list(self.crashed_at)))
         for target_id in list(self.crashed_at):
             await self.revive(target_id)
+        self.calm = True
+
+    async def rot(self) -> None:
+        """Bytes go bad on one replica while the two others have good ones."""
+        while not self.finished:
+            await asyncio.sleep(self.chance.uniform(0.005, 0.03))
+            if self.crashed_at or any(public is not Public.SERVING for _, public in self.cluster.states):
+                continue
+            key = ChunkKey(7, self.chance.randrange(KEYS))
+            held = [disk.chunks.get(key) for disk in self.disks.values()]
+            good = all(chunk and chunk.committed and not chunk.pending and not chunk.rotten for chunk in held)
+            if good and len({chunk.committed[0].version for chunk in held if chunk}) == 1:
+                self.disks[self.chance.choice(list(self.disks))].rot(key)
+                self.rotted += 1
 
     async def revive(self, target_id: int) -> None:
         while asyncio.get_running_loop().time() - self.crashed_at[target_id] < 0.06:
@@ -251,8 +272,11 @@ class Chaos:
                 self.floor[index] = max(self.floor[index], version)
 
 
+@pytest.mark.parametrize("rot", [False, True], ids=["", "rot"])
 @pytest.mark.parametrize("seed", range(6))
-def test_whatever_fails_the_history_is_one(seed: int, make_cluster: Callable[..., Any], write_item: Any) -> None:
+def test_whatever_fails_the_history_is_one(
+    seed: int, rot: bool, make_cluster: Callable[..., Any], write_item: Any
+) -> None:
     async def scenario() -> None:
         cluster = make_cluster(3)
         chaos = Chaos(cluster, seed)
@@ -261,7 +285,11 @@ def test_whatever_fails_the_history_is_one(seed: int, make_cluster: Callable[...
         manager = asyncio.ensure_future(chaos.manage())
         disturber = asyncio.ensure_future(chaos.disturb())
         readers = [asyncio.ensure_future(chaos.read()) for _ in range(3)]
+        if rot:
+            readers.append(asyncio.ensure_future(chaos.rot()))
         await asyncio.gather(*(chaos.write(client, write_item) for client in range(1, CLIENTS + 1)))
+        while rot and not chaos.rotted:
+            await asyncio.sleep(0.01)
         chaos.finished = True
         await asyncio.gather(disturber, *readers)
         await manager  # until all replicas serve again
@@ -269,9 +297,17 @@ def test_whatever_fails_the_history_is_one(seed: int, make_cluster: Callable[...
             await asyncio.sleep(0.01)  # what clients had given up on
         for server in cluster.servers.values():
             await PendingResolver(server.replicas, server.service.updater, server.target).once()
+        for server in cluster.servers.values():
+            scrubber = Scrubber(server.replicas, server.service.repairer, server.target, bytes_s=0, every_s=0)
+            # One that has not heard yet that it serves looks at nothing, and one that the others have not heard of yet
+            # gets no help.
+            while not server.target.scrub.passes or server.target.scrub.damaged:
+                await scrubber.once()
+                await asyncio.sleep(0.005)
         copies = []
         for disk in chaos.disks.values():
             assert not [key for key, chunk in disk.chunks.items() if chunk.pending]
+            assert not [key for key, chunk in disk.chunks.items() if chunk.rotten or chunk.committed[0].damaged]
             copies.append({key: (chunk.committed[0].version, chunk.committed[1]) for key, chunk in disk.chunks.items()})
         assert copies[0] == copies[1] == copies[2]
         for key, (version, data) in copies[0].items():

@@ -48,6 +48,21 @@ def test_the_head_numbers_updates(
     assert (decision.action, decision.version) == (action, number)
 
 
+@pytest.mark.parametrize(
+    ("state", "action"),
+    [
+        (chunk(version(4, BOB)), Action.APPLY),
+        (chunk(version(5, BOB)), Action.REFUSE),
+        (chunk(version(4, BOB._replace(sequence=10))), Action.REFUSE),  # removed and made anew under the same number
+        (chunk(version(4, BOB), version(5, BOB)), Action.FINISH_FIRST),
+        (None, Action.NOTHING),
+        (chunk(version(4, BOB), version(5, ALICE)), Action.FORWARD),  # its own earlier attempt
+    ],
+)
+def test_an_update_of_what_was_seen_happens_over_nothing_else(state: ChunkState | None, action: Action) -> None:
+    assert versions.decide_head(state, UpdateKind.REMOVE, 0, ALICE, seen=(4, BOB)).action is action
+
+
 def test_the_head_refuses_what_its_channel_has_passed() -> None:
     later = ALICE._replace(sequence=6)
     assert versions.decide_head(chunk(version(4, later)), UpdateKind.WRITE, 0, ALICE).code == Code.STALE_UPDATE
@@ -71,8 +86,8 @@ def test_a_pending_version_that_is_committed_nowhere_is_replaced_under_its_numbe
         (chunk(version(4)), UpdateKind.WRITE, 6, 0, Action.REFUSE, Code.MISSING_UPDATE),
         (chunk(version(4)), UpdateKind.WRITE, 3, 0, Action.REFUSE, Code.STALE_UPDATE),
         (chunk(version(4, ALICE)), UpdateKind.WRITE, 4, 1, Action.ANSWER, Code.OK),
-        (chunk(version(4, ALICE)), UpdateKind.WRITE, 4, 2, Action.REFUSE, Code.CHECKSUM),
-        (chunk(version(4)), UpdateKind.WRITE, 4, 0, Action.REFUSE, Code.CHECKSUM),
+        (chunk(version(4, ALICE)), UpdateKind.WRITE, 4, 2, Action.REFUSE, Code.STALE_UPDATE),
+        (chunk(version(4)), UpdateKind.WRITE, 4, 0, Action.REFUSE, Code.STALE_UPDATE),
         (chunk(version(4), version(5, ALICE)), UpdateKind.WRITE, 5, 0, Action.FORWARD, Code.OK),
         (chunk(version(4), version(5)), UpdateKind.WRITE, 5, 0, Action.APPLY, Code.OK),
         (chunk(version(4)), UpdateKind.WRITE, 0, 0, Action.REFUSE, Code.PROTOCOL),

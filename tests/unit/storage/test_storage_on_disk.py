@@ -79,7 +79,7 @@ def test_random_updates_a_lost_replica_and_its_return(make_cluster: Callable[...
         cluster.publish((10, Public.SERVING), (20, Public.SERVING), (30, Public.SYNCING))
         middle = cluster.servers[20]
         hop = forward.next_hop(middle.target.chain, 20)
-        job = Resync(middle.replicas, middle.service.updater, middle.target)
+        job = Resync(middle.replicas, middle.service.updater, middle.service.repairer, middle.target)
 
         async def changes() -> None:
             for _ in range(60):

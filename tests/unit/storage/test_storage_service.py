@@ -372,7 +372,7 @@ def test_a_returning_replica_is_brought_up_to_date_while_clients_write(
         head = cluster.servers[10]
         hop = forward.next_hop(head.target.chain, 10)
         assert hop is not None
-        job = Resync(head.replicas, head.service.updater, head.target)
+        job = Resync(head.replicas, head.service.updater, head.service.repairer, head.target)
         chain = head.target.chain
 
         async def write_on() -> None:
@@ -500,17 +500,15 @@ def test_too_much_in_flight_is_refused(make_cluster: MakeCluster, write_item: Ma
     run(scenario)
 
 
-def test_a_replica_that_cannot_store_what_its_successor_has_leaves_the_chain(
-    make_cluster: MakeCluster, write_item: MakeItem
-) -> None:
+def test_an_update_that_cannot_be_stored_here_goes_no_further(make_cluster: MakeCluster, write_item: MakeItem) -> None:
     async def scenario() -> None:
         cluster = make_cluster(2)
         await cluster.update(10, [write_item(0, b"abc")], writer(1))
         cluster.servers[10].engine.full = True
-        results = await cluster.update(10, [write_item(0, b"more")], writer(2))
-        assert results[0].code is Code.NO_SPACE
-        assert cluster.servers[10].target.state.local is Local.OFFLINE
-        assert contents(cluster, 20) == {KEY: (2, b"more")}
+        results = await cluster.update(10, [write_item(0, b"more"), write_item(1, b"x")], writer(2))
+        assert [result.code for result in results] == [Code.NO_SPACE, Code.NO_SPACE]
+        assert cluster.servers[10].target.state.local is Local.UPTODATE
+        assert contents(cluster, 20) == contents(cluster, 10) == {KEY: (1, b"abc")}
         cluster.close()
 
     run(scenario)

@@ -1,0 +1,40 @@
+"""`python -m simulator`: many seeds, or one in detail. The exit code is 1 when a run has failed."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+
+from simulator.many import run_many
+from simulator.run import Outcome, run_seed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="simulator", description=__doc__)
+    parser.add_argument("--runs", type=int, default=100, help="how many seeds")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--seed", type=int, help="this seed alone, with everything that happened in it")
+    parser.add_argument("--seconds", type=float, default=60.0, help="virtual seconds of faults in each run")
+    parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count(), help="runs side by side")
+    parser.add_argument("--until-failure", action="store_true", help="stop at the first run that fails")
+    arguments = parser.parse_args()
+    if arguments.seed is not None:
+        return _show(run_seed(arguments.seed, arguments.seconds, verbose=True))
+    return run_many(
+        arguments.first,
+        arguments.runs,
+        seconds=arguments.seconds,
+        jobs=arguments.jobs,
+        until_failure=arguments.until_failure,
+    )
+
+
+def _show(outcome: Outcome) -> int:
+    print("\n".join(outcome.trace))
+    print("\n".join(outcome.problems) or f"seed {outcome.seed}: everything is explained")
+    return bool(outcome.problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
