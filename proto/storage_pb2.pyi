@@ -188,12 +188,14 @@ class TruncateChunkReply(_message.Message):
     def __init__(self, version: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
 
 class SyncChainsRequest(_message.Message):
-    __slots__ = ("chains", "forwarded")
+    __slots__ = ("chains", "forwarded", "chain_versions")
     CHAINS_FIELD_NUMBER: _ClassVar[int]
     FORWARDED_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     chains: _containers.RepeatedScalarFieldContainer[int]
     forwarded: bool
-    def __init__(self, chains: _Optional[_Iterable[int]] = ..., forwarded: _Optional[bool] = ...) -> None: ...
+    chain_versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, chains: _Optional[_Iterable[int]] = ..., forwarded: _Optional[bool] = ..., chain_versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SyncChainsReply(_message.Message):
     __slots__ = ()

@@ -264,7 +264,12 @@ class StorageService:
     async def sync_chains(self, request: storage_pb2.SyncChainsRequest) -> storage_pb2.SyncChainsReply:
         """Forwarded: this worker's targets only. Otherwise every replica of the chains, each worker asked once."""
         if request.forwarded:
-            await asyncio.gather(*(self._sync_local(chain_id) for chain_id in set(request.chains)))
+            if len(request.chains) != len(request.chain_versions):
+                raise error(
+                    Code.INVALID, f"{len(request.chains)} chains, {len(request.chain_versions)} versions of them"
+                )
+            asked = dict(zip(request.chains, request.chain_versions, strict=True))
+            await asyncio.gather(*(self._sync_local(chain_id, version) for chain_id, version in asked.items()))
             return storage_pb2.SyncChainsReply()
         deadline_s = self._deadline_s()
         attempt = 0
@@ -280,10 +285,15 @@ class StorageService:
                 await self._replicas.wait_change(pause)
 
     async def _sync_everywhere(self, chains: list[int]) -> None:
+        """Every replica syncs, and says that it knows the chain in the same version: one that this worker does not
+        know of could hold what was acknowledged in its page cache only."""
         routing = self._replicas.routing
         here: set[int] = set()
         there: dict[str, tuple[int, list[int]]] = {}
         for chain_id in chains:
+            if not routing.chain(chain_id).serving:
+                # Nobody to ask is not everybody asked: what was acknowledged may be in the page cache of one that is away.
+                raise error(Code.TARGET_OFFLINE, f"no replica of chain {chain_id} serves now")
             for target_id, state in routing.chain(chain_id).targets:
                 if state not in (Public.SERVING, Public.SYNCING):
                     continue
@@ -294,20 +304,26 @@ class StorageService:
                 there.setdefault(address.tcp or address.unix, (target_id, []))[1].append(chain_id)
 
         async def ask(target_id: int, asked: list[int]) -> None:
-            body = storage_pb2.SyncChainsRequest(chains=asked, forwarded=True).SerializeToString()
+            versions = [routing.chain(chain_id).version for chain_id in asked]
+            request = storage_pb2.SyncChainsRequest(chains=asked, forwarded=True, chain_versions=versions)
+            body = request.SerializeToString()
             call = Call(Method.STORAGE_SYNC_CHAINS, body, deadline_s=10.0)
             await self._replicas.link.call(routing.address(target_id), call)
 
-        work = [self._sync_local(chain_id) for chain_id in sorted(here)]
+        work = [self._sync_local(chain_id, routing.chain(chain_id).version) for chain_id in sorted(here)]
         work += [ask(target_id, asked) for target_id, asked in there.values()]
         # All are waited for, so that none is left running behind an error.
         for outcome in await asyncio.gather(*work, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    async def _sync_local(self, chain_id: int) -> None:
+    async def _sync_local(self, chain_id: int, chain_version: int) -> None:
+        await self._replicas.catch_up(chain_id, chain_version)
         self._replicas.check_fence()
         local = self._replicas.local(chain_id)
+        ours = local.chain.version if local.chain is not None else 0
+        if ours != chain_version:
+            raise error(Code.CHAIN_VERSION, f"chain {chain_id} has version {ours} here, not {chain_version}")
         if not target.may_receive(local.state, local.public):
             raise error(Code.TARGET_OFFLINE, f"target {local.target_id} does not serve")
         await local.call(local.engine.sync)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
+from pathlib import Path
 
 from simulator.many import run_many
 from simulator.run import Outcome, run_seed
@@ -17,6 +18,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="this seed alone, with everything that happened in it")
     parser.add_argument("--seconds", type=float, default=60.0, help="virtual seconds of faults in each run")
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count(), help="runs side by side")
+    parser.add_argument("--keep", type=Path, help="write what happened in runs that fail to this folder")
     parser.add_argument("--until-failure", action="store_true", help="stop at the first run that fails")
     arguments = parser.parse_args()
     if arguments.seed is not None:
@@ -27,6 +29,7 @@ def main() -> int:
         seconds=arguments.seconds,
         jobs=arguments.jobs,
         until_failure=arguments.until_failure,
+        keep=arguments.keep,
     )
 
 

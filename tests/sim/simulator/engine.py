@@ -311,7 +311,11 @@ class SimEngine:
         used = sum(chunk.chunk_size for chunk in self.chunks.values())
         free = 0 if self.full else 1 << 40
         held = [chunk.committed for chunk in self.chunks.values() if chunk.committed is not None]
-        return Space(1 << 41, free, used, len(held), sum(stored.version.damaged for stored in held))
+        return Space(1 << 41, free, used, len(held), self.space_damaged())
+
+    def space_damaged(self) -> int:
+        held = [chunk.committed for chunk in self.chunks.values() if chunk.committed is not None]
+        return sum(stored.version.damaged for stored in held)
 
     def stats(self) -> dict[str, float]:
         return {"chunks": float(len(self.chunks))}

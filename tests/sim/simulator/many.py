@@ -6,10 +6,12 @@ import multiprocessing
 import time
 import traceback
 from collections import Counter
+from pathlib import Path
 
 from simulator.run import Outcome, run_seed
 
 RUNS_OF_A_PROCESS_MAX = 200  # then a fresh one: what a run leaves behind is not to add up
+TRACES_KEPT_MAX = 20
 
 
 def one(task: tuple[int, float]) -> Outcome:
@@ -24,8 +26,10 @@ def one(task: tuple[int, float]) -> Outcome:
     return outcome
 
 
-def run_many(first: int, runs: int, *, seconds: float, jobs: int, until_failure: bool = False) -> bool:
-    """Run seeds `first` to `first + runs - 1` and print what failed; whether any did."""
+def run_many(
+    first: int, runs: int, *, seconds: float, jobs: int, until_failure: bool = False, keep: Path | None = None
+) -> bool:
+    """Run `runs` seeds from `first` on and print which failed; whether any did. `keep`: a folder for what happened."""
     began_s = time.perf_counter()
     counts: Counter[str] = Counter()
     virtual_s = 0.0
@@ -41,6 +45,10 @@ def run_many(first: int, runs: int, *, seconds: float, jobs: int, until_failure:
                 failed += 1
                 print(f"seed {outcome.seed} FAILED: {outcome.problems[0]}")
                 print(f"  again, with all that happened: make sim SEED={outcome.seed}", flush=True)
+                if keep is not None and failed <= TRACES_KEPT_MAX:
+                    again = run_seed(outcome.seed, seconds, verbose=True)
+                    text = "\n".join([*again.trace, *again.problems])
+                    (keep / f"seed-{outcome.seed}.txt").write_text(text, encoding="utf-8")
                 if until_failure:
                     pool.terminate()
                     break

@@ -26,6 +26,7 @@ FAULTS = (
     "nowait",
     "power",
     "wipe",
+    "rot",
     "slow_net",
     "lossy_net",
     "doubling_net",
@@ -322,6 +323,18 @@ class Nemesis:
             self.busy -= {node.name for node in nodes} | {"mgmtd"}
             self.fragile = False
 
+    async def _rot(self) -> None:
+        """The bytes of a chunk go bad on one replica while the others have it."""
+        found = self._engine()
+        if found is None or self.fragile or self.busy or self.world.bad_chunks() or not self.world.healthy():
+            return
+        engine = found[0].engines[found[1]]
+        keys = sorted(key for key, chunk in engine.chunks.items() if chunk.committed is not None)
+        if keys:
+            key = self.rng.choice(keys)
+            self.world.say(f"chunk {key.inode}.{key.chunk_index} of {found[1]} rots")
+            engine.rotten.add(key)
+
     async def _wipe(self) -> None:
         """A machine comes back with empty disks while all else is well."""
         await self._power(wipe=True)
@@ -332,6 +345,8 @@ class Nemesis:
         weather = self.world.net.weather
         if node is None or self.busy or self.world.net.cut or weather.lost or weather.slow or not self.world.healthy():
             return
+        if self.world.bad_chunks():
+            return  # the good copies may be there
         others = {other.name for other in self.world.nodes.values() if other is not node}
         self.busy |= others | {node.name, "mgmtd"}
         self.fragile = True

@@ -137,8 +137,10 @@ async def _drive(world: World, work: Work, rng: random.Random, duration_s: float
 
 
 def _quiet(world: World) -> bool:
-    """Whether no update is under way, and none is left without an outcome."""
+    """Whether no update is under way, none is left without an outcome, and no bytes are lost anywhere."""
     engines = [engine for node in world.nodes.values() for engine in node.engines.values()]
+    if world.bad_chunks():
+        return False
     if any(chunk.pending is not None for engine in engines for chunk in engine.chunks.values()):
         return False
     workers = [node.worker for node in world.nodes.values() if node.worker is not None]
@@ -146,7 +148,9 @@ def _quiet(world: World) -> bool:
 
 
 def _same_replicas(world: World) -> None:
-    """All replicas of a chain hold the same, and nothing is pending."""
+    """All replicas of a chain hold the same, nothing is pending, and what rotted was mended."""
+    if world.bad_chunks():
+        world.problem(f"{world.bad_chunks()} chunks are still rotten or damaged")
     for chain_id, members in world.chains.items():
         copies = []
         for target_id in members:

@@ -43,6 +43,8 @@ from simulator.net import Net, SimLink, SimStub, Station
 CLUSTER = "simulated"
 MGMTD = "mgmtd:0"
 FAILED_AFTER_S = 5.0
+SCRUB_BYTES_S = 1 << 20
+SCRUB_EVERY_S = 20.0
 STORAGE = storage_pb2.DESCRIPTOR.services_by_name["Storage"]
 
 
@@ -281,6 +283,8 @@ class World:
                 process,
                 last_heartbeat_s=lambda: members[0].last_heartbeat_ok if members else None,
                 on_target_change=lambda: members[0].poke() if members else None,
+                scrub_bytes_s=SCRUB_BYTES_S,
+                scrub_every_s=SCRUB_EVERY_S,
             )
             handlers = link_handlers(STORAGE, "STORAGE", worker.service) | worker.service.bulk_handlers()
             await worker.start()
@@ -342,6 +346,11 @@ class World:
             if any(int(public) != int(Public.SERVING) for _, public in record.members):
                 return False
         return True
+
+    def bad_chunks(self) -> int:
+        """Chunks whose bytes are lost on one replica or another."""
+        engines = [engine for node in self.nodes.values() for engine in node.engines.values()]
+        return sum(len(engine.rotten & engine.chunks.keys()) + engine.space_damaged() for engine in engines)
 
     # Clients
 
