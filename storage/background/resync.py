@@ -24,7 +24,7 @@ from fireflyfs.storage.core.resync import Held, Step, Work
 from fireflyfs.storage.core.scrub import Outcome
 from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Version, Writer
 from fireflyfs.storage.service.forwarding import read_whole
-from fireflyfs.storage.service.repair import Repairer
+from fireflyfs.storage.service.repair import Repairer, wanted_of
 from fireflyfs.storage.service.replica import DONE_PAGE, LocalTarget, Replicas
 from fireflyfs.storage.service.update import Updater
 from fireflyfs.storage.service.wire import Item
@@ -240,7 +240,10 @@ class Resync:
                 item = Item(key, UpdateKind.REMOVE, max(1, local.removed.get(key, 0)), 1 << 16, 0)
                 writer = _NOBODY
             else:
-                item = await self._whole(hop, state, committed)
+                whole = await self._whole(chain, hop, state, committed)
+                if whole is None:
+                    return
+                item = whole
                 writer = committed.writer
             forwarder = self._updater.forwarder
             answers = await forwarder.send_once(local, chain, hop, writer, [item], FLAGS, deadline_s)
@@ -252,9 +255,12 @@ class Resync:
             self._replicas.count("resync_chunks")
             self._replicas.count("resync_bytes", committed.length if committed is not None else 0)
 
-    async def _whole(self, hop: Hop, state: ChunkState, committed: Version) -> Item:
-        """Our chunk for the successor. Where its bytes are lost here they are looked for, at the successor too; where
-        nobody has them the successor hears just that: one rotten chunk must not keep it from serving all others."""
+    async def _whole(self, chain: Chain, hop: Hop, state: ChunkState, committed: Version) -> Item | None:
+        """Our chunk for the successor. Where its bytes are lost here they are looked for, at the successor too.
+
+        None: the successor has them, though they cannot be stored here now. Where it has not, it hears just that: one
+        rotten chunk must not keep it from serving all others. Raises FfsError when it does not say.
+        """
         local = self._local
         key = state.key
         for _ in range(2):
@@ -272,6 +278,9 @@ class Resync:
                 break
             if outcome not in (Outcome.GOOD, Outcome.REPAIRED):
                 break
+        if await self._repairer.has(chain, hop.target_id, wanted_of(state, committed)):
+            local.suspect(key)
+            return None
         log.error("chunk %d.%d: target %d goes on without its bytes", key.inode, key.chunk_index, hop.target_id)
         self._replicas.count("resync_damaged")
         local.suspect(key)

@@ -292,7 +292,7 @@ class StorageService:
         there: dict[str, tuple[int, list[int]]] = {}
         for chain_id in chains:
             if not routing.chain(chain_id).serving:
-                # Nobody to ask is not everybody asked: what was acknowledged may be in the page cache of one that is away.
+                # Nobody to ask is not everybody asked: what was acknowledged may be in the memory of one that is away.
                 raise error(Code.TARGET_OFFLINE, f"no replica of chain {chain_id} serves now")
             for target_id, state in routing.chain(chain_id).targets:
                 if state not in (Public.SERVING, Public.SYNCING):

@@ -11,7 +11,7 @@ from fireflyfs.common.net.api import Call, ServerRequest
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto import storage_pb2
 from fireflyfs.storage.core import forward, read, target
-from fireflyfs.storage.core.read import Choice
+from fireflyfs.storage.core.read import NO_CHUNK, Choice, Truth
 from fireflyfs.storage.engine.interface import ChunkKey, ReadResult, WouldBlock
 from fireflyfs.storage.service.replica import LocalTarget, Replicas
 from fireflyfs.storage.service.wire import decode_reads, encode_reads
@@ -130,27 +130,25 @@ class Reader:
                     raise
             if found is not None and not held and not found.pending:
                 return found
-            tail_version = await self._ask_tail(local, key, deadline_s)
-            if tail_version is None:
+            told = await self._ask_tail(local, key, deadline_s)
+            if told is None:
                 continue
-            if found is not None and found.version == tail_version:
-                return found
-            if found is None and tail_version == 0:
-                raise error(Code.CHUNK_NOT_FOUND)
             state = await local.call(local.engine.stat, key)
             if state is None:
+                if not told.version:
+                    raise error(Code.CHUNK_NOT_FOUND)
                 continue
-            choice = read.choose(state.committed, state.pending, tail_version)
+            choice = read.choose(state.committed, state.pending, told)
             if choice is Choice.MISSING:
                 raise error(Code.CHUNK_NOT_FOUND)
             if choice is Choice.PENDING:
                 found = await local.call(local.engine.read, key, offset, into, pending=True)
-                if found.version == tail_version:
-                    return found
+            if choice is not Choice.AGAIN and found is not None and found.version == told.version:
+                return found
         raise error(Code.CHUNK_PENDING, f"chunk {key.inode}.{key.chunk_index} keeps changing")
 
-    async def _ask_tail(self, local: LocalTarget, key: ChunkKey, deadline_s: float) -> int | None:
-        """The version of the chunk that the tail has committed; 0 when it has none, None when it does not know yet."""
+    async def _ask_tail(self, local: LocalTarget, key: ChunkKey, deadline_s: float) -> Truth | None:
+        """What the tail has committed of the chunk; None when it does not know yet."""
         chain = local.chain
         if chain is None or not target.may_serve(local.state, local.public):
             raise error(Code.TARGET_OFFLINE)
@@ -171,4 +169,4 @@ class Reader:
         answer = storage_pb2.QueryChunkReply.FromString(bytes(reply.body))
         if answer.state.pending_version:
             return None
-        return answer.state.committed_version if answer.found else 0
+        return Truth(answer.state.committed_version, answer.state.crc32c) if answer.found else NO_CHUNK

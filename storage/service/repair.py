@@ -11,6 +11,7 @@ other.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import crc32c as crc32c_module
@@ -154,6 +155,20 @@ class Repairer:
             return None, False
         return data, True
 
+    async def has(self, chain: Chain, syncing: int, wanted: Wanted) -> bool:
+        """Whether the SYNCING successor holds all of `wanted`. Raises FfsError when it does not say."""
+        data = memoryview(bytearray(min(REQUEST_BYTES, wanted.length)))
+        for offset, length in scrub.pieces([Missing(0, wanted.length)], REQUEST_BYTES):
+            rows = await self._read(
+                chain, syncing, Method.STORAGE_SYNC_READ, wanted, [(offset, length)], [data[:length]]
+            )
+            status, got, version, crc, _ = rows[0]
+            if status and status not in _LOST:
+                raise error(Code(status), f"target {syncing} does not say what it holds")
+            if (status, got, version) != (0, length, wanted.version) or crc32c_module.crc32c(data[:length]) != crc:
+                return False
+        return True
+
     async def _ask(
         self,
         chain: Chain,
@@ -169,20 +184,33 @@ class Repairer:
         step = max(1, REQUEST_BYTES // max(piece.length for piece in missing))
         for start in range(0, len(missing), step):
             batch = missing[start : start + step]
-            inode, index = wanted.key
-            body = np.array([(inode, index, chain.chain_id, chain.version, *piece) for piece in batch], READ_IO)
             into = [data[offset : offset + length] for offset, length in batch]
-            call = Call(method, body.tobytes(), into=into, deadline_s=ASK_S)
-            reply = await self._replicas.link.call(self._replicas.routing.address(target_id), call)
-            if len(reply.body) != len(batch) * READ_RESULT.itemsize:
-                raise error(Code.PROTOCOL, f"an answer of {len(reply.body)} bytes to {len(batch)} reads")
-            rows = np.frombuffer(reply.body, READ_RESULT).tolist()
+            rows = await self._read(chain, target_id, method, wanted, batch, into)
             for piece, view, (status, got, version, crc, _) in zip(batch, into, rows, strict=True):
                 if (status, got, version) == (0, piece.length, wanted.version) and crc32c_module.crc32c(view) == crc:
                     continue
                 left.append(piece)
                 sure = sure and status in _LOST
         return left, sure
+
+    async def _read(
+        self,
+        chain: Chain,
+        target_id: int,
+        method: Method,
+        wanted: Wanted,
+        pieces: Sequence[tuple[int, int]],
+        into: list[memoryview],
+    ) -> list[tuple[int, int, int, int, int]]:
+        """READ_RESULT of each (offset, length) of the chunk at another replica. Raises FfsError."""
+        inode, index = wanted.key
+        body = np.array([(inode, index, chain.chain_id, chain.version, *piece) for piece in pieces], READ_IO)
+        call = Call(method, body.tobytes(), into=into, deadline_s=ASK_S)
+        reply = await self._replicas.link.call(self._replicas.routing.address(target_id), call)
+        if len(reply.body) != len(pieces) * READ_RESULT.itemsize:
+            raise error(Code.PROTOCOL, f"an answer of {len(reply.body)} bytes to {len(pieces)} reads")
+        rows: list[tuple[int, int, int, int, int]] = np.frombuffer(reply.body, READ_RESULT).tolist()
+        return rows
 
     # At the SYNCING successor
 

@@ -170,6 +170,8 @@ class World:
             client_id, channel, sequence = version.writer
             writer = f"{client_id.rstrip(bytes(1)).decode(errors='replace')}.{channel}.{sequence}"
             self.say(f"  {target_id} commits {key.inode}.{key.chunk_index} v{version.version} of {writer} {what}")
+        if version.damaged:
+            return  # known to be lost there
         name = (target_id % 100, key, version.version, version.writer)
         what = (version.crc32c, stored.data, version.removed)
         known = self.contents.setdefault(name, what)

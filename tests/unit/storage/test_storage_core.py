@@ -212,11 +212,23 @@ def test_a_read_is_answered_only_by_who_serves_in_the_newest_chain() -> None:
 
 
 def test_the_tail_decides_which_version_is_read() -> None:
-    assert read.choose(version(4), version(5), 4) is read.Choice.COMMITTED
-    assert read.choose(version(4), version(5), 5) is read.Choice.PENDING
-    assert read.choose(version(4), version(5, removed=True), 0) is read.Choice.MISSING
-    assert read.choose(version(4), None, 5) is read.Choice.AGAIN
-    assert read.choose(None, version(1), 0) is read.Choice.MISSING
+    def told(number: int, crc: int = 1) -> read.Truth:
+        return read.Truth(number, crc)
+
+    assert read.choose(version(4), version(5), told(4)) is read.Choice.COMMITTED
+    assert read.choose(version(4), version(5), told(5)) is read.Choice.PENDING
+    assert read.choose(version(4), version(5), told(5, 77)) is read.Choice.AGAIN, "another one under this number"
+    assert read.choose(version(4), version(5, removed=True), read.NO_CHUNK) is read.Choice.MISSING
+    assert read.choose(version(4), None, told(5)) is read.Choice.AGAIN
+    assert read.choose(version(4), None, read.NO_CHUNK) is read.Choice.AGAIN
+    assert read.choose(None, version(1), read.NO_CHUNK) is read.Choice.MISSING
+
+
+def test_a_tail_does_not_say_what_it_does_not_know() -> None:
+    assert read.truth(None) == read.truth(chunk()) == read.NO_CHUNK
+    assert read.truth(chunk(version(4))) == read.Truth(4, 1)
+    assert read.truth(chunk(version(4), version(5))) is None, "its own tail, that is gone now, may have committed it"
+    assert read.truth(chunk(None, version(1))) is None
 
 
 def test_a_resync_gives_way_to_clients_only() -> None:
