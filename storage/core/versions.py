@@ -5,7 +5,8 @@ removed goes on from there (`floor`), so that a forwarded update that comes late
 never looks like the next one: within one version of the chain, a chunk's versions only grow. A pending version
 is an update whose outcome is not known yet: it may be committed further down the chain. So the head never starts a new
 version over a pending one of another writer; that one is finished first (FINISH_FIRST), or, when a successor has
-answered that it cannot be stored (`may_replace_pending`), replaced under the same number.
+answered that it cannot be stored (`may_replace_pending`), replaced under the next number: the one that was given up may
+still be on its way to somebody.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ def decide_head(
             return Decision(Action.NOTHING, 0, Code.OK, "no such chunk")
         if kind is UpdateKind.TRUNCATE and pending is None and (committed is None or committed.length <= length):
             return Decision(Action.NOTHING, base, Code.OK, "already that short")
+    if pending is not None:
+        base = max(base, pending.version)
     return Decision(Action.APPLY, base + 1, Code.OK, "next version")
 
 
@@ -134,7 +137,8 @@ def decide_replica(
         return Decision(Action.FORWARD, version, Code.OK, "stored by an earlier attempt")
     if committed is None and version == base:
         return Decision(Action.REFUSE, base, Code.STALE_UPDATE, f"version {base} removed the chunk")
-    if version == base + 1 or kind is UpdateKind.REPLACE or (creates and committed is None):
+    # What builds on nothing that is here may leave numbers out: those were given up.
+    if version == base + 1 or kind in (UpdateKind.REPLACE, UpdateKind.REMOVE) or (creates and committed is None):
         return Decision(Action.APPLY, version, Code.OK, "next version")
     return Decision(Action.REFUSE, base, Code.MISSING_UPDATE, f"only version {base} is committed here")
 

@@ -126,6 +126,8 @@ class Updater:
                 )
                 if decision.action is Action.APPLY:
                     item.version = decision.version
+                    if from_client and state is not None and state.pending is not None:
+                        item.whole = True  # it leaves out the number of the one that it replaces
                     if from_client and item.kind is UpdateKind.WRITE:
                         item.length = CREATES if state is None or state.committed is None else 0
                     fresh.append(item)

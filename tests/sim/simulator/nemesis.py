@@ -20,6 +20,7 @@ FAULTS = (
     "mgmtd",
     "partition",
     "one_way",
+    "island",
     "disk_full",
     "disk_failed",
     "disk_slow",
@@ -247,6 +248,13 @@ class Nemesis:
     async def _one_way(self) -> None:
         await self._cut({self._pair()})
 
+    async def _island(self) -> None:
+        """A machine and a client see each other and nobody else."""
+        inside = {self.rng.choice(list(self.world.nodes.values())).name, self.rng.choice(self.clients)}
+        names = {node.name for node in self.world.nodes.values()} | {"mgmtd", *self.clients}
+        outside = sorted(names - inside)
+        await self._cut({pair for one in sorted(inside) for other in outside for pair in ((one, other), (other, one))})
+
     async def _cut(self, pairs: set[tuple[str, str]]) -> None:
         if self.fragile:
             return
@@ -324,12 +332,19 @@ class Nemesis:
             self.fragile = False
 
     async def _rot(self) -> None:
-        """The bytes of a chunk go bad on one replica while the others have it."""
+        """The bytes of a chunk go bad on one replica while all others have the same version."""
         found = self._engine()
+        if self.blackouts or self.world.plan.replicas < 3:
+            return  # with them the good copies could go
         if found is None or self.fragile or self.busy or self.world.bad_chunks() or not self.world.healthy():
             return
         engine = found[0].engines[found[1]]
-        keys = sorted(key for key, chunk in engine.chunks.items() if chunk.committed is not None)
+        others = self.world.chains[found[1] % 100]
+        keys = sorted(
+            key
+            for key, chunk in engine.chunks.items()
+            if chunk.committed is not None and len({self.world.committed_version(other, *key) for other in others}) == 1
+        )
         if keys:
             key = self.rng.choice(keys)
             self.world.say(f"chunk {key.inode}.{key.chunk_index} of {found[1]} rots")
@@ -337,6 +352,8 @@ class Nemesis:
 
     async def _wipe(self) -> None:
         """A machine comes back with empty disks while all else is well."""
+        if self.world.plan.replicas < 3:
+            return  # one more fault, and nothing would be left
         await self._power(wipe=True)
 
     async def _power(self, *, wipe: bool = False) -> None:

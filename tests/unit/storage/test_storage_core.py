@@ -68,11 +68,11 @@ def test_the_head_refuses_what_its_channel_has_passed() -> None:
     assert versions.decide_head(chunk(version(4, later)), UpdateKind.WRITE, 0, ALICE).code == Code.STALE_UPDATE
 
 
-def test_a_pending_version_that_is_committed_nowhere_is_replaced_under_its_number() -> None:
+def test_a_pending_version_that_is_committed_nowhere_is_replaced_under_the_next_number() -> None:
     decision = versions.decide_head(chunk(version(4), version(5)), UpdateKind.REMOVE, 0, ALICE, replace_pending=True)
-    assert (decision.action, decision.version) == (Action.APPLY, 5)
+    assert (decision.action, decision.version) == (Action.APPLY, 6)
     decision = versions.decide_head(chunk(None, version(1)), UpdateKind.REMOVE, 0, ALICE, replace_pending=True)
-    assert (decision.action, decision.version) == (Action.APPLY, 1)
+    assert (decision.action, decision.version) == (Action.APPLY, 2)
 
 
 @pytest.mark.parametrize(
