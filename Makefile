@@ -13,6 +13,7 @@ PROTOS := common mgmtd meta storage
 SEED ?=
 RUNS ?= 1000
 FIRST ?= 0
+FAULTS ?=
 
 .PHONY: venv dev proto proto-fresh check lint test test-packages sim soak up down bench clean
 
@@ -55,7 +56,7 @@ test: test-packages lint proto-fresh
 
 # Simulated clusters with faults: `make sim RUNS=1000`, `make sim RUNS=1000 FIRST=5000`, `make sim SEED=42` in detail.
 sim: dev
-	@PYTHONPATH=tests/sim $(BIN)/python -m simulator $(if $(SEED),--seed $(SEED),--runs $(RUNS) --first $(FIRST))
+	@PYTHONPATH=tests/sim $(BIN)/python -m simulator $(if $(SEED),--seed $(SEED),--runs $(RUNS) --first $(FIRST)) $(if $(FAULTS),--faults $(FAULTS))
 
 # Faults done to real clusters, with another seed each time, until SOAK_MINUTES are over or something is found.
 soak: dev test-packages

@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 from simulator.many import run_many
+from simulator.nemesis import BLACKOUTS, FAULTS
 from simulator.run import Outcome, run_seed
+
+KNOWN = (*FAULTS, BLACKOUTS)
 
 
 def main() -> int:
@@ -17,20 +20,31 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="this seed alone, with everything that happened in it")
     parser.add_argument("--seconds", type=float, default=60.0, help="virtual seconds of faults in each run")
+    parser.add_argument(
+        "--faults", type=_faults, default=(), help="these alone, as freeze,island; of " + " ".join(KNOWN)
+    )
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count(), help="runs side by side")
     parser.add_argument("--keep", type=Path, help="write what happened in runs that fail to this folder")
     parser.add_argument("--until-failure", action="store_true", help="stop at the first run that fails")
     arguments = parser.parse_args()
     if arguments.seed is not None:
-        return _show(run_seed(arguments.seed, arguments.seconds, verbose=True))
+        return _show(run_seed(arguments.seed, arguments.seconds, arguments.faults, verbose=True))
     return run_many(
         arguments.first,
         arguments.runs,
         seconds=arguments.seconds,
         jobs=arguments.jobs,
+        faults=arguments.faults,
         until_failure=arguments.until_failure,
         keep=arguments.keep,
     )
+
+
+def _faults(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if unknown := set(names) - set(KNOWN):
+        raise argparse.ArgumentTypeError(f"no such fault: {', '.join(sorted(unknown))}")
+    return names
 
 
 def _show(outcome: Outcome) -> int:

@@ -9,8 +9,10 @@ told some time after that. Nothing waits for real time: when nothing is ready, t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import random
+import warnings
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
@@ -223,8 +225,7 @@ def bury(process: Process) -> None:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         if not task.done():
             coro = task.get_coro()
-            try:
+            with warnings.catch_warnings(), contextlib.suppress(BaseException):
+                warnings.simplefilter("ignore", RuntimeWarning)  # some had not begun
                 coro.close()  # type: ignore[union-attr]
-            except BaseException:
-                pass
     process.tasks.clear()

@@ -32,6 +32,7 @@ FAULTS = (
     "lossy_net",
     "doubling_net",
 )
+BLACKOUTS = "blackouts"  # not one fault of many: what it takes is judged differently
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Nemesis:
     faults: list[str] = field(default_factory=list)
     pause_s: float = 3.0
     blackouts: bool = False
+    only: tuple[str, ...] = ()  # these faults, not the seed's own choice
     floors: dict[tuple[int, int], int] = field(default_factory=dict)
     ending: bool = False
     busy: set[str] = field(default_factory=set)  # nodes that something is being done to
@@ -55,6 +57,8 @@ class Nemesis:
             self.tasks.append(asyncio.ensure_future(self._blackouts()))
         share = self.rng.choice([0.2, 0.4, 0.7, 1.0])
         self.faults = [fault for fault in FAULTS if self.rng.random() < share] or [self.rng.choice(FAULTS)]
+        if self.only:
+            self.faults = list(self.only)
         self.pause_s = self.rng.choice([0.5, 1.5, 3.0, 6.0])
         weather = Weather()
         if "slow_net" in self.faults:
@@ -253,15 +257,17 @@ class Nemesis:
         inside = {self.rng.choice(list(self.world.nodes.values())).name, self.rng.choice(self.clients)}
         names = {node.name for node in self.world.nodes.values()} | {"mgmtd", *self.clients}
         outside = sorted(names - inside)
-        await self._cut({pair for one in sorted(inside) for other in outside for pair in ((one, other), (other, one))})
+        pairs = {pair for one in sorted(inside) for other in outside for pair in ((one, other), (other, one))}
+        await self._cut(pairs, self.rng.choice([3.0, 10.0, 20.0]))  # long enough for the others to go on without it
 
-    async def _cut(self, pairs: set[tuple[str, str]]) -> None:
+    async def _cut(self, pairs: set[tuple[str, str]], about_s: float = 0.0) -> None:
         if self.fragile:
             return
         net = self.world.net
         self.world.say(f"cut {sorted(pairs)}")
         net.cut |= pairs
-        await asyncio.sleep(self.rng.choice([0.5, 3.0, 6.0, 12.0]) * self.rng.uniform(0.5, 1.5))
+        about_s = about_s or self.rng.choice([0.5, 3.0, 6.0, 12.0])
+        await asyncio.sleep(about_s * self.rng.uniform(0.5, 1.5))
         net.cut -= pairs
         self.world.say(f"joined {sorted(pairs)}")
 

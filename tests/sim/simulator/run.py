@@ -13,7 +13,7 @@ from fireflyfs.client.retry import RetryPolicy
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.storage.engine.interface import ChunkKey
 from simulator.history import FOREVER, Kind, Op, TooHard, explain
-from simulator.nemesis import Nemesis
+from simulator.nemesis import BLACKOUTS, Nemesis
 from simulator.workload import CELLS, CHUNK, Work
 from simulator.world import Diary, Plan, Violation, World
 
@@ -34,8 +34,8 @@ class Outcome:
     steps: int = 0
 
 
-def run_seed(seed: int, duration_s: float = 60.0, *, verbose: bool = False) -> Outcome:
-    """Deterministic in `seed` and `duration_s`."""
+def run_seed(seed: int, duration_s: float = 60.0, faults: tuple[str, ...] = (), *, verbose: bool = False) -> Outcome:
+    """Deterministic in `seed`, `duration_s` and `faults` (names of `nemesis.FAULTS`; none: the seed chooses)."""
     began_s = time.perf_counter()
     rng = random.Random(seed)
     nodes = rng.choice([3, 3, 4])
@@ -47,7 +47,7 @@ def run_seed(seed: int, duration_s: float = 60.0, *, verbose: bool = False) -> O
     )
     world = World(seed, plan)
     world.verbose = verbose
-    blackouts = rng.random() < 0.2
+    blackouts = (rng.random() < 0.2 and not faults) or BLACKOUTS in faults
     work = Work(
         world,
         [FileLayout(1000 + number, CHUNK, tuple(world.chains)) for number in range(rng.choice([1, 2]))],
@@ -63,7 +63,7 @@ def run_seed(seed: int, duration_s: float = 60.0, *, verbose: bool = False) -> O
     logger.propagate = False
     logger.addHandler(diary)
     try:
-        world.loop.run_until_complete(_drive(world, work, rng, duration_s, blackouts))
+        world.loop.run_until_complete(_drive(world, work, rng, duration_s, blackouts, faults))
     except Violation as exc:
         world.problem(str(exc))
     finally:
@@ -83,7 +83,9 @@ def run_seed(seed: int, duration_s: float = 60.0, *, verbose: bool = False) -> O
     )
 
 
-async def _drive(world: World, work: Work, rng: random.Random, duration_s: float, blackouts: bool) -> None:
+async def _drive(
+    world: World, work: Work, rng: random.Random, duration_s: float, blackouts: bool, faults: tuple[str, ...]
+) -> None:
     loop = world.loop
     world.start_mgmtd()
     admin = world.process("admin")
@@ -99,12 +101,13 @@ async def _drive(world: World, work: Work, rng: random.Random, duration_s: float
             strands.append(client.process.spawn(work.strand(client, len(strands))))
     nemesis = Nemesis(world, random.Random(world.seed ^ 0xFA17), [client.name for client in clients])
     nemesis.blackouts = blackouts
+    nemesis.only = faults
     nemesis.floors = work.floors
     nemesis.choose()
-    faults = asyncio.ensure_future(nemesis.run())
+    trouble = asyncio.ensure_future(nemesis.run())
     await asyncio.sleep(duration_s)
     nemesis.ending = True
-    await faults
+    await trouble
     await nemesis.heal()
     world.say("peace")
     healed_s = loop.now_s

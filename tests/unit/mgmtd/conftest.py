@@ -75,6 +75,8 @@ class Harness:
         stopping: bool = False,
         chain_version: int | None = None,
         sequence: int | None = None,
+        disk_id: str = "",
+        lost_power: bool = False,
     ) -> Changes:
         """A heartbeat of worker 0. `chain_version` None: the worker knows the newest."""
         self.sequence += 1
@@ -96,6 +98,8 @@ class Harness:
                 chain_version=version if chain_version is None else chain_version,
                 capacity_bytes=1000,
                 free_bytes=900,
+                disk_id=disk_id,
+                lost_power=lost_power,
             )
         now_s, unix_ns = self.clock.monotonic_s(), self.clock.unix_ns()
         return self.do(self.cluster.heartbeat(request, now_s, unix_ns))

@@ -138,3 +138,22 @@ def test_the_validator_names_broken_rules() -> None:
     ]
     assert "may not serve" in problems_of_step(1, [(1, S), (2, O)], 2, [(1, S), (2, S)])[0]
     assert "grows by one" in problems_of_step(1, [(1, S), (2, O)], 3, [(1, S), (2, Y)])[0]
+
+
+def test_one_that_lost_power_leads_only_when_no_other_comes() -> None:
+    """What was acknowledged and not synced may be gone there; the others have it."""
+    last = [Member(1, L, ON, lossy=True), Member(2, L, OFF)]
+    assert [d.public for d in next_chain(last)] == [L, L]
+    assert [(d.target_id, d.public) for d in next_chain(last, waited=True)] == [(1, S), (2, O)]
+    sound = [Member(1, L, ON, lossy=True), Member(2, L, ON)]
+    assert [(d.target_id, d.public) for d in next_chain(sound)] == [(2, S), (1, O)]
+    # With power lost everywhere there is none to wait for.
+    lossy = [Member(1, L, ON, lossy=True), Member(2, L, ON, lossy=True)]
+    assert [(d.target_id, d.public) for d in next_chain(lossy)] == [(1, S), (2, O)]
+
+
+def test_one_that_left_when_the_others_were_dead_already_served_last_with_them() -> None:
+    gone = [Member(1, S, OFF), Member(2, O, OFF, complete=True), Member(3, O, OFF)]
+    assert [(d.target_id, d.public) for d in next_chain(gone)] == [(1, L), (2, L), (3, O)]
+    assert not problems_of_step(4, [(1, S), (2, O)], 5, [(1, L), (2, L)], complete=[2])
+    assert problems_of_step(4, [(1, S), (2, O)], 5, [(1, L), (2, L)])
