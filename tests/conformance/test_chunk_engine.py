@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.proto.storage_wire import UpdateKind
-from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, Extent, Update, WouldBlock, Writer
+from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, Done, Extent, Update, WouldBlock, Writer
 from fireflyfs.storage.engine.store import open_engine
 from simulator.engine import SimEngine
 
@@ -306,6 +306,65 @@ def test_damage_is_handed_on_without_bytes(opener: Opener, tmp_path: Path) -> No
     done(engine, change(A, UpdateKind.REPLACE, 5, 4, b"lost"))
     assert content(engine, A) == b"lost"
     assert engine.quarantined(10) == []  # there were no bytes to keep
+    engine.close()
+
+
+KEYS = [ChunkKey(5, index) for index in range(4)]
+
+
+def by(channel: int, sequence: int) -> Writer:
+    return Writer(b"c" * 16, channel, sequence)
+
+
+def test_a_commit_remembers_its_request(opener: Opener, tmp_path: Path) -> None:
+    engine = opener(tmp_path)
+    for sequence, key in ((1, KEYS[0]), (2, KEYS[0]), (2, KEYS[1])):
+        version = 1 if key == KEYS[1] else sequence
+        done(engine, write(key, version, extent(0, bytes([sequence]) * 10), sequence=sequence), chain_version=5)
+    quiet = write(KEYS[2], 1, extent(0, b"resync"), sequence=9)
+    engine.apply([quiet])
+    engine.commit([(KEYS[2], 1)], 5, remember=False)
+    engine.close()
+    engine = opener(tmp_path)
+    (only,) = engine.done(None, 10)
+    assert only.writer == by(3, 2)
+    assert {(chunk.key, chunk.version, chunk.chain_version, chunk.length) for chunk in only.chunks} == {
+        (KEYS[0], 2, 5, 10),
+        (KEYS[1], 1, 5, 10),
+    }
+    assert {chunk.crc32c for chunk in only.chunks} == {crc32c(b"\2" * 10)}
+    # An older request of the channel changes nothing of that.
+    done(engine, write(KEYS[3], 1, extent(0, b"late"), sequence=1))
+    assert engine.done(None, 10) == [only]
+    engine.close()
+
+
+def test_what_another_replica_remembers_is_adopted_unless_older(opener: Opener, tmp_path: Path) -> None:
+    engine = opener(tmp_path)
+    done(engine, write(KEYS[0], 4, extent(0, b"mine"), sequence=7))
+    (mine,) = engine.done(None, 10)
+    chunk = mine.chunks[0]._replace(key=KEYS[1], version=9)
+    engine.adopt([Done(by(3, 6), (chunk,)), Done(by(4, 1), (chunk,)), Done(by(2, 8), ())])
+    assert engine.done(None, 10) == [Done(by(2, 8), ()), mine, Done(by(4, 1), (chunk,))]
+    engine.adopt([Done(by(3, 7), (chunk,)), Done(by(4, 2), ())])
+    engine.close()
+    engine = opener(tmp_path)
+    found = engine.done(None, 2)
+    assert [row.writer for row in found] == [by(2, 8), by(3, 7)]
+    assert {row.key for row in found[1].chunks} == {KEYS[0], KEYS[1]}
+    assert engine.done(found[-1].writer, 2) == [Done(by(4, 2), ())]
+    engine.close()
+
+
+def test_a_disk_has_an_identity(opener: Opener, tmp_path: Path) -> None:
+    engine = opener(tmp_path)
+    first = engine.disk_id
+    assert first
+    assert not engine.lost_power
+    engine.close()
+    engine = opener(tmp_path)
+    assert engine.disk_id == first
+    assert not engine.lost_power, "it was closed, and opened again"
     engine.close()
 
 

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crc32c import crc32c
 
+from fireflyfs.common.errors import Code, FfsError
+from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.engine import blocks
-from fireflyfs.storage.engine.interface import ChunkKey
+from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, Writer
+from fireflyfs.storage.engine.metadata import MetaStore, new_batch
 from fireflyfs.storage.engine.record import blocks_of, pack
 from fireflyfs.storage.engine.store import Engine, open_engine
+from fireflyfs.storage.engine.writers import WriterTable, pack_done, writer_key
 
 PAGE = 4096
 
@@ -160,3 +165,58 @@ def test_a_power_cut_leaves_what_was_synced_or_newer(
     finally:
         after.close()
     assert len(list((live / "blocks").iterdir())) <= blocks.STRIPES * 15
+
+
+def test_a_machine_that_lost_power_says_so_until_somebody_vouches(tmp_path: Path) -> None:
+    for boot, vouched, lost in (("a", False, False), ("b", False, True), ("b", True, True), ("b", False, False)):
+        engine = open_engine(tmp_path, checkpoint_interval_s=0, boot_id=boot)
+        assert engine.lost_power is lost
+        if vouched:
+            engine.vouch()
+        engine.close()
+    engine = open_engine(tmp_path, checkpoint_interval_s=0, boot_id="c")
+    assert engine.lost_power
+    engine.close()
+
+
+def test_a_request_whose_effect_a_power_cut_took_is_not_known_as_done(tmp_path: Path) -> None:
+    """Its blocks were not synced, so the version is rolled back: repeated, it must happen again."""
+    key, other = ChunkKey(1, 1), ChunkKey(1, 2)
+    live, cut = tmp_path / "live", tmp_path / "cut"
+    live.mkdir()
+    engine = open_engine(live, checkpoint_interval_s=0, boot_id="a")
+    for chunk, sequence in ((key, 1), (other, 2)):
+        data = bytes([sequence]) * 20_000
+        extents = [Extent(0, memoryview(data), crc32c(data))]
+        engine.apply([Update(chunk, UpdateKind.WRITE, 1, 1, 65536, 0, extents, Writer(b"c" * 16, sequence, 1))])
+        engine.commit([(chunk, 1)], 1)
+        if chunk == key:
+            engine.sync()
+    shutil.copytree(live, cut)
+    engine.close()
+    for file in (cut / "blocks").iterdir():  # the log reached the disk, the bytes of the second did not
+        found = file.read_bytes()
+        file.write_bytes(found.replace(b"\2" * 4096, bytes(4096)))
+    engine = open_engine(cut, checkpoint_interval_s=0, boot_id="b")
+    try:
+        assert engine.stat(other) is None
+        known = {done.writer.channel: [chunk.key for chunk in done.chunks] for done in engine.done(None, 10)}
+        assert known == {1: [key], 2: []}
+    finally:
+        engine.close()
+
+
+def test_the_table_of_requests_is_bounded_and_checked(tmp_path: Path) -> None:
+    meta = MetaStore(tmp_path)
+    table = WriterTable(meta, channels_max=3)
+    for channel in (1, 2, 3, 1, 4):
+        batch = new_batch()
+        table.note(batch, Writer(b"c" * 16, channel, len(table) + channel), ())
+        meta.write(batch)
+    assert [done.writer.channel for done in table.page(None, 10)] == [1, 3, 4], "the longest unused one is gone"
+    name = writer_key(b"c" * 16, 3)
+    meta.put(name, pack_done(5, ())[:-1] + b"!")
+    with pytest.raises(FfsError) as caught:
+        WriterTable(meta)
+    assert caught.value.code is Code.DISK_FAILED
+    meta.close()
