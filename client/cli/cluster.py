@@ -120,7 +120,9 @@ def _show_status(settings: Settings) -> bool:
         raise
     facts = views.health(routing)
     rows = views.node_rows(routing, time.time_ns())
-    damaged = [row for row in views.target_rows(routing) if row["damaged"]]
+    targets = views.target_rows(routing)
+    damaged = [row for row in targets if row["damaged"]]
+    refused = [row for row in targets if row["note"]]
     if settings.json:
         output.show_json(
             {
@@ -131,6 +133,7 @@ def _show_status(settings: Settings) -> bool:
                 "chain_list": views.chain_rows(routing),
                 "resyncs": views.resync_rows(routing),
                 "damaged": damaged,
+                "refused": refused,
                 "space": views.space_rows(routing),
                 "mounts": [str(path) for path in _mounts(settings)],
             }
@@ -146,6 +149,8 @@ def _show_status(settings: Settings) -> bool:
         output.show_rows(settings, resyncs, views.RESYNC_COLUMNS, title="replicas being brought up to date")
     if damaged:
         output.show_rows(settings, damaged, views.DAMAGE_COLUMNS, title="targets with damaged chunks")
+    if refused:
+        output.show_rows(settings, refused, views.REFUSED_COLUMNS, title="targets whose disks are refused")
     click.echo(_summary(cluster_id, facts, routing))
     for path in _mounts(settings):
         click.echo(f"mounted at {path}")

@@ -36,7 +36,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "Administration": {
         "nodes": ("nodes", "nodes", "Servers: list, register, enable, disable, unregister."),
-        "targets": ("targets", "targets", "Storage targets: list, create, scrub."),
+        "targets": ("targets", "targets", "Storage targets: list, create, scrub, accept a new disk."),
         "chains": ("chains", "chains", "Replication chains: list, create, update."),
         "chain-tables": ("chain_tables", "chain_tables", "Chain tables: list, create, upload, generate."),
         "config": ("configuration", "config", "Configuration per node type: get, set, list."),

@@ -8,12 +8,13 @@ import click
 
 from fireflyfs.client.cli import connect, output, views
 from fireflyfs.client.cli.settings import Settings, pass_settings
+from fireflyfs.common.errors import Code, error
 from fireflyfs.proto import mgmtd_pb2
 
 
 @click.group()
 def targets() -> None:
-    """Storage targets: list, create, scrub."""
+    """Storage targets: list, create, scrub, accept a new disk."""
 
 
 @targets.command("list")
@@ -64,3 +65,35 @@ def create(settings: Settings, target_id: int, node_id: int, worker: int, path: 
             )
         )
     output.done(settings, f"target {target_id} is registered on node {node_id}", target=target_id, node=node_id)
+
+
+@targets.command("accept-disk")
+@click.argument("target_id", type=click.IntRange(1))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_settings
+def accept_disk(settings: Settings, target_id: int, yes: bool) -> None:
+    """Take the disk that a target has now for its own, where mgmtd refuses it.
+
+    The last replica that served a chain comes back with an empty or another disk: its old one may be the only place of
+    what was written last, so the chain waits for it. This gives that up, and the chain goes on with what the new disk
+    holds: files read as zeros where their bytes are gone.
+    """
+    with connect.mgmtd(settings) as client:
+        target = connect.routing_of(client).targets.get(target_id)
+        if target is None:
+            raise error(Code.NO_ENTRY, f"there is no target {target_id}: `ffs targets list` names them")
+        if not target.note:
+            raise error(Code.INVALID, f"target {target_id} is not refused: there is nothing to accept")
+        if not yes:
+            click.confirm(f"Give up what only the old disk of target {target_id} holds? Files read as zeros there", abort=True, err=True)
+        client.register_target(
+            mgmtd_pb2.RegisterTargetRequest(
+                cluster_id=client.cluster_id,
+                target_id=target_id,
+                node_id=target.node_id,
+                worker=target.worker,
+                path=target.path,
+                accept_new_disk=True,
+            )
+        )
+    output.done(settings, f"the disk of target {target_id} is its own now", target=target_id)

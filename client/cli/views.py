@@ -55,6 +55,12 @@ DAMAGE_COLUMNS = [
     ("repaired", "repaired"),
     ("scrub", "scrubbed"),
 ]
+REFUSED_COLUMNS = [
+    ("target", "target"),
+    ("node", "node"),
+    ("chain", "chain"),
+    ("note", "why"),
+]
 CHAIN_COLUMNS = [
     ("chain", "chain"),
     ("version", "version"),
@@ -130,6 +136,8 @@ def target_rows(routing: Routing, now_unix_ns: int = 0) -> list[dict[str, Any]]:
             "used": bytes_text(target.used_bytes),
             "free": bytes_text(target.free_bytes),
             "path": target.path,
+            "disk": target.disk_id,
+            "note": target.note,
             "damaged": target.scrub.damaged_chunks,
             "repaired": target.scrub.repaired_chunks,
             "scrub": scrub_text(target.scrub, now_unix_ns),

@@ -19,7 +19,10 @@ WORKERS_MAX = 256
 # Of the time after which a silent worker is given up: by then it has fenced itself, whatever its clock does.
 FENCED_SHARE = 0.7
 NODE_TARGETS_MAX = 4096
-ANOTHER_DISK = "another disk stands where the last replica of its chain was: bring back the old one, or accept the loss"
+ANOTHER_DISK = (
+    "another disk stands where the last replica of its chain was: "
+    "bring back the old one, or give it up with `ffs targets accept-disk`"
+)
 _LOCAL = {int(local): local for local in Local if local is not Local.UNKNOWN}
 
 

@@ -1,0 +1,117 @@
+"""A disk that was exchanged behind the cluster's back, on a real cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fireflyfs.client.cli.formatting import format_target
+from fireflyfs.client.filesystem import FileSystem
+from fireflyfs.deploy.local import LocalCluster
+
+pytestmark = pytest.mark.e2e
+
+DATA = os.urandom(3_000_000)
+
+
+def ffs(cluster: LocalCluster, *arguments: object, code: int = 0) -> Any:
+    """What `ffs --json` answers; with another code, its error line."""
+    command = [sys.executable, "-P", "-m", "fireflyfs.client.cli.main", "--root", str(cluster.root), "--json"]
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout[-1500:]}{done.stderr[-1500:]}"
+    return json.loads(done.stdout) if code == 0 else done.stderr
+
+
+def folder_of(cluster: LocalCluster, target_id: int) -> Path:
+    return cluster.root / "data" / f"storage-{target_id // 1000}" / str(target_id)
+
+
+def exchange(cluster: LocalCluster, name: str, targets: list[int], old: str, new: str | None) -> None:
+    """With its process stopped: targets' folders become `*.old`, and others take their place; None: empty ones."""
+    cluster.kill(name)
+    for target_id in targets:
+        folder = folder_of(cluster, target_id)
+        folder.rename(folder.with_name(f"{target_id}.{old}"))
+        if new is None:
+            format_target(folder, cluster.cluster_id, target_id)
+        else:
+            folder.with_name(f"{target_id}.{new}").rename(folder)
+    cluster.restart(name)
+
+
+def wait_for(what: str, ready: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not ready():
+        assert time.monotonic() < deadline_s, f"{what}: not after {timeout_s:g} s"
+        time.sleep(0.2)
+
+
+def refused(cluster: LocalCluster) -> list[int]:
+    routing = cluster.routing()
+    return sorted(target_id for target_id, target in routing.targets.items() if target.note)
+
+
+def test_the_last_replica_comes_back_with_another_disk(cluster_factory: Callable[..., LocalCluster]) -> None:
+    cluster = cluster_factory(storage_nodes=1, replicas=1)
+    addresses = ",".join(cluster.mgmtd_addresses())
+    with FileSystem.connect(addresses) as fs:
+        fs.write_bytes("/file", DATA)
+    targets = sorted(cluster.routing().targets)
+    name = "storage-1"
+    exchange(cluster, name, targets, "old", None)
+    wait_for("the empty disks are refused", lambda: refused(cluster) == targets)
+    status = json.loads(
+        subprocess.run(
+            [sys.executable, "-P", "-m", "fireflyfs.client.cli.main", "--root", str(cluster.root), "--json", "status"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        ).stdout
+    )
+    assert not status["healthy"]
+    assert [row["target"] for row in status["refused"]] == targets
+    assert "accept-disk" in status["refused"][0]["note"]
+
+    # The old ones are put back: nothing was lost, nothing was done by hand.
+    exchange(cluster, name, targets, "new", "old")
+    cluster.wait_serving()
+    assert refused(cluster) == []
+    with FileSystem.connect(addresses) as fs:
+        assert fs.read_bytes("/file") == DATA
+    assert "not refused" in ffs(cluster, "targets", "accept-disk", targets[0], "--yes", code=5)
+    assert "no target 77" in ffs(cluster, "targets", "accept-disk", 77, "--yes", code=3)
+
+    # They are gone for good, and the chain goes on without what they held.
+    exchange(cluster, name, targets, "lost", None)
+    wait_for("the empty disks are refused", lambda: refused(cluster) == targets)
+    for target_id in targets:
+        ffs(cluster, "targets", "accept-disk", target_id, "--yes")
+    cluster.wait_serving()
+    with FileSystem.connect(addresses) as fs:
+        fs.write_bytes("/new", DATA)
+        assert fs.read_bytes("/new") == DATA
+
+
+def test_one_of_three_comes_back_empty(cluster_factory: Callable[..., LocalCluster]) -> None:
+    """While others serve, a new disk is filled like one that is far behind, without a hand."""
+    cluster = cluster_factory()
+    addresses = ",".join(cluster.mgmtd_addresses())
+    with FileSystem.connect(addresses) as fs:
+        fs.write_bytes("/file", DATA)
+        name = "storage-1"
+        targets = [target for target in sorted(cluster.routing().targets) if target // 1000 == 1]
+        assert targets
+        exchange(cluster, name, targets, "old", None)
+        cluster.wait_serving()
+        assert refused(cluster) == []
+        assert fs.read_bytes("/file") == DATA
+    assert ffs(cluster, "fsck")["findings"] == []
