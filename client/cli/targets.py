@@ -85,7 +85,8 @@ def accept_disk(settings: Settings, target_id: int, yes: bool) -> None:
         if not target.note:
             raise error(Code.INVALID, f"target {target_id} is not refused: there is nothing to accept")
         if not yes:
-            click.confirm(f"Give up what only the old disk of target {target_id} holds? Files read as zeros there", abort=True, err=True)
+            question = f"Give up what only the old disk of target {target_id} holds? Files read as zeros there"
+            click.confirm(question, abort=True, err=True)
         client.register_target(
             mgmtd_pb2.RegisterTargetRequest(
                 cluster_id=client.cluster_id,

@@ -35,6 +35,7 @@ class DiskWatcher:
                 await look
             except FfsError as exc:
                 log.error("target %d: %s", self._local.target_id, exc.message)
+            self._local.look_again()
             await asyncio.sleep(EVERY_S)
 
     async def once(self) -> None:

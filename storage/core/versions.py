@@ -125,7 +125,9 @@ def decide_replica(
     if kind is UpdateKind.DAMAGED:
         return Decision(Action.REFUSE, 0, Code.PROTOCOL, "only a syncing replica is told of lost bytes")
     base = committed.version if committed is not None else floor
-    if kind is UpdateKind.REMOVE and committed is None and (pending is None or pending.version < version):
+    if pending is not None and version < pending.version and pending.chain_version == chain_version:
+        return Decision(Action.REFUSE, pending.version, Code.STALE_UPDATE, f"version {pending.version} has come since")
+    if kind is UpdateKind.REMOVE and committed is None and pending is None:
         return Decision(Action.NOTHING, version, Code.OK, "already removed")
     if version == base and committed is not None:
         if committed.writer == writer and crc32c in (0, committed.crc32c):
@@ -152,13 +154,17 @@ def has_fallen_behind(code: Code) -> bool:
     return code is Code.STALE_UPDATE
 
 
-def may_replace_pending(code: Code) -> bool:
-    """Whether a successor's answer proves that the forwarded version is committed nowhere down the chain.
+def may_replace_pending(code: Code, pending: Version, kind: UpdateKind, chain_version: int) -> bool:
+    """Whether an update of kind `kind` may take the place of a pending version that a successor answered `code` to.
 
     A tail that has no room has not committed, and replicas above it commit only on its answer. Without this, a full
-    disk would keep a removal waiting for a pending write that can never be stored.
+    disk would keep a removal waiting for a pending write that can never be stored. One that was stored under an older
+    version of the chain may have been committed by a tail that is gone, and shown to readers: only a removal, which
+    leaves nothing of it, may follow then.
     """
-    return code in (Code.NO_SPACE, Code.QUOTA_EXCEEDED, Code.INVALID)
+    if code not in (Code.NO_SPACE, Code.QUOTA_EXCEEDED, Code.INVALID):
+        return False
+    return pending.chain_version == chain_version or kind is UpdateKind.REMOVE
 
 
 def _same(version: Version | None, number: int, crc32c: int, writer: Writer, *, damaged: bool) -> bool:

@@ -75,7 +75,9 @@ class Forwarder:
                         )
                         done[item.key] = failed(Code.TARGET_OFFLINE)
                         continue
-                    if not forward.try_again(answer.code):
+                    # One that is being brought up to date and has no room leaves the chain by itself.
+                    leaves = hop.form is Form.REPLACE and answer.code is Code.NO_SPACE
+                    if not leaves and not forward.try_again(answer.code):
                         done[item.key] = answer
                     else:
                         why = answer.code

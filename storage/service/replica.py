@@ -54,6 +54,7 @@ INLINE_REST_S = 0.5  # for so long
 REMOVED_MAX = 32_768
 HEAD_REMOVED_MAX = 4 * REMOVED_MAX
 DONE_PAGE = 1024  # channels read or sent at a time
+NO_ROOM_REST_S = 30.0
 CATCH_UP_MAX_S = 0.5  # for routing that a sender of a request has heard of before this worker
 
 
@@ -92,6 +93,7 @@ class LocalTarget:
         self._running: set[asyncio.Future[None]] = set()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"target-{target_id}")
         self._threads_until_s = 0.0
+        self._rests_until_s = 0.0
         self._clock = clock or SystemClock()
         self.on_change: Callable[[], None] = lambda: None
 
@@ -189,9 +191,14 @@ class LocalTarget:
         self.public = public
         if served and not self.serves():
             self.term += 1
-        self.set_state(target.on_routing(self.state, public))
+        self.look_again()
         if self.serves():
             self.vouch()
+
+    def look_again(self) -> None:
+        """Take the step that mgmtd's newest word allows, if it is time for it."""
+        if self._clock.monotonic_s() >= self._rests_until_s:
+            self.set_state(target.on_routing(self.state, self.public))
 
     def vouch(self) -> None:
         """It serves, so what it holds is the truth."""
@@ -238,6 +245,13 @@ class LocalTarget:
         """This replica lacks what its successors have committed: it leaves the chain and returns by a resync."""
         log.error("target %d leaves its chain: %s", self.target_id, why)
         self.set_state(target.on_divergence(self.state, why))
+
+    def run_out_of_room(self) -> None:
+        """Its chain goes on without it, instead of refusing what the replicas that serve have room for."""
+        if self.public is not Public.SYNCING or self.state.failed:
+            return
+        self._rests_until_s = self._clock.monotonic_s() + NO_ROOM_REST_S
+        self.diverge(f"no room for what it lacks; next attempt in {NO_ROOM_REST_S:g} s")
 
     def suspect(self, key: ChunkKey) -> None:
         """Somebody met bytes of the chunk that do not match: it is looked at, and mended, soon."""

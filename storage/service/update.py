@@ -184,7 +184,8 @@ class Updater:
                 return decision, state
             outcome = await self.finish_locked(local, chain.chain_id, state, deadline_s)
             if outcome is not Code.OK:
-                if not versions.may_replace_pending(outcome):
+                now = local.chain.version if local.chain is not None else 0
+                if state.pending is None or not versions.may_replace_pending(outcome, state.pending, item.kind, now):
                     return Decision(Action.REFUSE, 0, outcome, "the pending version cannot be finished"), state
                 replace = True
             state = await local.call(local.engine.stat, item.key)
@@ -243,6 +244,8 @@ class Updater:
             for update in await self._mended(local, chain, updates, applied):
                 applied.update(await local.call(_apply_and_commit, local, [update], chain.version, remember))
             local.note_removed(applied, chain.version)
+            if request.flags & UpdateFlag.SYNCING and Code.NO_SPACE in applied.values():
+                local.run_out_of_room()
             for item in fresh:
                 if item.kind is UpdateKind.DAMAGED:
                     local.suspect(item.key)  # once this replica serves, another one may have come back that has it

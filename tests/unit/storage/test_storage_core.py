@@ -75,6 +75,16 @@ def test_a_pending_version_that_is_committed_nowhere_is_replaced_under_the_next_
     assert (decision.action, decision.version) == (Action.APPLY, 2)
 
 
+def test_a_pending_version_of_an_older_chain_may_have_been_seen() -> None:
+    """The tail that committed it may be gone: what builds on the version before it would take it back."""
+    pending = version(5)._replace(chain_version=7)
+    assert versions.may_replace_pending(Code.NO_SPACE, pending, UpdateKind.WRITE, 7)
+    assert not versions.may_replace_pending(Code.NO_SPACE, pending, UpdateKind.WRITE, 8)
+    assert not versions.may_replace_pending(Code.NO_SPACE, pending, UpdateKind.TRUNCATE, 8)
+    assert versions.may_replace_pending(Code.NO_SPACE, pending, UpdateKind.REMOVE, 8), "nothing of it is left"
+    assert not versions.may_replace_pending(Code.TIMEOUT, pending, UpdateKind.REMOVE, 7)
+
+
 @pytest.mark.parametrize(
     ("state", "kind", "number", "crc", "action", "code"),
     [
@@ -82,6 +92,9 @@ def test_a_pending_version_that_is_committed_nowhere_is_replaced_under_the_next_
         (None, UpdateKind.WRITE, 2, 0, Action.REFUSE, Code.MISSING_UPDATE),
         (None, UpdateKind.REPLACE, 9, 3, Action.APPLY, Code.OK),
         (None, UpdateKind.REMOVE, 2, 0, Action.NOTHING, Code.OK),
+        # What was given up is gone with the removal, or whoever leads next would finish it.
+        (chunk(None, version(1)), UpdateKind.REMOVE, 2, 0, Action.APPLY, Code.OK),
+        (chunk(version(4), version(7)), UpdateKind.WRITE, 5, 0, Action.REFUSE, Code.STALE_UPDATE),
         (chunk(version(4)), UpdateKind.WRITE, 5, 0, Action.APPLY, Code.OK),
         (chunk(version(4)), UpdateKind.WRITE, 6, 0, Action.REFUSE, Code.MISSING_UPDATE),
         (chunk(version(4)), UpdateKind.WRITE, 3, 0, Action.REFUSE, Code.STALE_UPDATE),
@@ -96,7 +109,7 @@ def test_a_pending_version_that_is_committed_nowhere_is_replaced_under_the_next_
 def test_a_replica_takes_the_number_it_is_given(
     state: ChunkState | None, kind: UpdateKind, number: int, crc: int, action: Action, code: Code
 ) -> None:
-    decision = versions.decide_replica(state, kind, number, crc, ALICE, syncing=False)
+    decision = versions.decide_replica(state, kind, number, crc, ALICE, syncing=False, chain_version=1)
     assert (decision.action, decision.code) == (action, code)
 
 

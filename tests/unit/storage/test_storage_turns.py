@@ -307,3 +307,66 @@ def test_a_sync_counts_only_under_the_same_version_of_the_chain(
         cluster.close()
 
     run(scenario)
+
+
+def test_a_replica_without_room_for_what_it_lacks_holds_nobody_up(
+    make_cluster: MakeCluster, write_item: MakeItem
+) -> None:
+    """It is only being brought up to date: it leaves, and comes again later."""
+
+    async def scenario() -> None:
+        cluster = make_cluster(2)
+        returning = cluster.servers[20]
+        returning.engine.full = True
+        cluster.publish((10, S), (20, X))
+        returning.target.set_state(TargetState(Local.ONLINE, returning=False))
+        cluster.publish((10, S), (20, Y))
+        work = asyncio.ensure_future(cluster.update(10, [write_item(0, b"data")], writer(1)))
+        while returning.target.state.local is not Local.OFFLINE:
+            await asyncio.sleep(0.01)
+        assert not work.done()
+        cluster.publish((10, S), (20, X))
+        assert [result.code for result in await work] == [Code.OK]
+        assert returning.target.state.local is Local.OFFLINE, "at once it would fail again"
+        returning.target._rests_until_s = 0.0
+        returning.target.look_again()
+        assert returning.target.state.local is Local.ONLINE
+        cluster.close()
+
+    run(scenario)
+
+
+def test_a_write_over_a_pending_version_that_a_lost_tail_may_have_shown_waits(
+    make_cluster: MakeCluster, write_item: MakeItem
+) -> None:
+    async def scenario() -> None:
+        cluster = make_cluster(3)
+        await cluster.update(10, [write_item(0, b"old")], writer(1))
+        update = Update(KEY, UpdateKind.WRITE, 2, cluster.version, 65536, 0, write_item(0, b"NEW").extents, writer(2))
+        cluster.servers[10].engine.apply([update])
+        cluster.servers[20].engine.full = True
+        cluster.publish((10, S), (20, S), (30, X))
+        results = await cluster.update(10, [write_item(0, b"x")], writer(1, BOB))
+        assert [result.code for result in results] == [Code.NO_SPACE]
+        cluster.servers[20].engine.full = False
+        await cluster.update(10, [write_item(0, b"x")], writer(2, BOB))
+        assert committed(cluster, 10) == committed(cluster, 20) == (3, b"xEW")
+        cluster.close()
+
+    run(scenario)
+
+
+def test_a_removal_takes_along_what_was_given_up_on_the_way(make_cluster: MakeCluster, write_item: MakeItem) -> None:
+    """The middle one had stored a write that the tail had no room for."""
+
+    async def scenario() -> None:
+        cluster = make_cluster(3)
+        cluster.servers[30].engine.full = True
+        results = await cluster.update(10, [write_item(0, b"data")], writer(1))
+        assert [result.code for result in results] == [Code.NO_SPACE]
+        item = Item(KEY, UpdateKind.REMOVE, 0, 65536, 0)
+        assert [result.code for result in await cluster.update(10, [item], writer(2))] == [Code.OK]
+        assert [server.engine.chunks for server in cluster.servers.values()] == [{}, {}, {}]
+        cluster.close()
+
+    run(scenario)
