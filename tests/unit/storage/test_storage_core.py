@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from fireflyfs.client.membership import INTERVAL_S
+from fireflyfs.client.mgmtd_client import HEARTBEAT_DEADLINE_S
 from fireflyfs.client.routing import Chain
 from fireflyfs.common.errors import Code
 from fireflyfs.proto.storage_wire import UpdateKind
@@ -191,6 +193,8 @@ def test_the_fence_closes_before_mgmtd_gives_up() -> None:
     assert fence.is_fenced(10.0, None)
     assert not fence.is_fenced(10.0, 7.1)
     assert fence.is_fenced(10.0, 7.0)
+    # One heartbeat may be lost, and its successor answered, before the fence closes.
+    assert INTERVAL_S + HEARTBEAT_DEADLINE_S < fence.FENCE_S
 
 
 def held(key: ChunkKey, number: int, crc: int = 1, pending: bool = False) -> resync.Held:

@@ -370,3 +370,25 @@ def test_a_removal_takes_along_what_was_given_up_on_the_way(make_cluster: MakeCl
         cluster.close()
 
     run(scenario)
+
+
+def test_an_update_is_stored_before_it_is_forwarded(make_cluster: MakeCluster, write_item: MakeItem) -> None:
+    """What the tail shows to readers must not be lost with a head that is killed and comes back first."""
+
+    async def scenario() -> None:
+        cluster = make_cluster(3)
+        seen: list[tuple[str, bool]] = []
+        for name, before in (("20", 10), ("30", 20)):
+            handler = cluster.net.handlers[name][Method.STORAGE_UPDATE]
+
+            async def arrives(request: Any, name: str = name, before: int = before, handler: Any = handler) -> None:
+                chunk = cluster.servers[before].engine.chunks.get(KEY)
+                seen.append((name, chunk is not None and chunk.pending is not None))
+                await handler(request)
+
+            cluster.net.handlers[name][Method.STORAGE_UPDATE] = arrives
+        await cluster.update(10, [write_item(0, b"data")], writer(1))
+        assert seen == [("20", True), ("30", True)]
+        cluster.close()
+
+    run(scenario)
