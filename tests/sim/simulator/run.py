@@ -59,6 +59,7 @@ def run_seed(seed: int, duration_s: float = 60.0, faults: tuple[str, ...] = (), 
     asyncio.set_event_loop(world.loop)
     logger = logging.getLogger("fireflyfs")
     diary = Diary(world)
+    before = logger.level, logger.propagate
     logger.setLevel(logging.INFO if verbose else logging.CRITICAL)
     logger.propagate = False
     logger.addHandler(diary)
@@ -68,6 +69,8 @@ def run_seed(seed: int, duration_s: float = 60.0, faults: tuple[str, ...] = (), 
         world.problem(str(exc))
     finally:
         logger.removeHandler(diary)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
         asyncio.set_event_loop(None)
         world.close()
     if not world.problems:
