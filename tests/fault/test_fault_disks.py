@@ -89,7 +89,11 @@ def test_no_reader_sees_bytes_that_flipped(cluster: FaultCluster, new_run: NewRu
                 run.read_all(fs, f"last-{again}")
         assert flipped > 50
         assert checksum_errors(cluster, VICTIM), "no flipped byte was ever read: this shows nothing"
+        # What nobody has read since is found by the scrubber; then nothing is left to find.
+        scrubbed(cluster, VICTIM)
+        assert scrubbed(cluster, VICTIM) == 0
     run.judge()
+    assert cluster.compare_replicas()
 
 
 def test_a_disk_that_fills_refuses_writes_and_keeps_what_it_has(
@@ -169,6 +173,26 @@ def checksum_errors(cluster: FaultCluster, name: str) -> float:
     with contextlib.closing(ControlClient(STORAGE, door)) as worker:
         values = worker.call("Stats", storage_pb2.StatsRequest()).values
     return sum(float(value) for key, value in values.items() if key.endswith(".checksum_errors"))
+
+
+def scrubbed(cluster: FaultCluster, name: str) -> int:
+    """How many chunks of a storage node a pass from now on found that do not match; none is lost."""
+    node = int(name.rpartition("-")[2])
+    door = next(door.grpc for target, door in cluster.routing().endpoints.items() if target // 1000 == node)
+    with contextlib.closing(ControlClient(STORAGE, door)) as worker:
+        before = worker.call("Scrub", storage_pb2.ScrubRequest(start=True)).targets
+        passes = {row.target_id: row.report.passes for row in before}
+        found = 0
+
+        def ended() -> bool:
+            nonlocal found
+            reports = [(row.target_id, row.report) for row in worker.call("Scrub", storage_pb2.ScrubRequest()).targets]
+            found = sum(report.found_chunks for _, report in reports)
+            assert not sum(report.lost_chunks + report.damaged_chunks for _, report in reports)
+            return all(not report.running and report.passes > passes[target_id] for target_id, report in reports)
+
+        wait_for(ended, "the scrubber does not end its pass", 60)
+    return found
 
 
 def _serves(routing: Routing, name: str) -> bool:
