@@ -100,6 +100,9 @@ class MetaClient:
     def list_files(self, request: meta_pb2.ListFilesRequest) -> meta_pb2.ListFilesReply:
         return self._read(Method.META_LIST_FILES, request, request.caller, meta_pb2.ListFilesReply())
 
+    def list_trash(self, request: meta_pb2.ListTrashRequest) -> meta_pb2.ListTrashReply:
+        return self._read(Method.META_LIST_TRASH, request, request.caller, meta_pb2.ListTrashReply())
+
     def access(self, request: meta_pb2.AccessRequest) -> meta_pb2.InodeReply:
         return self._read(Method.META_ACCESS, request, request.caller, meta_pb2.InodeReply())
 
@@ -134,6 +137,14 @@ class MetaClient:
 
     def set_attr(self, request: meta_pb2.SetAttrRequest) -> meta_pb2.InodeReply:
         return self._change(Method.META_SET_ATTR, request, request.caller, request.mutation, meta_pb2.InodeReply())
+
+    def restore_trash(self, request: meta_pb2.RestoreTrashRequest) -> meta_pb2.InodeReply:
+        return self._change(Method.META_RESTORE_TRASH, request, request.caller, request.mutation, meta_pb2.InodeReply())
+
+    def empty_trash(self, request: meta_pb2.EmptyTrashRequest) -> meta_pb2.EmptyTrashReply:
+        return self._change(
+            Method.META_EMPTY_TRASH, request, request.caller, request.mutation, meta_pb2.EmptyTrashReply()
+        )
 
     def _read(self, method: Method, request: Message, caller: Caller, reply: R) -> R:
         self._fill(request, caller)

@@ -47,6 +47,7 @@ class ClusterSpec:
     chunk_size: int = CHUNK_BYTES_DEFAULT
     failed_after_s: float = 5.0
     session_lease_s: float = 60.0
+    trash_keep_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.storage_nodes <= STORAGE_NODES_MAX:
@@ -185,6 +186,7 @@ def meta_config(plan: Plan, root: Path) -> MetaConfig:
         tcp_port=plan.ports["meta_tcp"],
         unix_path=socket_path(root, spec.cluster_id, "meta"),
         default_chunk_size=spec.chunk_size,
+        trash_keep_s=spec.trash_keep_s,
     )
 
 

@@ -59,6 +59,7 @@ class MetaConfig:
     garbage_files_at_once: int = 256
     garbage_files_per_s: float = 10_000.0
     reap_sessions_every_s: float = 15.0
+    trash_keep_s: float = 0.0  # how long what was removed can be restored; 0: not at all
 
     def __post_init__(self) -> None:
         if self.kv not in ("rocksdb", "memory"):
@@ -71,6 +72,8 @@ class MetaConfig:
             raise ValueError(f"garbage_files_at_once must be 1 to {UPDATE_ITEMS_MAX}, not {self.garbage_files_at_once}")
         if self.garbage_files_per_s <= 0 or self.reap_sessions_every_s <= 0:
             raise ValueError("garbage_files_per_s and reap_sessions_every_s must be above 0")
+        if self.trash_keep_s < 0:
+            raise ValueError(f"trash_keep_s must not be negative: {self.trash_keep_s}")
         try:
             checked(self.layout)
         except FfsError as exc:
@@ -125,6 +128,7 @@ async def serve(config: MetaConfig, stop: asyncio.Event) -> None:
             layout=config.layout,
             garbage_at_once=config.garbage_files_at_once,
             garbage_files_per_s=config.garbage_files_per_s,
+            trash_keep_s=config.trash_keep_s,
         )
         stack.push_async_callback(_run_jobs(parts, mgmtd, config))
         descriptor = meta_pb2.DESCRIPTOR.services_by_name["Meta"]
@@ -171,6 +175,7 @@ def _run_jobs(parts: MetaParts, mgmtd: AsyncMgmtdClient, config: MetaConfig) -> 
         "trims": parts.trimmer.finish_recorded,
         "garbage": parts.collector.run,
         "sessions": reaper.run,
+        "trash": parts.trash.run,
         "durability": lambda: sync_commits(runner, parts.sync),
         "outcomes": lambda: expire_outcomes(runner),
         "count": parts.space.count_files,

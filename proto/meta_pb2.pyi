@@ -471,6 +471,76 @@ class ListFilesReply(_message.Message):
     next_inode: int
     def __init__(self, files: _Optional[_Iterable[_Union[FileState, _Mapping]]] = ..., last: _Optional[int] = ..., more: _Optional[bool] = ..., next_inode: _Optional[int] = ...) -> None: ...
 
+class TrashRef(_message.Message):
+    __slots__ = ("removed_ns", "inode")
+    REMOVED_NS_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    removed_ns: int
+    inode: int
+    def __init__(self, removed_ns: _Optional[int] = ..., inode: _Optional[int] = ...) -> None: ...
+
+class TrashEntry(_message.Message):
+    __slots__ = ("ref", "name", "directory", "uid", "mode", "length")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    ref: TrashRef
+    name: bytes
+    directory: bytes
+    uid: int
+    mode: int
+    length: int
+    def __init__(self, ref: _Optional[_Union[TrashRef, _Mapping]] = ..., name: _Optional[bytes] = ..., directory: _Optional[bytes] = ..., uid: _Optional[int] = ..., mode: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class ListTrashRequest(_message.Message):
+    __slots__ = ("caller", "after", "limit")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    after: TrashRef
+    limit: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., after: _Optional[_Union[TrashRef, _Mapping]] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ListTrashReply(_message.Message):
+    __slots__ = ("entries", "after", "more")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[TrashEntry]
+    after: TrashRef
+    more: bool
+    def __init__(self, entries: _Optional[_Iterable[_Union[TrashEntry, _Mapping]]] = ..., after: _Optional[_Union[TrashRef, _Mapping]] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class RestoreTrashRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "ref", "to")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    REF_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    ref: TrashRef
+    to: PathAt
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., ref: _Optional[_Union[TrashRef, _Mapping]] = ..., to: _Optional[_Union[PathAt, _Mapping]] = ...) -> None: ...
+
+class EmptyTrashRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "refs")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    REFS_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    refs: _containers.RepeatedCompositeFieldContainer[TrashRef]
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., refs: _Optional[_Iterable[_Union[TrashRef, _Mapping]]] = ...) -> None: ...
+
+class EmptyTrashReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class AccessRequest(_message.Message):
     __slots__ = ("caller", "at", "mask")
     CALLER_FIELD_NUMBER: _ClassVar[int]

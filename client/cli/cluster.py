@@ -32,10 +32,13 @@ def _local(settings: Settings) -> LocalCluster:
 @click.option(
     "--replicas", type=click.IntRange(1, 16), default=3, show_default=True, help="Of each chunk (first start)."
 )
+@click.option(
+    "--trash-hours", type=click.FloatRange(0), default=0, help="Removed files can be restored so long (first start)."
+)
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until every replica serves.")
 @click.option("--mount", "mountpoint", type=click.Path(path_type=Path), help="Also mount there, in the background.")
 @pass_settings
-def up(settings: Settings, nodes: int, replicas: int, wait: bool, mountpoint: Path | None) -> None:
+def up(settings: Settings, nodes: int, replicas: int, trash_hours: float, wait: bool, mountpoint: Path | None) -> None:
     """Start the local cluster, and make it the first time. A cluster that runs already is left as it is.
 
     Data, configuration and logs live in one folder, --root.
@@ -46,7 +49,7 @@ def up(settings: Settings, nodes: int, replicas: int, wait: bool, mountpoint: Pa
     if not local.exists():
         from fireflyfs.deploy.local import ClusterSpec
 
-        local.create(ClusterSpec(storage_nodes=nodes, replicas=replicas))
+        local.create(ClusterSpec(storage_nodes=nodes, replicas=replicas, trash_keep_s=3600 * trash_hours))
         _note(settings, f"made a cluster in {settings.root}: {nodes} storage nodes, {replicas} replicas")
     local.up()
     if wait:

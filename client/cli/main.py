@@ -33,6 +33,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "rm": ("files", "rm", "Remove files and trees."),
         "mkdir": ("files", "mkdir", "Make directories."),
         "mv": ("files", "mv", "Rename or move files."),
+        "trash": ("trash", "trash", "What was removed: list, restore, empty."),
     },
     "Administration": {
         "nodes": ("nodes", "nodes", "Servers: list, register, enable, disable, unregister."),

@@ -52,6 +52,9 @@ class Method(IntEnum):
     META_ACCESS = 0x0212
     META_END_SESSIONS = 0x0213
     META_LIST_FILES = 0x0220
+    META_LIST_TRASH = 0x0240
+    META_RESTORE_TRASH = 0x0241
+    META_EMPTY_TRASH = 0x0242
 
 
 def service_methods(prefix: str) -> dict[str, Method]:

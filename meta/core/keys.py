@@ -7,6 +7,7 @@
 | `S` | inode id, session id (16) | session record | someone has the file open |
 | `T` | inode id | trim record | a truncation whose chunks are not all removed yet |
 | `G` | inode id | garbage record | removed from the tree, not yet given back |
+| `R` | time of removal, 8 bytes big-endian; inode id | trash record | removed, and kept for a while |
 | `O` | time bucket, 4 bytes big-endian; request id (16) | outcome record | a mutation that was done |
 | `M` | text | depends | counters of the store itself |
 """
@@ -18,6 +19,7 @@ from struct import Struct
 _U64 = Struct(">cQ")
 _OUTCOME = Struct(">cI16s")
 _U32 = Struct(">cI")
+_U64_U64 = Struct(">cQQ")
 
 NEXT_INODE = b"Mnext-inode"  # 8 bytes big-endian: the first id that no server has taken
 FORMAT = b"Mformat"  # 4 bytes big-endian: version of everything in this table
@@ -66,6 +68,16 @@ def id_of(key: bytes) -> int:
 
 def session_of(key: bytes) -> bytes:
     return key[9:]
+
+
+def trash(removed_ns: int, inode_id: int) -> bytes:
+    return _U64_U64.pack(b"R", removed_ns, inode_id)
+
+
+def trash_of(key: bytes) -> tuple[int, int]:
+    """(time of removal in ns, inode id)."""
+    _, removed_ns, inode_id = _U64_U64.unpack(key)
+    return removed_ns, inode_id
 
 
 def outcome(bucket: int, request_id: bytes) -> bytes:

@@ -23,6 +23,7 @@ _SESSION = Struct("<BBq16s")
 _TRIM = Struct("<BQQ")
 _GARBAGE = Struct("<BBqI")
 _OUTCOME = Struct("<BHBq")
+_TRASH = Struct("<BQII")  # followed by the name
 
 
 class Flags:
@@ -30,6 +31,7 @@ class Flags:
 
     WRITTEN = 1  # was opened for writing: chunks may exist
     TRIMMING = 2  # a trim record exists
+    TRASHED = 128  # a trash record exists: it has no name, and can be given one again
     COLLECTING = 4  # its chunks are being removed: nobody may open it any more
 
 
@@ -168,6 +170,24 @@ class Garbage:
     def unpack(cls, data: bytes) -> Garbage:
         _, kind, removed_ns, uid = _unpack(_GARBAGE, data, "garbage")
         return cls(GarbageKind(kind), removed_ns, uid)
+
+
+@dataclass(frozen=True, slots=True)
+class Trash:
+    """Something removed that can be restored: where it was, its link count there, and who removed it."""
+
+    parent: int
+    nlink: int
+    uid: int
+    name: bytes
+
+    def pack(self) -> bytes:
+        return _TRASH.pack(VERSION, self.parent, self.nlink, self.uid) + self.name
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Trash:
+        _, parent, nlink, uid = _unpack(_TRASH, data, "trash")
+        return cls(parent, nlink, uid, data[_TRASH.size :])
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ class Op:
 
     `learned` holds what storage said: inode id to (truncate version when asked, end of the last chunk).
     `trims` and `garbage` collect inode ids whose chunks must be seen to once the transaction is committed;
-    `files_delta` is how many inodes it adds.
+    `files_delta` is how many inodes it adds. `trash`: what loses its last name is kept for a while.
     """
 
     tree: Tree
@@ -29,3 +29,4 @@ class Op:
     trims: list[int] = field(default_factory=list)
     garbage: list[int] = field(default_factory=list)
     files_delta: int = 0
+    trash: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fireflyfs.common.errors import Code, error
 from fireflyfs.meta.core.permission import EXECUTE, READ, WRITE, Who, may, require, require_unlink
 from fireflyfs.meta.core.records import Flags, Garbage, GarbageKind, Inode
+from fireflyfs.meta.ops import trash
 from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.reply import to_message
 from fireflyfs.meta.ops.resolve import resolve
@@ -57,7 +58,10 @@ def touch(op: Op, directory: Inode) -> None:
 def drop_name(op: Op, parent: Inode, name: bytes, inode: Inode) -> None:
     """Take one name of something that is no directory; the last one makes it garbage. The caller stores `parent`."""
     op.tree.unlink(parent.id, name)
-    drop_link(op, inode)
+    if op.trash and inode.nlink == 1:
+        trash.put_away(op, parent, name, inode)
+    else:
+        drop_link(op, inode)
 
 
 def drop_link(op: Op, inode: Inode) -> None:
@@ -86,6 +90,9 @@ def drop_directory(op: Op, parent: Inode, name: bytes, inode: Inode) -> None:
 def _drop_tree(op: Op, parent: Inode, name: bytes, inode: Inode) -> None:
     op.tree.unlink(parent.id, name)
     parent.nlink -= 1
+    if op.trash:
+        trash.put_away(op, parent, name, inode)
+        return
     inode.nlink = 0
     inode.ctime_ns = op.now_ns
     op.tree.put(inode)

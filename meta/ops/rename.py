@@ -100,13 +100,14 @@ def _check_cycles(tree: Tree, source: Inode, inode: Inode, goal: Inode, other: I
     """No directory may move below itself. Every directory on the way up is in the transaction's conflict set."""
     if source.id == goal.id:
         return
-    if inode.is_dir and _is_above(tree, inode.id, goal):
+    if inode.is_dir and is_above(tree, inode.id, goal):
         raise error(Code.INVALID, "a directory cannot move below itself")
-    if other is not None and other.is_dir and _is_above(tree, other.id, source):
+    if other is not None and other.is_dir and is_above(tree, other.id, source):
         raise error(Code.INVALID if exchange else Code.NOT_EMPTY)
 
 
-def _is_above(tree: Tree, inode_id: int, directory: Inode) -> bool:
+def is_above(tree: Tree, inode_id: int, directory: Inode) -> bool:
+    """Whether `directory` is the inode or below it. Raises NO_ENTRY and LINK_LOOP."""
     for _ in range(ANCESTORS_MAX):
         if directory.id == inode_id:
             return True

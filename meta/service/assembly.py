@@ -9,6 +9,7 @@ from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.kv.interface import KvEngine
 from fireflyfs.meta.background.garbage import GarbageCollector
+from fireflyfs.meta.background.trash import TrashCleaner
 from fireflyfs.meta.background.trims import Trimmer
 from fireflyfs.meta.core.layout import LayoutRule, choose_chains
 from fireflyfs.meta.ops.needs import AskRouting
@@ -33,6 +34,7 @@ class MetaParts:
     collector: GarbageCollector
     sync: GroupSync
     space: Space
+    trash: TrashCleaner
 
 
 class ChainChooser:
@@ -88,15 +90,19 @@ def assemble(
     layout: LayoutRule,
     garbage_at_once: int = 256,
     garbage_files_per_s: float = 10_000.0,
+    trash_keep_s: float = 0.0,
 ) -> MetaParts:
     """`root`: uid, gid and mode of the root directory if this is the first start; `layout`: what it hands down."""
     uid, gid, mode = root
     prepare(engine, clock.unix_ns(), uid=uid, gid=gid, mode=mode, layout=layout)
     chooser = ChainChooser(routing)
-    runner = Runner(engine, clock, InodeIds(engine), chooser, storage, confirm_routing=chooser.confirm)
+    runner = Runner(
+        engine, clock, InodeIds(engine), chooser, storage, confirm_routing=chooser.confirm, trash=trash_keep_s > 0
+    )
     trimmer = Trimmer(runner)
     runner.trims = trimmer
     collector = GarbageCollector(runner, at_once=garbage_at_once, files_per_s=garbage_files_per_s)
     sync = GroupSync(engine)
     space = Space(runner, routing)
-    return MetaParts(runner, MetaHandlers(runner, sync, space), trimmer, collector, sync, space)
+    cleaner = TrashCleaner(runner, trash_keep_s)
+    return MetaParts(runner, MetaHandlers(runner, sync, space), trimmer, collector, sync, space, cleaner)

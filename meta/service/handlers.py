@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from fireflyfs.common.net.methods import Method
-from fireflyfs.meta.ops import attributes, create, files, inventory, query, remove, rename
+from fireflyfs.meta.ops import attributes, create, files, inventory, query, remove, rename, trash
 from fireflyfs.meta.service.runner import GroupSync, Runner
 from fireflyfs.meta.service.space import Space
 from fireflyfs.proto import meta_pb2
@@ -95,6 +95,17 @@ class MetaHandlers:
 
     def set_attr(self, request: meta_pb2.SetAttrRequest) -> InodeAnswer:
         return self._mutate(Method.META_SET_ATTR, request, attributes.set_attributes)
+
+    def list_trash(self, request: meta_pb2.ListTrashRequest) -> meta_pb2.ListTrashReply:
+        return self._query(request, trash.list_trash)
+
+    def restore_trash(self, request: meta_pb2.RestoreTrashRequest) -> InodeAnswer:
+        return self._mutate(Method.META_RESTORE_TRASH, request, trash.restore)
+
+    def empty_trash(
+        self, request: meta_pb2.EmptyTrashRequest
+    ) -> meta_pb2.EmptyTrashReply | Awaitable[meta_pb2.EmptyTrashReply]:
+        return self._mutate(Method.META_EMPTY_TRASH, request, trash.empty)
 
     async def stat_fs(self, request: meta_pb2.StatFsRequest) -> meta_pb2.StatFsReply:
         return await self._space.reply()

@@ -66,8 +66,12 @@ class Runner:
         storage: ChunkStore,
         *,
         confirm_routing: Callable[[int], Awaitable[None]],
+        trash: bool = False,
     ) -> None:
-        """`confirm_routing` waits a moment for routing newer than a version that lacks what `choose_chains` needs."""
+        """`confirm_routing` waits a moment for routing newer than a version that lacks what `choose_chains` needs.
+
+        `trash`: what loses its last name is kept (ops/trash.py).
+        """
         self.engine = engine
         self.clock = clock
         self.storage = storage
@@ -77,6 +81,7 @@ class Runner:
         self._ids = ids
         self._choose_chains = choose_chains
         self._confirm_routing = confirm_routing
+        self._trash = trash
 
     def query(self, request: Any, body: Body[R]) -> R:
         """A read-only operation on one snapshot."""
@@ -158,7 +163,8 @@ class Runner:
         return reply, op
 
     def _op(self, txn: Transaction, who: Who, learned: dict[int, tuple[int, int]]) -> Op:
-        return Op(Tree(txn), who, self.clock.unix_ns(), self._ids.take, self._choose_chains, learned)
+        now_ns = self.clock.unix_ns()
+        return Op(Tree(txn), who, now_ns, self._ids.take, self._choose_chains, learned, trash=self._trash)
 
     def _replay(self, method: Method, done: Outcome, op: Op) -> Any:
         """The reply that was given the first time; a truncation's chunks may still have to be seen to."""
@@ -192,6 +198,8 @@ REPLIES: dict[Method, type[Message]] = {
     Method.META_REMOVE: meta_pb2.RemoveReply,
     Method.META_RENAME: meta_pb2.RenameReply,
     Method.META_SET_ATTR: meta_pb2.InodeReply,
+    Method.META_RESTORE_TRASH: meta_pb2.InodeReply,
+    Method.META_EMPTY_TRASH: meta_pb2.EmptyTrashReply,
 }
 
 

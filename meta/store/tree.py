@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.kv.interface import Transaction
 from fireflyfs.meta.core import keys
-from fireflyfs.meta.core.records import Garbage, Inode, Session, Trim, pack_dentry, unpack_dentry
+from fireflyfs.meta.core.records import Garbage, Inode, Session, Trash, Trim, pack_dentry, unpack_dentry
 
 
 class Tree:
@@ -116,3 +116,21 @@ class Tree:
 
     def delete_garbage(self, inode_id: int) -> None:
         self.txn.delete(keys.garbage(inode_id))
+
+    def trash(self, removed_ns: int, inode_id: int) -> Trash | None:
+        data = self.txn.get(keys.trash(removed_ns, inode_id))
+        return None if data is None else Trash.unpack(data)
+
+    def put_trash(self, removed_ns: int, inode_id: int, trash: Trash) -> None:
+        self.txn.put(keys.trash(removed_ns, inode_id), trash.pack())
+
+    def delete_trash(self, removed_ns: int, inode_id: int) -> None:
+        self.txn.delete(keys.trash(removed_ns, inode_id))
+
+    def all_trash(self, after: tuple[int, int], until_ns: int, limit: int) -> Iterator[tuple[int, int, Trash]]:
+        """(time of removal, inode id, record) in that order, strictly after `after` and before `until_ns`; not in the
+        conflict set."""
+        begin, end = keys.trash(*after) + b"\0", keys.trash(until_ns, 0)
+        if begin < end:
+            for key, value in self.txn.scan(begin, end, limit=limit, snapshot=True):
+                yield *keys.trash_of(key), Trash.unpack(value)

@@ -113,7 +113,7 @@ class FixedRouting:
 class Service:
     """The handlers behind plain calls: awaits what must be awaited, and fills in the messages' common parts."""
 
-    def __init__(self, kv: MemoryKv, storage: FakeStorage, clock: ManualClock) -> None:
+    def __init__(self, kv: MemoryKv, storage: FakeStorage, clock: ManualClock, **options: Any) -> None:
         self.kv, self.storage, self.clock = kv, storage, clock
         self.loop = asyncio.new_event_loop()
         self.routing = FixedRouting()
@@ -124,6 +124,7 @@ class Service:
             self.routing,
             root=(0, 0, 0o755),
             layout=LayoutRule(CHUNK, 2, 1),
+            **options,
         )
         self.handlers = self.parts.handlers
         self.trimmer: Trimmer = self.parts.trimmer
@@ -238,6 +239,16 @@ def meta(clock: ManualClock) -> Iterator[Service]:
 @pytest.fixture
 def new_meta(clock: ManualClock) -> Callable[[], Service]:
     return lambda: Service(MemoryKv(), FakeStorage(), clock)
+
+
+@pytest.fixture
+def make_meta(clock: ManualClock) -> Callable[..., Service]:
+    """`make_meta(trash_keep_s=3600)`; `kv=` and `storage=`: those of another one."""
+
+    def make(kv: MemoryKv | None = None, storage: FakeStorage | None = None, **options: Any) -> Service:
+        return Service(kv or MemoryKv(), storage or FakeStorage(), clock, **options)
+
+    return make
 
 
 @pytest.fixture
