@@ -1,6 +1,7 @@
 """Our mount beside MooseFS: the same rows (fsrows.py) on both in one run, with the ratio row by row.
 
-    python bench/mount.py [--seconds 5] [--rounds 1] [--base DIR] [--only data|meta] [--no-moosefs] [--json FILE]
+    python bench/mount.py [--seconds 5] [--rounds 1] [--base DIR] [--only data|meta] [--no-moosefs] [--libfuse]
+                          [--json FILE]
 
 Starts a cluster of its own (3 storage nodes, 3 replicas) and a MooseFS (3 chunkservers, goal 2)
 under one folder on one disk, one after the other so that they do not take each other's cores. Rounds alternate, and the
@@ -34,10 +35,11 @@ Results = dict[str, list[float]]
 
 
 @contextmanager
-def fireflyfs(base: Path) -> Iterator[Path]:
-    """A local cluster and its mount."""
+def fireflyfs(base: Path, *options: str) -> Iterator[Path]:
+    """A local cluster and its mount, with these options of `ffs mount`."""
     root, mountpoint = base / "ffs", base / "ffs-mnt"
-    subprocess.run([*FFS, "--root", root, "up", "--mount", mountpoint], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*FFS, "--root", root, "up"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*FFS, "--root", root, "mount", mountpoint, *options], check=True, stdout=subprocess.DEVNULL)
     try:
         yield mountpoint
     finally:
@@ -76,6 +78,7 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=["data", "meta"], default="")
     parser.add_argument("--no-moosefs", action="store_true")
+    parser.add_argument("--libfuse", action="store_true", help="also our mount as libfuse serves it")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args()
     if os.geteuid() != 0:
@@ -84,19 +87,27 @@ def main() -> None:
     base.chmod(0o755)
     ours: Results = {}
     theirs: Results = {}
+    libfuse: Results = {}
     units: dict[str, str] = {}
     try:
         for _ in range(options.rounds):
             with fireflyfs(base) as mountpoint:
                 measure("fireflyfs", mountpoint, options, ours, units)
+            if options.libfuse:
+                with fireflyfs(base, "--libfuse") as mountpoint:
+                    measure("libfuse", mountpoint, options, libfuse, units)
             if not options.no_moosefs:
                 with moosefs(base) as mountpoint:
                     measure("moosefs", mountpoint, options, theirs, units)
     finally:
         shutil.rmtree(base, ignore_errors=True)
     show(ours, theirs, units)
+    if libfuse:
+        show_libfuse(ours, libfuse, units)
     if options.json:
-        options.json.write_text(json.dumps({"fireflyfs": ours, "moosefs": theirs, "units": units}, indent=2) + "\n")
+        options.json.write_text(
+            json.dumps({"fireflyfs": ours, "moosefs": theirs, "libfuse": libfuse, "units": units}, indent=2) + "\n"
+        )
 
 
 def show(ours: Results, theirs: Results, units: dict[str, str]) -> None:
@@ -112,6 +123,13 @@ def show(ours: Results, theirs: Results, units: dict[str, str]) -> None:
         else:
             line += f" {'-':>11} {units[row]}"
         print(line)
+
+
+def show_libfuse(ours: Results, libfuse: Results, units: dict[str, str]) -> None:
+    print(f"\n{'row':<28} {'our loop':>11} {'libfuse':>11}        {'ratio':>6}")
+    for row, rates in libfuse.items():
+        us, them = statistics.median(ours[row]), statistics.median(rates)
+        print(f"{row:<28} {us:>11,.0f} {them:>11,.0f} {units[row]:<6} {us / them:>6.2f}")
 
 
 if __name__ == "__main__":

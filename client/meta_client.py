@@ -8,6 +8,7 @@ for another request only after `Mutation` is cleared.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
 import threading
@@ -71,6 +72,14 @@ class MetaClient:
     def caller(self) -> Caller:
         """Not to be changed."""
         return self._caller
+
+    def acting_for(self, caller: Caller) -> MetaClient:
+        """The same connections with another caller."""
+        other = copy.copy(self)
+        other._caller = Caller()
+        other._caller.CopyFrom(caller)
+        other._caller.client_id = self._client_id
+        return other
 
     # Reading
     def stat(self, request: meta_pb2.StatRequest) -> meta_pb2.InodeReply:

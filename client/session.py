@@ -7,6 +7,7 @@ that made it (see `forkguard`).
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import random
@@ -133,6 +134,12 @@ class ClientContext:
         if self._parts.mgmtd is None:
             raise error(Code.UNAVAILABLE, "this client has no connection to a cluster manager")
         return self._parts.mgmtd
+
+    def acting_for(self, caller: Caller) -> ClientContext:
+        """The same connections and open files as another user has them. Only the original is closed."""
+        other = copy.copy(self)
+        other.meta = self.meta.acting_for(caller)
+        return other
 
     @staticmethod
     def connect(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +20,65 @@ from fireflyfs.proto.common_pb2 import NODE_TYPE_FUSE
 
 
 def serve(
-    addresses: list[str], mountpoint: Path, *, ready_fd: int | None, read_only: bool, options: dict[str, Any]
+    addresses: list[str],
+    mountpoint: Path,
+    *,
+    ready_fd: int | None,
+    read_only: bool,
+    libfuse: bool,
+    options: dict[str, Any],
 ) -> None:
     """Serve `mountpoint` until it is unmounted by anyone, or SIGTERM or SIGINT asks for it.
 
     `options` are fields of fuse's MountOptions. `ready_fd` gets `ready` once the mount can be used, and is closed.
+    With `libfuse`, which serves it otherwise, CONFIG is raised where the package is missing.
     """
     if read_only and os.geteuid() != 0:
         raise error(Code.NOT_PERMITTED, "--read-only needs root")
     context = ClientContext.connect(addresses, NODE_TYPE_FUSE, connect_timeout_s=CONNECT_TIMEOUT_S)
     try:
         mount_options = MountOptions(source=f"{FS_SOURCE}#{addresses[0]}", **options)
+        if libfuse:
+            _serve_with_libfuse(context, mountpoint, mount_options, read_only, ready_fd)
+            return
         mount = Mount(backend_of(context), mountpoint, mount_options)
         mount.start()
         collector.settle()
-        if read_only:
-            _make_read_only(mountpoint)
-        if ready_fd is not None:
-            os.write(ready_fd, b"ready\n")
-            os.close(ready_fd)
-            # stderr is the same pipe: from here on only the log file is written.
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 2)
-            os.close(null)
+        _begin(mountpoint, read_only, ready_fd)
         mount.run()
     finally:
         context.close()
+
+
+def _begin(mountpoint: Path, read_only: bool, ready_fd: int | None) -> None:
+    """The mount is there: make it what was asked for, and say so."""
+    if read_only:
+        _make_read_only(mountpoint)
+    if ready_fd is not None:
+        os.write(ready_fd, b"ready\n")
+        os.close(ready_fd)
+        # stderr is the same pipe: from here on only the log file is written.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
+
+
+def _serve_with_libfuse(
+    context: ClientContext, mountpoint: Path, options: MountOptions, read_only: bool, ready_fd: int | None
+) -> None:
+    try:
+        from fireflyfs.fuse import libfuse
+    except (ImportError, OSError) as exc:
+        raise error(
+            Code.CONFIG, f"--libfuse needs libfuse and mfusepy (pip install 'fireflyfs[libfuse]'): {exc}"
+        ) from exc
+    # libfuse says that it is ready before it answers anything, so the rest is done beside it.
+    libfuse.run(
+        context,
+        mountpoint,
+        options,
+        ready=lambda: threading.Thread(target=_begin, args=(mountpoint, read_only, ready_fd), daemon=True).start(),
+    )
 
 
 def _make_read_only(mountpoint: Path) -> None:
