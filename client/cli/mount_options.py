@@ -25,8 +25,7 @@ VALUES = {
 SWITCHES = {
     "allow_other": "--allow-other",
     "only_me": "--only-me",
-    "strict": "--strict",
-    "local_locks": "--local-locks",
+    "libfuse": "--libfuse",
 }
 
 
@@ -54,3 +53,21 @@ def parse(texts: list[str]) -> Parsed:
         elif option not in NOTHING and not name.startswith(("x-", "X-", "comment")):
             raise click.UsageError(f"unknown mount option: {option}")
     return parsed
+
+
+def split(arguments: list[str]) -> list[str]:
+    """The arguments of `ffs mount` with every `-o` replaced by what it stands for. Raises UsageError as `parse`."""
+    found: list[str] = []
+    texts: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--":
+            found += [argument, *left]
+        elif argument == "-o":
+            texts.append(next(left, ""))
+        elif argument.startswith("-o") and not argument.startswith("--"):
+            texts.append(argument[2:])
+        else:
+            found.append(argument)
+    parsed = parse(texts)
+    return [*parsed.arguments, *(f"--kernel={option}" for option in parsed.kernel), *found]

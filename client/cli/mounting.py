@@ -25,8 +25,24 @@ READY_WAIT_S = 30.0
 ERROR_BYTES_MAX = 64 << 10
 
 
-@click.command()
+class _LikeMount(click.Command):
+    """Takes the options of mount(8) too: `-o noatime,strict` is `--kernel=noatime --strict`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        from fireflyfs.client.cli.mount_options import split
+
+        return super().parse_args(ctx, split(args))
+
+
+@click.command(cls=_LikeMount)
 @click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "_",
+    metavar="OPTION[,OPTION]...",
+    help="As in fstab: options without their dashes (attr_timeout=5), and the kernel's (ro, noatime, nosuid ...).",
+)
+@click.option("--kernel", multiple=True, hidden=True)
 @click.option("--foreground", "-f", is_flag=True, help="Stay; Ctrl-C unmounts.")
 @click.option(
     "--attr-timeout", type=click.FloatRange(0), default=1.0, show_default=True, help="Seconds attributes are cached."
@@ -53,8 +69,10 @@ def mount(
     allow_other: bool | None,
     libfuse: bool,
     read_only: bool,
+    kernel: tuple[str, ...],
     ready_fd: int | None,
     log_file: Path | None,
+    _: None,
 ) -> None:
     """Mount the file system on MOUNTPOINT, in the background unless told otherwise.
 
@@ -62,10 +80,12 @@ def mount(
     """
     if allow_other is None:
         allow_other = os.geteuid() == 0
+    if read_only:
+        kernel = (*kernel, "ro")
     if not foreground and ready_fd is None:
         options = [f"--attr-timeout={attr_timeout}", f"--entry-timeout={entry_timeout}", f"--threads={threads}"]
         options += ["--allow-other" if allow_other else "--only-me"]
-        options += ["--read-only"] if read_only else []
+        options += [f"--kernel={option}" for option in kernel]
         options += ["--libfuse"] if libfuse else []
         options += [f"--log-file={log_file}"] if log_file else []
         mount_in_background(settings, mountpoint, options)
@@ -85,7 +105,7 @@ def mount(
         addresses,
         mountpoint,
         ready_fd=ready_fd,
-        read_only=read_only,
+        kernel=kernel,
         libfuse=libfuse,
         options={
             "attr_timeout_s": attr_timeout,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +25,37 @@ def serve(
     mountpoint: Path,
     *,
     ready_fd: int | None,
-    read_only: bool,
+    kernel: Sequence[str],
     libfuse: bool,
     options: dict[str, Any],
 ) -> None:
     """Serve `mountpoint` until it is unmounted by anyone, or SIGTERM or SIGINT asks for it.
 
     `options` are fields of fuse's MountOptions. `ready_fd` gets `ready` once the mount can be used, and is closed.
-    With `libfuse`, which serves it otherwise, CONFIG is raised where the package is missing.
+    `kernel` are options that the kernel keeps (ro, noatime): they need root. With `libfuse`, which serves it otherwise,
+    CONFIG is raised where the package is missing.
     """
-    if read_only and os.geteuid() != 0:
-        raise error(Code.NOT_PERMITTED, "--read-only needs root")
+    if kernel and os.geteuid() != 0:
+        raise error(Code.NOT_PERMITTED, f"mount option {kernel[0]} needs root")
     context = ClientContext.connect(addresses, NODE_TYPE_FUSE, connect_timeout_s=CONNECT_TIMEOUT_S)
     try:
         mount_options = MountOptions(source=f"{FS_SOURCE}#{addresses[0]}", **options)
         if libfuse:
-            _serve_with_libfuse(context, mountpoint, mount_options, read_only, ready_fd)
+            _serve_with_libfuse(context, mountpoint, mount_options, kernel, ready_fd)
             return
         mount = Mount(backend_of(context), mountpoint, mount_options)
         mount.start()
         collector.settle()
-        _begin(mountpoint, read_only, ready_fd)
+        _begin(mountpoint, kernel, ready_fd)
         mount.run()
     finally:
         context.close()
 
 
-def _begin(mountpoint: Path, read_only: bool, ready_fd: int | None) -> None:
+def _begin(mountpoint: Path, kernel: Sequence[str], ready_fd: int | None) -> None:
     """The mount is there: make it what was asked for, and say so."""
-    if read_only:
-        _make_read_only(mountpoint)
+    if kernel:
+        _remount(mountpoint, kernel)
     if ready_fd is not None:
         os.write(ready_fd, b"ready\n")
         os.close(ready_fd)
@@ -64,7 +66,7 @@ def _begin(mountpoint: Path, read_only: bool, ready_fd: int | None) -> None:
 
 
 def _serve_with_libfuse(
-    context: ClientContext, mountpoint: Path, options: MountOptions, read_only: bool, ready_fd: int | None
+    context: ClientContext, mountpoint: Path, options: MountOptions, kernel: Sequence[str], ready_fd: int | None
 ) -> None:
     try:
         from fireflyfs.fuse import libfuse
@@ -77,14 +79,17 @@ def _serve_with_libfuse(
         context,
         mountpoint,
         options,
-        ready=lambda: threading.Thread(target=_begin, args=(mountpoint, read_only, ready_fd), daemon=True).start(),
+        ready=lambda: threading.Thread(target=_begin, args=(mountpoint, kernel, ready_fd), daemon=True).start(),
     )
 
 
-def _make_read_only(mountpoint: Path) -> None:
+def _remount(mountpoint: Path, kernel: Sequence[str]) -> None:
     done = subprocess.run(
-        ["mount", "-i", "-o", "remount,ro", str(mountpoint)], capture_output=True, text=True, check=False
+        ["mount", "-i", "-o", ",".join(["remount", *kernel]), str(mountpoint)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         unmount(mountpoint, lazy=True)
-        raise error(Code.IO_ERROR, f"cannot make {mountpoint} read-only: {done.stderr.strip()}")
+        raise error(Code.IO_ERROR, f"cannot set {', '.join(kernel)} on {mountpoint}: {done.stderr.strip()}")

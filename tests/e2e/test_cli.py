@@ -227,8 +227,9 @@ def test_mount_and_umount(cluster: LocalCluster, ffs: Ffs, tmp_path: Path) -> No
     (point / "in the way").touch()
     assert "not empty" in ffs("mount", point, code=exits.REFUSED).stderr
     (point / "in the way").unlink()
-    ffs("mount", "--read-only", point)
+    ffs("mount", "-o", "ro,noatime,nofail", point)
     try:
+        assert os.statvfs(point).f_flag & (os.ST_NOATIME | os.ST_RDONLY) == os.ST_NOATIME | os.ST_RDONLY
         assert (point / "seen").read_text() == "both ways"
         with pytest.raises(OSError, match="Read-only"):
             (point / "other").touch()
@@ -296,3 +297,26 @@ def test_chains_are_made_of_new_targets(cluster_factory: Callable[..., LocalClus
     ffs("chains", "update", "rotate", 1)
     ffs("chains", "update", "rotate", 4711, code=exits.NOT_FOUND)
     ffs("chains", "list", "--unhealthy")
+
+
+def test_the_helper_of_mount(cluster: LocalCluster, ffs: Ffs, tmp_path: Path) -> None:
+    """As mount(8) runs it for `mount -t ffs`."""
+    point = tmp_path / "helped"
+    point.mkdir()
+    addresses = ",".join(cluster.mgmtd_addresses())
+    helper = [sys.executable, "-m", "fireflyfs.client.cli.mount_helper"]
+    environment = {**os.environ, "FFS_ROOT": str(tmp_path / "logs")}
+    command = [*helper, addresses, str(point), "-v", "-o", "rw,nodev,_netdev,attr_timeout=0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    try:
+        (point / "helped").write_text("yes")
+        assert ffs("cat", "/helped").stdout == "yes"
+        assert os.statvfs(point).f_flag & os.ST_NODEV
+    finally:
+        subprocess.run(["umount", str(point)], check=True)
+    done = subprocess.run(
+        [*helper, "127.0.0.1:1", str(point)], capture_output=True, text=True, timeout=COMMAND_S, check=False
+    )
+    assert done.returncode == 32
+    assert "cluster" in done.stderr
