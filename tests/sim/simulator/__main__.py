@@ -7,8 +7,8 @@ import multiprocessing
 import sys
 from pathlib import Path
 
-from simulator.many import run_many
-from simulator.run import Outcome, run_seed
+from simulator.many import KINDS, run_many
+from simulator.outcome import Outcome
 
 
 def main() -> int:
@@ -16,18 +16,26 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=100, help="how many seeds")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="this seed alone, with everything that happened in it")
+    parser.add_argument(
+        "--world",
+        choices=[*KINDS, "both"],
+        default="both",
+        help="storage alone, files with metadata servers, or storage with every seed and files with every fourth",
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="virtual seconds of faults in each run")
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count(), help="runs side by side")
     parser.add_argument("--keep", type=Path, help="write what happened in runs that fail to this folder")
     parser.add_argument("--until-failure", action="store_true", help="stop at the first run that fails")
     arguments = parser.parse_args()
     if arguments.seed is not None:
-        return _show(run_seed(arguments.seed, arguments.seconds, verbose=True))
+        kind = "storage" if arguments.world == "both" else arguments.world
+        return _show(KINDS[kind](arguments.seed, arguments.seconds, verbose=True))
     return run_many(
         arguments.first,
         arguments.runs,
         seconds=arguments.seconds,
         jobs=arguments.jobs,
+        world=arguments.world,
         until_failure=arguments.until_failure,
         keep=arguments.keep,
     )

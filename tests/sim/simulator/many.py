@@ -8,33 +8,58 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from simulator.run import Outcome, run_seed
+from simulator.file_run import run_files_seed
+from simulator.outcome import Outcome
+from simulator.run import run_seed
 
+KINDS = {"storage": run_seed, "files": run_files_seed}
+FILES_EVERY = 4  # of so many seeds, one runs with files too
 RUNS_OF_A_PROCESS_MAX = 200  # then a fresh one: what a run leaves behind is not to add up
 TRACES_KEPT_MAX = 20
 
 
-def one(task: tuple[int, float]) -> Outcome:
+def tasks_of(first: int, runs: int, seconds: float, world: str) -> list[tuple[str, int, float]]:
+    """What to run: with `world` "both", every seed with storage alone, and a share of them with files too."""
+    tasks = []
+    for seed in range(first, first + runs):
+        if world in ("storage", "both"):
+            tasks.append(("storage", seed, seconds))
+        if world == "files" or (world == "both" and seed % FILES_EVERY == 0):
+            tasks.append(("files", seed, seconds))
+    return tasks
+
+
+def one(task: tuple[str, int, float]) -> Outcome:
     """One seed; a broken simulator counts as a failed run."""
-    seed, seconds = task
+    kind, seed, seconds = task
     try:
-        outcome = run_seed(seed, seconds)
+        outcome = KINDS[kind](seed, seconds)
     except Exception:
-        return Outcome(seed, [traceback.format_exc()], [])
+        return Outcome(seed, [traceback.format_exc()], [], kind=kind)
     if not outcome.problems:
         outcome.trace = []  # not worth its way to the parent
     return outcome
 
 
 def run_many(
-    first: int, runs: int, *, seconds: float, jobs: int, until_failure: bool = False, keep: Path | None = None
+    first: int,
+    runs: int,
+    *,
+    seconds: float,
+    jobs: int,
+    world: str = "both",
+    until_failure: bool = False,
+    keep: Path | None = None,
 ) -> bool:
-    """Run `runs` seeds from `first` on and print which failed; whether any did. `keep`: a folder for what happened."""
+    """Run `runs` seeds from `first` on and print which failed; whether any did.
+
+    `world`: a name of KINDS, or "both". `keep`: a folder for what happened.
+    """
     began_s = time.perf_counter()
     counts: Counter[str] = Counter()
     virtual_s = 0.0
     done = failed = 0
-    tasks = [(seed, seconds) for seed in range(first, first + runs)]
+    tasks = tasks_of(first, runs, seconds, world)
     context = multiprocessing.get_context("spawn")
     with context.Pool(jobs, maxtasksperchild=RUNS_OF_A_PROCESS_MAX) as pool:
         for outcome in pool.imap_unordered(one, tasks):
@@ -43,12 +68,13 @@ def run_many(
             virtual_s += outcome.virtual_s
             if outcome.problems:
                 failed += 1
+                world_of = f" WORLD={outcome.kind}" if outcome.kind != "storage" else ""
                 print(f"seed {outcome.seed} FAILED: {outcome.problems[0]}")
-                print(f"  again, with all that happened: make sim SEED={outcome.seed}", flush=True)
+                print(f"  again, with all that happened: make sim SEED={outcome.seed}{world_of}", flush=True)
                 if keep is not None and failed <= TRACES_KEPT_MAX:
-                    again = run_seed(outcome.seed, seconds, verbose=True)
+                    again = KINDS[outcome.kind](outcome.seed, seconds, verbose=True)
                     text = "\n".join([*again.trace, *again.problems])
-                    (keep / f"seed-{outcome.seed}.txt").write_text(text, encoding="utf-8")
+                    (keep / f"{outcome.kind}-{outcome.seed}.txt").write_text(text, encoding="utf-8")
                 if until_failure:
                     pool.terminate()
                     break
