@@ -168,7 +168,7 @@ def run_jobs(parts: MetaParts, mgmtd: AsyncMgmtdClient, config: MetaConfig) -> C
     runner = parts.runner
     reaper = SessionReaper(runner, list_sessions, interval_s=config.reap_sessions_every_s)
     jobs = {
-        "trims": parts.trimmer.finish_recorded,
+        "trims": parts.trimmer.run,
         "garbage": parts.collector.run,
         "sessions": reaper.run,
         "durability": lambda: sync_commits(runner, parts.sync),

@@ -17,6 +17,7 @@ from fireflyfs.meta.store.tree import Tree
 PAGE = 256
 REMOVE_STEP = 1024  # chunks of each chain that one request removes
 AGAIN_AFTER_S = 5.0
+LOOK_AGAIN_S = 10.0  # for trims that another server left, or that their own request gave up
 log = logging.getLogger(__name__)
 
 
@@ -31,8 +32,8 @@ class Trimmer:
         """Returns when no trim of `inode_id` that was recorded before the call is left. Raises storage's error."""
         while True:
             task = self._running.get(inode_id)
-            joined = task is not None
-            if task is None:
+            joined = task is not None and not task.done()
+            if task is None or task.done():  # one that is done is forgotten in a moment, and nobody may wait for that
                 task = asyncio.create_task(self._trim(inode_id))
                 self._running[inode_id] = task
                 task.add_done_callback(lambda done: self._forget(inode_id, done))
@@ -75,8 +76,14 @@ class Trimmer:
 
         return read(self._runner.engine, page)
 
+    async def run(self) -> None:
+        """Finish what nobody finished, until cancelled: its server died, or storage was away for too long."""
+        while True:
+            await self.finish_recorded()
+            await asyncio.sleep(LOOK_AGAIN_S)
+
     async def finish_recorded(self) -> None:
-        """Finish what an earlier life of the service left; tries again until all of it is done."""
+        """Finish every recorded trim; tries again until all of it is done."""
         while found := self.recorded():
             results = await asyncio.gather(*map(self.finish, found), return_exceptions=True)
             failed = [result for result in results if isinstance(result, FfsError)]

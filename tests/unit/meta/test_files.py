@@ -6,7 +6,10 @@ import asyncio
 import os
 from typing import Any
 
+import pytest
+
 from fireflyfs.common.errors import Code, FfsError
+from fireflyfs.meta.background import trims
 from fireflyfs.meta.background.sessions import GRACE_NS, SessionReaper
 from fireflyfs.proto import common_pb2, meta_pb2, mgmtd_pb2
 
@@ -126,6 +129,54 @@ def test_recorded_trims_are_finished_at_start(meta: Any, unavailable: FfsError) 
     after.wait(after.trimmer.finish_recorded())
     assert meta.storage.chunks == {(inode.id, 0): 1}
     assert after.records(b"T") == 0
+
+
+def test_a_trim_that_its_request_gave_up_is_finished_later(
+    meta: Any, unavailable: FfsError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trims, "LOOK_AGAIN_S", 0.001)
+    inode = meta.create(b"f", session=ONE)
+    meta.storage.chunks[inode.id, 0] = CHUNK
+    meta.close(inode.id, ONE, CHUNK)
+
+    async def scenario() -> None:
+        job = asyncio.ensure_future(meta.trimmer.run())
+        await asyncio.sleep(0)  # it has found nothing to do
+        meta.storage.fail = unavailable
+        with pytest.raises(FfsError):
+            await meta.handlers.set_attr(
+                meta_pb2.SetAttrRequest(at=meta_pb2.PathAt(dir=1, path=b"f"), length=1, caller=common_pb2.Caller())
+            )
+        meta.storage.fail = None
+        for _ in range(1000):
+            await asyncio.sleep(0.001)
+            if not meta.trimmer.recorded():
+                break
+        job.cancel()
+
+    meta.wait(scenario())
+    assert meta.storage.chunks == {(inode.id, 0): 1}
+    assert meta.records(b"T") == 0
+
+
+def test_waiting_for_a_trim_that_has_just_ended_ends(meta: Any) -> None:
+    inode = meta.create(b"f")
+
+    class Watched(dict[int, "asyncio.Task[None]"]):
+        looks = 0
+
+        def get(self, key: int, default: Any = None) -> Any:
+            self.looks += 1
+            assert self.looks < 100, "the event loop never gets a turn"
+            return super().get(key, default)
+
+    async def scenario() -> None:
+        ended = asyncio.ensure_future(asyncio.sleep(0))
+        await ended
+        meta.trimmer._running = Watched({inode.id: ended})  # as between a task's end and its done callback
+        await meta.trimmer.finish(inode.id)
+
+    meta.wait(scenario())
 
 
 def test_a_repeated_truncation_does_not_cut_later_writes(meta: Any, unavailable: FfsError) -> None:
