@@ -177,7 +177,8 @@ class FileWork:
     async def append(
         self, client: FileClient, rng: random.Random, who: str, held: OpenFile, opened: list[OpenFile]
     ) -> None:
-        begin = held.file.length // CELL
+        ok, length = await self._try(client, "length", who, lambda: held.file.length)
+        begin = length // CELL if ok else self.cells
         if begin < self.cells:
             await self._write(client, who, held, begin, min(self.cells, begin + rng.choice([1, 1, 3])))
 
