@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
-from fireflyfs.common.errors import FfsError
+from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.kv.interface import Transaction, read, run
 from fireflyfs.meta.core import keys
-from fireflyfs.meta.core.length import trim_work
-from fireflyfs.meta.core.records import Flags, Inode, Trim
+from fireflyfs.meta.core.length import trimmed
+from fireflyfs.meta.core.records import Inode, Trim
 from fireflyfs.meta.ops.reply import layout_of
 from fireflyfs.meta.service.runner import Runner
 from fireflyfs.meta.store.tree import Tree
 
 PAGE = 256
-REMOVE_STEP = 1024  # chunks of each chain that one request removes
+STEP = 1024  # chunks of each chain that are dropped at once
+OVERTAKEN_MAX = 100  # rounds in which somebody wrote to what was just seen, before the request must come again
 AGAIN_AFTER_S = 5.0
 LOOK_AGAIN_S = 10.0  # for trims that another server left, or that their own request gave up
 log = logging.getLogger(__name__)
@@ -50,23 +52,35 @@ class Trimmer:
             task.exception()
 
     async def _trim(self, inode_id: int) -> None:
+        """Another server may do the same at the same time, and be done and forgotten when this one goes on.
+
+        So a chunk is dropped only as it was seen before the trim's record was seen: what was written since, by someone
+        who knows the new length, stays.
+        """
+        engine, storage = self._runner.engine, self._runner.storage
+
         def look(txn: Transaction) -> tuple[Inode | None, Trim | None]:
             tree = Tree(txn)
             return tree.find(inode_id), tree.trim(inode_id)
 
-        inode, trim = read(self._runner.engine, look)
-        if trim is None:
+        overtaken = 0
+        while overtaken < OVERTAKEN_MAX:
+            inode, trim = read(engine, look)
+            if trim is None:
+                return
+            if inode is not None:
+                seen = await storage.see_beyond(inode_id, layout_of(inode), trim.length, STEP)
+                if read(engine, look)[1] != trim:
+                    continue
+                if not await storage.drop_seen(seen):
+                    overtaken += 1
+                    continue
+                if seen.more:
+                    continue
+            run(engine, partial(_done, inode_id, trim))
+            self._runner.commits += 1
             return
-        if inode is not None:
-            work = trim_work(trim.length, inode.chunk_size)
-            layout = layout_of(inode)
-            storage = self._runner.storage
-            while (await storage.remove_chunks(inode_id, layout, work.remove_from, REMOVE_STEP)).more:
-                pass
-            if work.shorten_index is not None:
-                await storage.truncate_chunk(inode_id, layout, work.shorten_index, work.shorten_length)
-        run(self._runner.engine, lambda txn: _done(Tree(txn), inode_id, trim))
-        self._runner.commits += 1
+        raise error(Code.OVERLOADED, "the file is written faster than it can be truncated")
 
     def recorded(self) -> list[int]:
         """Inodes with a trim record."""
@@ -95,11 +109,11 @@ class Trimmer:
                 await asyncio.sleep(AGAIN_AFTER_S)
 
 
-def _done(tree: Tree, inode_id: int, trim: Trim) -> None:
+def _done(inode_id: int, trim: Trim, txn: Transaction) -> None:
+    tree = Tree(txn)
     if tree.trim(inode_id) != trim:
         return
     tree.delete_trim(inode_id)
     inode = tree.find(inode_id)
     if inode is not None:
-        inode.flags &= ~Flags.TRIMMING
-        tree.put(inode)
+        tree.put(trimmed(inode, trim))
