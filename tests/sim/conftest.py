@@ -14,24 +14,27 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("client", "common", "mgmtd", "proto", "storage")
+PACKAGES = ("client", "common", "meta", "mgmtd", "proto", "storage")
 
 
 class Mutant(NamedTuple):
-    """A patch, and the seeds within which the simulator must see what it breaks."""
+    """A patch, and the seeds of which world, within which the simulator must see what it breaks."""
 
     name: str
     patch: Path
     runs: int
     first: int
+    world: str
 
 
 def mutants() -> list[Mutant]:
     found = []
     for patch in sorted((ROOT / "tests/sim/mutants").glob("*.patch")):
-        stated = re.search(r"^Caught within (\d+) seeds from (\d+)\.$", patch.read_text(encoding="utf-8"), re.MULTILINE)
+        text = patch.read_text(encoding="utf-8")
+        stated = re.search(r"^Caught within (\d+) seeds( of files)? from (\d+)\.$", text, re.MULTILINE)
         assert stated, f"{patch.name} does not say within how many seeds it is caught"
-        found.append(Mutant(patch.stem, patch, int(stated[1]), int(stated[2])))
+        world = "files" if stated[2] else "storage"
+        found.append(Mutant(patch.stem, patch, int(stated[1]), int(stated[3]), world))
     return found
 
 

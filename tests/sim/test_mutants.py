@@ -15,7 +15,8 @@ def test_a_planted_bug_is_found(
     mutant: Any, tree: Path, simulate: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     subprocess.run(["git", "apply", "--unsafe-paths", f"--directory={tree}", str(mutant.patch)], check=True, cwd=tree)
-    outcome = simulate(tree, "--runs", str(mutant.runs), "--first", str(mutant.first), "--jobs", "1", "--until-failure")
+    seeds = ("--runs", str(mutant.runs), "--first", str(mutant.first), "--world", mutant.world)
+    outcome = simulate(tree, *seeds, "--jobs", "1", "--until-failure")
     assert outcome.returncode == 1, outcome.stdout + outcome.stderr
     assert "FAILED: at " in outcome.stdout, f"not found by a checker: {outcome.stdout}{outcome.stderr}"
 

@@ -7,6 +7,8 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from fireflyfs.common.kv.interface import read
+from fireflyfs.meta.core import keys
 from simulator.loop import Process
 from simulator.metas import FileClient, MetaNode, Metas
 from simulator.world import MGMTD, World
@@ -15,7 +17,9 @@ FAULTS = (
     "kill",
     "kill_at_step",
     "kill_both",
+    "kill_in_trim",
     "freeze",
+    "freeze_in_trim",
     "cut_off",
     "one_way",
     "client_dies",
@@ -95,6 +99,20 @@ class FileNemesis:
         await asyncio.sleep(self.rng.uniform(0.5, 3.0))
         process.steps_left = None
 
+    async def _in_a_trim(self, process: Process, action: Callable[[], None]) -> None:
+        """A few steps after the next truncation has left something to be trimmed, by whomever."""
+
+        def watch() -> None:
+            trimming = bool(read(self.metas.kv.store, lambda txn: list(txn.scan(*keys.table(b"T"), limit=1))))
+            if trimming:
+                process.on_steps = action
+            process.steps_left = self.rng.randint(1, 20) if trimming else 1
+
+        process.on_steps = watch
+        process.steps_left = 1
+        await asyncio.sleep(self.rng.uniform(1.0, 5.0))
+        process.steps_left = None
+
     # Metadata servers
 
     async def _kill(self) -> None:
@@ -109,6 +127,12 @@ class FileNemesis:
         self.busy.discard(node.name)
 
     async def _kill_at_step(self) -> None:
+        await self._kill_when(self._at_a_step)
+
+    async def _kill_in_trim(self) -> None:
+        await self._kill_when(self._in_a_trim)
+
+    async def _kill_when(self, moment: Callable[[Process, Callable[[], None]], Awaitable[None]]) -> None:
         node = self._pick()
         if node is None or node.process is None:
             return
@@ -118,7 +142,7 @@ class FileNemesis:
             self.world.say(f"kill {node.name} at a step")
             self.metas.kill(node)
 
-        await self._at_a_step(node.process, kill)
+        await moment(node.process, kill)
         await asyncio.sleep(self._away_s())
         self._start(node)
         self.busy.discard(node.name)
@@ -135,6 +159,12 @@ class FileNemesis:
             self.busy.discard(node.name)
 
     async def _freeze(self) -> None:
+        await self._freeze_when(self._at_a_step)
+
+    async def _freeze_in_trim(self) -> None:
+        await self._freeze_when(self._in_a_trim)
+
+    async def _freeze_when(self, moment: Callable[[Process, Callable[[], None]], Awaitable[None]]) -> None:
         node = self._pick()
         if node is None or node.process is None:
             return
@@ -145,7 +175,7 @@ class FileNemesis:
             self.world.say(f"freeze {node.name}")
             process.freeze()
 
-        await self._at_a_step(process, freeze)
+        await moment(process, freeze)
         await asyncio.sleep(self.rng.choice([0.1, 1.0, 4.0, 12.0]) * self.rng.uniform(0.5, 1.5))
         if process.frozen:
             self.world.say(f"thaw {node.name}")

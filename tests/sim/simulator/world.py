@@ -450,6 +450,8 @@ def wait(awaitable: Any) -> Any:
     """In a greenlet: the result of `awaitable`, awaited by whoever runs this strand."""
     strand = greenlet.getcurrent()
     if getattr(strand, "over", False):
+        if asyncio.iscoroutine(awaitable):
+            awaitable.close()
         raise greenlet.GreenletExit
     assert strand.parent is not None
     return strand.parent.switch(awaitable)
