@@ -162,6 +162,9 @@ class FileNemesis:
         await self._freeze_when(self._at_a_step)
 
     async def _freeze_in_trim(self) -> None:
+        """While the others go on and finish what it had begun."""
+        if any(node.name in self.busy for node in self.metas.nodes):
+            return
         await self._freeze_when(self._in_a_trim)
 
     async def _freeze_when(self, moment: Callable[[Process, Callable[[], None]], Awaitable[None]]) -> None:

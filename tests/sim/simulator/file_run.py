@@ -51,16 +51,17 @@ def run_files_seed(seed: int, duration_s: float = 60.0, *, verbose: bool = False
         "close": rng.choice([0.3, 1.0]),
         "unlink": rng.choice([0.0, 0.1, 0.4]),
     }
+    trims = rng.random() < 0.3  # all about servers that come late with one
     work = FileWork(
         world,
-        NAMES[: rng.choice([1, 1, 2, 4])],
+        NAMES[: 1 if trims else rng.choice([1, 1, 2, 4])],
         cells=rng.choice([6, 10, 16]),
         pause_s=rng.choice([0.1, 0.3, 0.8]),
-        rates=rates,
+        rates=rates | {"truncate": 3.0, "append": 2.0, "unlink": 0.0} if trims else rates,
     )
     bytes_of = random.Random(seed ^ 0x1D5)
     with recording(world), mock.patch.object(ids, "secrets", mock.Mock(spec=secrets, token_bytes=bytes_of.randbytes)):
-        world.loop.run_until_complete(_drive(world, work, rng, duration_s))
+        world.loop.run_until_complete(_drive(world, work, rng, duration_s, trims))
     work.bury()
     if not world.problems:
         for text in work.problems():
@@ -71,12 +72,12 @@ def run_files_seed(seed: int, duration_s: float = 60.0, *, verbose: bool = False
     )
 
 
-async def _drive(world: World, work: FileWork, rng: random.Random, duration_s: float) -> None:
+async def _drive(world: World, work: FileWork, rng: random.Random, duration_s: float, trims: bool) -> None:
     loop = world.loop
     world.start_mgmtd()
     admin = world.process("admin")
     await admin.spawn(world.settle(admin))
-    metas = Metas(world, rng.choice([1, 2, 2, 3]), stripe=rng.choice([1, 2, 3]))
+    metas = Metas(world, rng.choice([2, 3] if trims else [1, 2, 2, 3]), stripe=rng.choice([1, 2, 3]))
     await admin.spawn(metas.settle(admin))
     policy = RetryPolicy(deadline_s=rng.choice([8.0, 20.0, 40.0]))
     clients: list[FileClient] = []
@@ -90,15 +91,17 @@ async def _drive(world: World, work: FileWork, rng: random.Random, duration_s: f
         for _ in range(rng.choice([1, 2])):
             strands.append(client.process.spawn(work.strand(client, len(strands))))
 
-    for _ in range(rng.choice([1, 2, 3])):
+    for _ in range(rng.choice([2, 3] if trims else [1, 2, 3])):
         await next_client()
     names = [client.name for client in clients]
     storage_faults = Nemesis(world, random.Random(world.seed ^ 0xFA17), names)
     storage_faults.choose()
     faults = FileNemesis(world, metas, random.Random(world.seed ^ 0xFA18), clients, next_client)
     faults.choose()
-    if rng.random() < 0.3:
+    if trims or rng.random() < 0.3:
         storage_faults.faults = []
+    if trims:
+        faults.faults, faults.pause_s = ["freeze_in_trim"], 1.0
     running = [asyncio.ensure_future(storage_faults.run()), asyncio.ensure_future(faults.run())]
     await asyncio.sleep(duration_s)
     storage_faults.ending = faults.ending = True
