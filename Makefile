@@ -14,6 +14,7 @@ SEED ?=
 RUNS ?= 1000
 FIRST ?= 0
 FAULTS ?=
+WORLD ?= both
 
 .PHONY: venv dev proto proto-fresh check lint test test-packages sim soak up down bench clean
 
@@ -54,9 +55,11 @@ check: lint proto-fresh
 test: test-packages lint proto-fresh
 	$(if $(FFS_ALLOW_SKIPS),,FFS_NO_SKIPS=1) $(BIN)/pytest -n $(TEST_WORKERS) --dist load
 
-# Simulated clusters with faults: `make sim RUNS=1000`, `make sim RUNS=1000 FIRST=5000`, `make sim SEED=42` in detail.
+# Simulated clusters with faults: `make sim RUNS=1000`, `make sim RUNS=1000 FIRST=5000`, `make sim SEED=42` in detail;
+# WORLD=files or WORLD=storage for one kind alone.
 sim: dev
-	@PYTHONPATH=tests/sim $(BIN)/python -m simulator $(if $(SEED),--seed $(SEED),--runs $(RUNS) --first $(FIRST)) $(if $(FAULTS),--faults $(FAULTS))
+	@PYTHONPATH=tests/sim $(BIN)/python -m simulator $(if $(SEED),--seed $(SEED),--runs $(RUNS) --first $(FIRST)) \
+	  --world $(WORLD) $(if $(FAULTS),--faults $(FAULTS))
 
 # Faults done to real clusters, with another seed each time, until SOAK_MINUTES are over or something is found.
 soak: dev test-packages

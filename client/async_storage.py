@@ -18,10 +18,10 @@ from fireflyfs.client import storage_calls
 from fireflyfs.client.retry import Retry, RetryPolicy
 from fireflyfs.client.routing import Chain, Routing
 from fireflyfs.client.routing_view import AsyncRoutingView
-from fireflyfs.client.storage_calls import LastChunk, Removed
+from fireflyfs.client.storage_calls import LastChunk, Seen
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.clock import Clock, SystemClock
-from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.errors import Code, FfsError, Reaction, error
 from fireflyfs.common.ids import ClientId, new_client_id
 from fireflyfs.common.net.api import Address, AsyncLink, Call
 from fireflyfs.common.net.methods import Method
@@ -76,28 +76,43 @@ class AsyncStorageClient:
         parts = await asyncio.gather(*(self._on_chain(chain, ask) for chain in file.chain_set))
         return storage_calls.fold_last(parts)
 
-    async def remove_chunks(
-        self, inode: int, layout: Layout, begin: int = 0, limit: int = 1024, *, end: int = 0
-    ) -> Removed:
-        """Remove up to `limit` chunks of each chain with begin <= index < end (0: no end); `more`: call again."""
+    async def see_beyond(self, inode: int, layout: Layout, length: int, limit: int = 1024) -> Seen:
+        """The chunks that hold bytes from `length` on, as they are committed now, up to `limit` of each chain."""
         file = FileLayout.of(inode, layout)
+        begin, keep = divmod(length, file.chunk_size)
 
-        async def remove(chain_id: int) -> Removed:
-            async def ask(chain: Chain, routing: Routing) -> Removed:
-                request = storage_calls.remove_request(
-                    chain, inode, begin, end, limit, self._client_id, channel, sequence
-                )
+        async def ask(chain: Chain, routing: Routing) -> storage_pb2.SeeChunksReply:
+            request = storage_calls.see_request(chain, inode, begin, keep, limit)
+            address = routing.address(storage_calls.serving_head(chain))
+            return await self._call(address, Method.STORAGE_SEE_CHUNKS, request, storage_pb2.SeeChunksReply())
+
+        parts = await asyncio.gather(*(self._on_chain(chain, ask) for chain in file.chain_set))
+        chunks = {chain: list(part.chunks) for chain, part in zip(file.chain_set, parts, strict=True) if part.chunks}
+        return Seen(chunks, any(part.more for part in parts))
+
+    async def drop_seen(self, seen: Seen) -> bool:
+        """Drop what was seen, and nothing that was written since; whether that was all of it."""
+
+        async def drop(chain_id: int, chunks: Sequence[storage_pb2.SeenChunk]) -> bool:
+            async def ask(chain: Chain, routing: Routing) -> storage_pb2.DropChunksReply:
+                request = storage_calls.drop_request(chain, chunks, self._client_id, channel, sequence)
                 address = routing.address(storage_calls.serving_head(chain))
-                reply = await self._call(
-                    address, Method.STORAGE_REMOVE_CHUNKS, request, storage_pb2.RemoveChunksReply()
-                )
-                return Removed(reply.removed, reply.more)
+                reply = await self._call(address, Method.STORAGE_DROP_CHUNKS, request, storage_pb2.DropChunksReply())
+                if len(reply.statuses) != len(chunks):
+                    raise error(Code.PROTOCOL, f"{len(reply.statuses)} answers for {len(chunks)} chunks")
+                for status in reply.statuses:
+                    if status and error(status).reaction is not Reaction.GIVE_UP:
+                        raise error(status)  # the same request again: what is done of it stays done
+                return reply
 
             async with self._channel() as (channel, sequence):
-                return await self._on_chain(chain_id, ask)
+                reply = await self._on_chain(chain_id, ask)
+            for status in reply.statuses:
+                if status not in (Code.OK, Code.STALE_UPDATE):
+                    raise error(status)
+            return not any(reply.statuses)
 
-        parts = await asyncio.gather(*(remove(chain_id) for chain_id in file.chain_set))
-        return Removed(sum(part.removed for part in parts), any(part.more for part in parts))
+        return all(await asyncio.gather(*(drop(chain_id, chunks) for chain_id, chunks in seen.chunks.items())))
 
     async def remove_files(self, chain_id: int, inodes: Sequence[int], limit: int = 1024) -> list[int]:
         """Remove all chunks of these files on one chain, at most `limit`; the files that have more there."""
@@ -110,22 +125,6 @@ class AsyncStorageClient:
 
         async with self._channel() as (channel, sequence):
             return await self._on_chain(chain_id, ask)
-
-    async def truncate_chunk(self, inode: int, layout: Layout, index: int, length: int) -> None:
-        """Shorten one chunk to `length` bytes; a shorter or missing one stays as it is."""
-        file = FileLayout.of(inode, layout)
-
-        async def ask(chain: Chain, routing: Routing) -> None:
-            request = storage_calls.truncate_request(chain, file, index, length, self._client_id, channel, sequence)
-            address = routing.address(storage_calls.serving_head(chain))
-            await self._call(address, Method.STORAGE_TRUNCATE_CHUNK, request, storage_pb2.TruncateChunkReply())
-
-        async with self._channel() as (channel, sequence):
-            try:
-                await self._on_chain(file.chain_of(index), ask)
-            except FfsError as exc:
-                if exc.code is not Code.CHUNK_NOT_FOUND:
-                    raise
 
     async def sync_chains(self, chains: Iterable[int] | Layout) -> None:
         """Everything acknowledged on these chains survives a power cut when this returns."""

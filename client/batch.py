@@ -82,10 +82,11 @@ def write_batch(context: HandleContext, requests: Sequence[tuple[AnyFile, int, A
         if count:
             spans.append(WriteSpan(raw.handle.file, offset, piece))
             owners.append(raw)
+    versions = [owner.handle.truncate_version for owner in owners]
     failed = context.storage.write(spans)
-    for number, (span, owner) in enumerate(zip(spans, owners, strict=True)):
+    for number, (span, owner, version) in enumerate(zip(spans, owners, versions, strict=True)):
         if number not in failed:
-            owner.handle.wrote(span.offset + length_of(span.data))
+            owner.handle.wrote(span.offset + length_of(span.data), version)
     _raise_first(failed, owners)
     return counts
 

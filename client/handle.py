@@ -69,7 +69,8 @@ class OpenInode:
 
     @property
     def length(self) -> int:
-        """Bytes of the file as this client sees it."""
+        """Bytes of the file as this client sees it. Asks meta when that is not known here."""
+        self._settle()
         return self._state.length
 
     @property
@@ -80,7 +81,7 @@ class OpenInode:
         """How many of `wanted` bytes at `offset` the file has."""
         if offset < 0:
             raise error(Code.INVALID, "negative offset")
-        return max(0, min(wanted, self._state.length - offset))
+        return max(0, min(wanted, self.length - offset))
 
     def check_readable(self) -> None:
         if self._closed or not self.readable:
@@ -130,20 +131,27 @@ class OpenInode:
                 total += size
         if not total:
             return 0
+        version = self._state.truncate_version
         failed = self._storage.write([WriteSpan(file, offset, data) for offset, data in extents if length_of(data)])
         if failed:
             raise next(iter(failed.values()))
-        self._state.wrote(end, self._context.clock.unix_ns())
+        self.wrote(end, version)
         return total
 
-    def wrote(self, end: int) -> None:
-        """Bytes up to `end` were stored through a batch of several files."""
-        self._state.wrote(end, self._context.clock.unix_ns())
+    @property
+    def truncate_version(self) -> int:
+        """For `wrote`: as known before the bytes are sent."""
+        return self._state.truncate_version
+
+    def wrote(self, end: int, truncate_version: int) -> None:
+        """Bytes up to `end` were stored."""
+        self._state.wrote(end, self._context.clock.unix_ns(), truncate_version)
 
     def refresh(self) -> meta_pb2.Inode:
         """Ask meta for the newest attributes: what others closed or synced is seen afterwards."""
         request = meta_pb2.StatRequest(at=self._at(), caller=self._caller)
         self._state.learn(self._context.meta.stat(request).inode)
+        self._settle()
         return self._state.inode
 
     def truncate(self, length: int) -> None:
@@ -181,6 +189,11 @@ class OpenInode:
             inode=self._state.file.inode, session=self._session, hint=hint, mtime=mtime, caller=self._caller
         )
         self._state.reported(hint, mtime, self._context.meta.close(request).inode)
+
+    def _settle(self) -> None:
+        """After a truncation elsewhere: have storage say which of our writes are left."""
+        if self._state.unsure and not self._closed:
+            self.flush()
 
     def _sync(self, *, durable: bool) -> None:
         hint, mtime = self._state.report()

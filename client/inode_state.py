@@ -12,11 +12,13 @@ import weakref
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.proto import meta_pb2
 
+UNKNOWN_VERSION = (1 << 64) - 1  # in a hint: no truncate version of a file is this one
+
 
 class InodeState:
     """One open inode. Safe to use from several threads."""
 
-    __slots__ = ("__weakref__", "_inode", "_lock", "_mtime_ns", "_unsynced_end", "_written_end", "file")
+    __slots__ = ("__weakref__", "_inode", "_lock", "_mtime_ns", "_unsure", "_unsynced_end", "_written_end", "file")
 
     def __init__(self, inode: meta_pb2.Inode) -> None:
         self.file = FileLayout.of(inode.id, inode.layout)
@@ -25,6 +27,7 @@ class InodeState:
         self._written_end = 0  # largest end written here since the truncate version that we know
         self._unsynced_end = -1  # the same since meta was told; -1: meta knows all
         self._mtime_ns = 0  # of the last write that meta does not know of; 0: none
+        self._unsure = False  # meta does not know of all our writes, and which a truncation cut off only storage knows
 
     @property
     def inode(self) -> meta_pb2.Inode:
@@ -41,6 +44,16 @@ class InodeState:
         """Whether meta does not know of all our writes yet."""
         return self._mtime_ns != 0
 
+    @property
+    def unsure(self) -> bool:
+        """Whether a truncation may or may not have cut off writes of ours: `length` is right again after a report."""
+        return self._unsure
+
+    @property
+    def truncate_version(self) -> int:
+        """The one that a write which begins now is made under."""
+        return self._inode.truncate_version
+
     def learn(self, inode: meta_pb2.Inode) -> None:
         """Meta's newest answer. After a truncation, by whomever, what we wrote before says nothing about the length."""
         with self._lock:
@@ -49,26 +62,30 @@ class InodeState:
             if inode.truncate_version > self._inode.truncate_version:
                 self._written_end = 0
                 self._unsynced_end = -1
+                self._unsure = self._mtime_ns != 0
             elif inode.length < self._inode.length:
                 return  # for one truncate version the length only grows
             self._inode = inode
 
-    def wrote(self, end: int, now_ns: int) -> None:
-        """Bytes up to `end` are stored."""
+    def wrote(self, end: int, now_ns: int, truncate_version: int) -> None:
+        """Bytes up to `end` are stored; `truncate_version` is ours from before they were sent."""
         with self._lock:
+            self._mtime_ns = now_ns
+            if truncate_version != self._inode.truncate_version:
+                self._unsure = True
+                return
             self._written_end = max(self._written_end, end)
             self._unsynced_end = max(self._unsynced_end, end)
-            self._mtime_ns = now_ns
 
     def report(self) -> tuple[meta_pb2.LengthHint | None, meta_pb2.Timestamp | None]:
         """What meta must be told: the length hint and the time of the last write; None where there is nothing."""
         with self._lock:
             hint = None
-            if self._unsynced_end >= 0:
-                hint = meta_pb2.LengthHint(length=self._unsynced_end, truncate_version=self._inode.truncate_version)
-            elif self._mtime_ns:
+            if self._unsure or (self._mtime_ns and self._unsynced_end < 0):
                 # Written, but truncated since: only storage knows how long the file is. No version matches this one.
-                hint = meta_pb2.LengthHint(length=0, truncate_version=(1 << 64) - 1)
+                hint = meta_pb2.LengthHint(length=max(0, self._unsynced_end), truncate_version=UNKNOWN_VERSION)
+            elif self._unsynced_end >= 0:
+                hint = meta_pb2.LengthHint(length=self._unsynced_end, truncate_version=self._inode.truncate_version)
             return hint, meta_pb2.Timestamp(ns=self._mtime_ns) if self._mtime_ns else None
 
     def reported(
@@ -81,6 +98,7 @@ class InodeState:
             if mtime is not None and self._mtime_ns == mtime.ns:
                 self._mtime_ns = 0
                 self._unsynced_end = -1
+                self._unsure = False
         self.learn(inode)
 
 

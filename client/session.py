@@ -13,7 +13,8 @@ import os
 import random
 import socket
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fireflyfs.client.inode_state import InodeTable
@@ -109,6 +110,7 @@ class ClientContext:
         policy: RetryPolicy | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._parts = parts
         self.clock: Clock = clock or SystemClock()
@@ -118,10 +120,17 @@ class ClientContext:
         self.client_id = parts.client_id
         rng = rng or random.Random()
         self.meta = MetaClient(
-            parts.link, parts.routing, parts.client_id, caller=caller, policy=policy, clock=self.clock, rng=rng
+            parts.link,
+            parts.routing,
+            parts.client_id,
+            caller=caller,
+            policy=policy,
+            clock=self.clock,
+            rng=rng,
+            sleep=sleep,
         )
         self.storage = StorageClient(
-            parts.link, parts.routing, parts.client_id, policy=policy, clock=self.clock, rng=rng
+            parts.link, parts.routing, parts.client_id, policy=policy, clock=self.clock, rng=rng, sleep=sleep
         )
         self.inodes = InodeTable()
         self.scratch = Scratch(self.pool)

@@ -33,6 +33,14 @@ class Removed:
     more: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What storage holds beyond an end, by chain; `more`: some chain has more."""
+
+    chunks: dict[int, list[storage_pb2.SeenChunk]]
+    more: bool
+
+
 def serving_head(chain: Chain) -> int:
     """The target that takes updates of a chain. Raises TARGET_OFFLINE when nobody serves."""
     serving = chain.serving
@@ -108,6 +116,10 @@ def remove_files_request(
         channel=channel,
         sequence=sequence,
     )
+
+
+def see_request(chain: Chain, inode: int, begin: int, keep_bytes: int, limit: int) -> storage_pb2.SeeChunksRequest:
+    return storage_pb2.SeeChunksRequest(range=chunk_range(chain, inode, begin, 0), keep_bytes=keep_bytes, limit=limit)
 
 
 def drop_request(

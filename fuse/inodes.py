@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from typing import Final, NamedTuple
 
+from fireflyfs.client.inode_state import UNKNOWN_VERSION
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.errors import Code, error
 from fireflyfs.fuse.protocol import Attributes
@@ -36,7 +37,8 @@ class LiveInode:
     """A file with open handles here. Fields are changed under `lock`.
 
     `inode` is what meta said last, `checked_s` when. `written_end` is the largest end written here that meta does not
-    know (-1: none), `mtime_ns` the time of the last such write (0: none). `sessions` are what meta holds for us: one
+    know (-1: none), `mtime_ns` the time of the last such write (0: none); `unsure`: a truncation elsewhere may have cut
+    off some of these writes and not others, which only storage knows. `sessions` are what meta holds for us: one
     is there while we have unrecorded writes, or while the file is removed but open.
     """
 
@@ -50,6 +52,7 @@ class LiveInode:
         "lock",
         "mtime_ns",
         "sessions",
+        "unsure",
         "writers",
         "written_end",
     )
@@ -65,6 +68,7 @@ class LiveInode:
         self.sessions: list[bytes] = []
         self.written_end = -1
         self.mtime_ns = 0
+        self.unsure = False
         self.created_here = False
 
     @property
@@ -76,12 +80,16 @@ class LiveInode:
         """What meta says now. A truncation elsewhere makes our unrecorded length void."""
         if inode.truncate_version > self.inode.truncate_version:
             self.written_end = -1
+            self.unsure = self.mtime_ns != 0
         elif inode.truncate_version < self.inode.truncate_version:
             return  # an older answer that came late
         self.inode = inode
         self.checked_s = now_s
 
     def hint(self) -> m.LengthHint | None:
+        """What to tell meta of the length: None when there is nothing to tell."""
+        if self.unsure or (self.mtime_ns and self.written_end < 0):
+            return m.LengthHint(length=max(0, self.written_end), truncate_version=UNKNOWN_VERSION)
         if self.written_end < 0:
             return None
         return m.LengthHint(length=self.written_end, truncate_version=self.inode.truncate_version)

@@ -143,6 +143,7 @@ class Volume:
                 live.sessions.clear()
             live.written_end = -1
             live.mtime_ns = 0
+            live.unsure = False
             if inode is not None and inode.id:
                 live.learn(inode, now)
                 self._pages_after_write(live, inode)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ async def serve(config: MetaConfig, stop: asyncio.Event) -> None:
             garbage_files_per_s=config.garbage_files_per_s,
             trash_keep_s=config.trash_keep_s,
         )
-        stack.push_async_callback(_run_jobs(parts, mgmtd, config))
+        stack.push_async_callback(run_jobs(parts, mgmtd, config))
         descriptor = meta_pb2.DESCRIPTOR.services_by_name["Meta"]
         handlers = link_handlers(descriptor, "META", parts.handlers)
         link = LinkServer(identity, handlers, host=config.listen_host, port=config.tcp_port, unix_path=config.unix_path)
@@ -163,7 +163,7 @@ async def _close_store(engine: KvEngine) -> None:
         engine.close()
 
 
-def _run_jobs(parts: MetaParts, mgmtd: AsyncMgmtdClient, config: MetaConfig) -> Any:
+def run_jobs(parts: MetaParts, mgmtd: AsyncMgmtdClient, config: MetaConfig) -> Callable[[], Awaitable[None]]:
     """Start the background jobs; returns what stops them."""
 
     def list_sessions() -> Coroutine[Any, Any, mgmtd_pb2.ListSessionsReply]:
@@ -172,7 +172,7 @@ def _run_jobs(parts: MetaParts, mgmtd: AsyncMgmtdClient, config: MetaConfig) -> 
     runner = parts.runner
     reaper = SessionReaper(runner, list_sessions, interval_s=config.reap_sessions_every_s)
     jobs = {
-        "trims": parts.trimmer.finish_recorded,
+        "trims": parts.trimmer.run,
         "garbage": parts.collector.run,
         "sessions": reaper.run,
         "trash": parts.trash.run,

@@ -391,6 +391,24 @@ class DropChunksReply(_message.Message):
     statuses: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, statuses: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class SeeChunksRequest(_message.Message):
+    __slots__ = ("range", "keep_bytes", "limit")
+    RANGE_FIELD_NUMBER: _ClassVar[int]
+    KEEP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    range: ChunkRange
+    keep_bytes: int
+    limit: int
+    def __init__(self, range: _Optional[_Union[ChunkRange, _Mapping]] = ..., keep_bytes: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class SeeChunksReply(_message.Message):
+    __slots__ = ("chunks", "more")
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    chunks: _containers.RepeatedCompositeFieldContainer[SeenChunk]
+    more: bool
+    def __init__(self, chunks: _Optional[_Iterable[_Union[SeenChunk, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
+
 class SpaceRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

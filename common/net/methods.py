@@ -30,6 +30,7 @@ class Method(IntEnum):
     STORAGE_SYNC_WRITERS = 0x0122
     STORAGE_LIST_CHUNKS = 0x0120
     STORAGE_DROP_CHUNKS = 0x0121
+    STORAGE_SEE_CHUNKS = 0x0123
 
     # Metadata, protobuf (proto/meta.proto)
     META_STAT = 0x0201

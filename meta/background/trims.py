@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
-from fireflyfs.common.errors import FfsError
+from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.kv.interface import Transaction, read, run
 from fireflyfs.meta.core import keys
-from fireflyfs.meta.core.length import trim_work
-from fireflyfs.meta.core.records import Flags, Inode, Trim
+from fireflyfs.meta.core.length import trimmed
+from fireflyfs.meta.core.records import Inode, Trim
 from fireflyfs.meta.ops.reply import layout_of
 from fireflyfs.meta.service.runner import Runner
 from fireflyfs.meta.store.tree import Tree
 
 PAGE = 256
-REMOVE_STEP = 1024  # chunks of each chain that one request removes
+STEP = 1024  # chunks of each chain that are dropped at once
+OVERTAKEN_MAX = 100  # rounds in which somebody wrote to what was just seen, before the request must come again
 AGAIN_AFTER_S = 5.0
+LOOK_AGAIN_S = 10.0  # for trims that another server left, or that their own request gave up
 log = logging.getLogger(__name__)
 
 
@@ -31,8 +34,8 @@ class Trimmer:
         """Returns when no trim of `inode_id` that was recorded before the call is left. Raises storage's error."""
         while True:
             task = self._running.get(inode_id)
-            joined = task is not None
-            if task is None:
+            joined = task is not None and not task.done()
+            if task is None or task.done():  # one that is done is forgotten in a moment, and nobody may wait for that
                 task = asyncio.create_task(self._trim(inode_id))
                 self._running[inode_id] = task
                 task.add_done_callback(lambda done: self._forget(inode_id, done))
@@ -49,23 +52,35 @@ class Trimmer:
             task.exception()
 
     async def _trim(self, inode_id: int) -> None:
+        """Another server may do the same at the same time, and be done and forgotten when this one goes on.
+
+        So a chunk is dropped only as it was seen before the trim's record was seen: what was written since, by someone
+        who knows the new length, stays.
+        """
+        engine, storage = self._runner.engine, self._runner.storage
+
         def look(txn: Transaction) -> tuple[Inode | None, Trim | None]:
             tree = Tree(txn)
             return tree.find(inode_id), tree.trim(inode_id)
 
-        inode, trim = read(self._runner.engine, look)
-        if trim is None:
+        overtaken = 0
+        while overtaken < OVERTAKEN_MAX:
+            inode, trim = read(engine, look)
+            if trim is None:
+                return
+            if inode is not None:
+                seen = await storage.see_beyond(inode_id, layout_of(inode), trim.length, STEP)
+                if read(engine, look)[1] != trim:
+                    continue
+                if not await storage.drop_seen(seen):
+                    overtaken += 1
+                    continue
+                if seen.more:
+                    continue
+            run(engine, partial(_done, inode_id, trim))
+            self._runner.commits += 1
             return
-        if inode is not None:
-            work = trim_work(trim.length, inode.chunk_size)
-            layout = layout_of(inode)
-            storage = self._runner.storage
-            while (await storage.remove_chunks(inode_id, layout, work.remove_from, REMOVE_STEP)).more:
-                pass
-            if work.shorten_index is not None:
-                await storage.truncate_chunk(inode_id, layout, work.shorten_index, work.shorten_length)
-        run(self._runner.engine, lambda txn: _done(Tree(txn), inode_id, trim))
-        self._runner.commits += 1
+        raise error(Code.OVERLOADED, "the file is written faster than it can be truncated")
 
     def recorded(self) -> list[int]:
         """Inodes with a trim record."""
@@ -75,8 +90,14 @@ class Trimmer:
 
         return read(self._runner.engine, page)
 
+    async def run(self) -> None:
+        """Finish what nobody finished, until cancelled: its server died, or storage was away for too long."""
+        while True:
+            await self.finish_recorded()
+            await asyncio.sleep(LOOK_AGAIN_S)
+
     async def finish_recorded(self) -> None:
-        """Finish what an earlier life of the service left; tries again until all of it is done."""
+        """Finish every recorded trim; tries again until all of it is done."""
         while found := self.recorded():
             results = await asyncio.gather(*map(self.finish, found), return_exceptions=True)
             failed = [result for result in results if isinstance(result, FfsError)]
@@ -88,11 +109,11 @@ class Trimmer:
                 await asyncio.sleep(AGAIN_AFTER_S)
 
 
-def _done(tree: Tree, inode_id: int, trim: Trim) -> None:
+def _done(inode_id: int, trim: Trim, txn: Transaction) -> None:
+    tree = Tree(txn)
     if tree.trim(inode_id) != trim:
         return
     tree.delete_trim(inode_id)
     inode = tree.find(inode_id)
     if inode is not None:
-        inode.flags &= ~Flags.TRIMMING
-        tree.put(inode)
+        tree.put(trimmed(inode, trim))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fireflyfs.meta.core.records import Flags, Inode
+from fireflyfs.meta.core.records import Flags, Inode, Trim
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +25,11 @@ def lengthened(inode: Inode, length: int) -> int:
     return max(inode.length, length)
 
 
-@dataclass(frozen=True, slots=True)
-class TrimWork:
-    """Chunks from `remove_from` go; chunk `shorten_index`, if not None, is cut to `shorten_length` bytes."""
-
-    remove_from: int
-    shorten_index: int | None
-    shorten_length: int
-
-
-def trim_work(length: int, chunk_size: int) -> TrimWork:
-    full, rest = divmod(length, chunk_size)
-    if rest:
-        return TrimWork(full + 1, full, rest)
-    return TrimWork(full, None, 0)
+def trimmed(inode: Inode, trim: Trim) -> Inode:
+    """The inode as it is when nothing is left beyond the trim's end."""
+    return replace(
+        inode, length=trim.length, truncate_version=trim.truncate_version, flags=inode.flags & ~Flags.TRIMMING
+    )
 
 
 def needs_trim(inode: Inode, length: int, *, open_for_writing: bool) -> bool:

@@ -12,7 +12,7 @@ from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.create import rule_of
 from fireflyfs.meta.ops.reply import inode_reply
 from fireflyfs.meta.ops.resolve import target
-from fireflyfs.meta.ops.truncate import truncate_to
+from fireflyfs.meta.ops.truncate import as_told, truncate_to
 from fireflyfs.proto import meta_pb2
 
 UNCHANGED = 0xFFFFFFFF  # (uid_t) -1
@@ -31,7 +31,7 @@ def set_attributes(op: Op, request: meta_pb2.SetAttrRequest) -> meta_pb2.InodeRe
         _set_layout(op, inode, rule_of(request.layout))
     inode.ctime_ns = op.now_ns
     op.tree.put(inode)
-    return inode_reply(inode)
+    return inode_reply(as_told(op, inode))
 
 
 def _set_length(op: Op, inode: Inode, request: meta_pb2.SetAttrRequest) -> None:

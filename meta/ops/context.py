@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fireflyfs.meta.core.permission import Who
+from fireflyfs.meta.core.records import Trim
 from fireflyfs.meta.store.tree import Tree
 
 ChooseChains = Callable[[int, int, int], tuple[int, ...]]  # (chain table, stripe size, inode id) -> chain ids
@@ -16,8 +17,8 @@ class Op:
     """One attempt at one operation: made anew for each run of its transaction.
 
     `learned` holds what storage said: inode id to (truncate version when asked, end of the last chunk).
-    `trims` and `garbage` collect inode ids whose chunks must be seen to once the transaction is committed;
-    `files_delta` is how many inodes it adds. `trash`: what loses its last name is kept for a while.
+    `trims` (what is to be cut off) and `garbage` collect inode ids whose chunks must be seen to once the transaction is
+    committed; `files_delta` is how many inodes it adds. `trash`: what loses its last name is kept for a while.
     """
 
     tree: Tree
@@ -26,7 +27,7 @@ class Op:
     new_id: Callable[[], int]
     choose_chains: ChooseChains
     learned: dict[int, tuple[int, int]] = field(default_factory=dict)
-    trims: list[int] = field(default_factory=list)
+    trims: dict[int, Trim] = field(default_factory=dict)
     garbage: list[int] = field(default_factory=list)
     files_delta: int = 0
     trash: bool = False

@@ -16,7 +16,7 @@ from fireflyfs.meta.ops.create import attach, new_inode, rule_of, vacant
 from fireflyfs.meta.ops.needs import AskStorage, TrimFirst
 from fireflyfs.meta.ops.reply import inode_reply, to_message
 from fireflyfs.meta.ops.resolve import resolve
-from fireflyfs.meta.ops.truncate import truncate_to
+from fireflyfs.meta.ops.truncate import as_told, truncate_to
 from fireflyfs.proto import meta_pb2
 
 _MASKS = {os.O_RDONLY: READ, os.O_WRONLY: WRITE, os.O_RDWR: READ | WRITE}
@@ -57,7 +57,7 @@ def open_file(op: Op, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
             changed = True
         if _start_session(op, request, inode, mask) or changed:
             op.tree.put(inode)
-    return meta_pb2.OpenReply(inode=to_message(inode))
+    return meta_pb2.OpenReply(inode=to_message(as_told(op, inode)))
 
 
 def _check_existing(op: Op, inode: Inode, flags: int, mask: int) -> None:

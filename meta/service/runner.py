@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -129,7 +129,7 @@ class Runner:
         end = last.index * inode.chunk_size + last.length if last is not None else 0
         learned[inode.id] = (inode.truncate_version, end)
 
-    async def _trimmed(self, reply: R, inode_ids: list[int]) -> R:
+    async def _trimmed(self, reply: R, inode_ids: Iterable[int]) -> R:
         for inode_id in inode_ids:
             await self.trims.finish(inode_id)
         return reply
@@ -174,8 +174,10 @@ class Runner:
             raise error(done.code, done.body.decode(errors="replace"))
         reply: Any = REPLIES[method]()
         reply.MergeFromString(done.body)
-        if method in (Method.META_OPEN, Method.META_SET_ATTR) and op.tree.trim(reply.inode.id) is not None:
-            op.trims.append(reply.inode.id)
+        if method in (Method.META_OPEN, Method.META_SET_ATTR):
+            trim = op.tree.trim(reply.inode.id)
+            if trim is not None:
+                op.trims[reply.inode.id] = trim
         return reply
 
     def _record_failure(self, method: Method, request: Any, exc: FfsError) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from fireflyfs.client.routing import Routing
 from fireflyfs.proto.common_pb2 import Layout
@@ -29,11 +29,8 @@ class LastChunk(Protocol):
     def length(self) -> int: ...
 
 
-class Removed(Protocol):
-    """One step of removing chunks; `more`: call again."""
-
-    @property
-    def removed(self) -> int: ...
+class Seen(Protocol):
+    """Chunks beyond an end as storage showed them; `more`: there are others."""
 
     @property
     def more(self) -> bool: ...
@@ -44,12 +41,14 @@ class ChunkStore(Protocol):
 
     def query_last_chunk(self, inode: int, layout: Layout) -> Awaitable[LastChunk | None]: ...
 
-    def remove_chunks(self, inode: int, layout: Layout, begin: int = 0, limit: int = 1024) -> Awaitable[Removed]: ...
+    def see_beyond(self, inode: int, layout: Layout, length: int, limit: int = 1024) -> Awaitable[Any]:
+        """The chunks with bytes from `length` on: a `Seen`, for `drop_seen`."""
+
+    def drop_seen(self, seen: Any) -> Awaitable[bool]:
+        """Drop what was seen, and nothing that was written since; whether that was all of it."""
 
     def remove_files(self, chain_id: int, inodes: Sequence[int], limit: int = 1024) -> Awaitable[list[int]]:
         """Remove chunks of whole files on one chain; the files that have more there."""
-
-    def truncate_chunk(self, inode: int, layout: Layout, index: int, length: int) -> Awaitable[None]: ...
 
     def sync_chains(self, chains: Iterable[int] | Layout) -> Awaitable[None]: ...
 

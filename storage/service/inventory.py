@@ -73,6 +73,38 @@ def _writer_message(writer: Writer) -> storage_pb2.ChunkWriter:
     return storage_pb2.ChunkWriter(client_id=writer.client_id, channel=writer.channel, sequence=writer.sequence)
 
 
+def seen_chunks(engine: ChunkEngine, request: storage_pb2.SeeChunksRequest, limit: int) -> storage_pb2.SeeChunksReply:
+    """Chunks that hold bytes which a trim has to drop, each as it is committed; `more`: there are at least `limit`."""
+    where = request.range
+    reply = storage_pb2.SeeChunksReply()
+    begin = where.begin
+    while True:
+        page = engine.scan_inode(where.inode, begin, where.end, limit)
+        for state in page:
+            index = state.key.chunk_index
+            keep = request.keep_bytes if index == where.begin else 0
+            # What is pending here may be committed by the successors, and somebody may have read it: who drops this
+            # chunk finishes that first, is refused, and looks again.
+            length = max(version.length for version in (state.committed, state.pending) if version is not None)
+            if length > keep or not keep:
+                reply.chunks.append(_seen(state, keep))
+            if len(reply.chunks) == limit:
+                reply.more = True
+                return reply
+        if len(page) < limit:
+            return reply
+        begin = page[-1].key.chunk_index + 1
+
+
+def _seen(state: ChunkState, keep_bytes: int) -> storage_pb2.SeenChunk:
+    seen = storage_pb2.SeenChunk(keep_bytes=keep_bytes)
+    seen.chunk.inode, seen.chunk.index = state.key
+    if state.committed is not None:
+        seen.version = state.committed.version
+        seen.writer.CopyFrom(_writer_message(state.committed.writer))
+    return seen
+
+
 def drop_items(engine: ChunkEngine, seen: Sequence[storage_pb2.SeenChunk]) -> list[Item]:
     """The updates that drop these chunks, each only while it is what was seen; none for one that is not stored.
 

@@ -142,6 +142,13 @@ class StorageService:
             raise error(code, f"sequence {writer.sequence} of channel {writer.channel}")
         local.once.end(writer, (), finished=True)
 
+    async def see_chunks(self, request: storage_pb2.SeeChunksRequest) -> storage_pb2.SeeChunksReply:
+        self._replicas.check_fence()
+        where = request.range
+        local = await self._head(where.chain_id, where.chain_version)
+        limit = min(request.limit or UPDATE_ITEMS_MAX, UPDATE_ITEMS_MAX)
+        return await local.call(inventory.seen_chunks, local.engine, request, limit)
+
     async def drop_chunks(self, request: storage_pb2.DropChunksRequest) -> storage_pb2.DropChunksReply:
         if not 0 < len(request.chunks) <= UPDATE_ITEMS_MAX:
             raise error(Code.INVALID, f"{len(request.chunks)} chunks to drop, 1 to {UPDATE_ITEMS_MAX} are taken")

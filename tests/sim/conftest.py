@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("client", "common", "meta", "mgmtd", "proto", "storage")
-_SEEDS = re.compile(r"^Caught within (\d+) seeds from (\d+)(?: with faults ([a-z_,]+))?\.$", re.MULTILINE)
+_SEEDS = re.compile(r"^Caught within (\d+) seeds( of files)? from (\d+)(?: with faults ([a-z_,]+))?\.$", re.MULTILINE)
 _TEST = re.compile(r"^Caught by (\S+)\.$", re.MULTILINE)
 
 
@@ -31,8 +31,9 @@ class Mutant(NamedTuple):
 def _mutant(patch: Path) -> Mutant:
     text = patch.read_text(encoding="utf-8")
     if seeds := _SEEDS.search(text):
-        faults = ("--faults", seeds[3]) if seeds[3] else ()
-        return Mutant(patch.stem, patch, ("--runs", seeds[1], "--first", seeds[2], *faults), "")
+        world = ("--world", "files" if seeds[2] else "storage")
+        faults = ("--faults", seeds[4]) if seeds[4] else ()
+        return Mutant(patch.stem, patch, ("--runs", seeds[1], "--first", seeds[3], *world, *faults), "")
     test = _TEST.search(text)
     assert test, f"{patch.name} does not say by what it is caught"
     return Mutant(patch.stem, patch, (), test[1])

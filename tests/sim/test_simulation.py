@@ -17,25 +17,27 @@ ROOT = Path(__file__).parents[2]
 RUNS = 20  # of each test
 TRACES = """
 import hashlib, sys
-from simulator.run import run_seed
+from simulator.many import run_one
 for seed in range(int(sys.argv[1]), int(sys.argv[2])):
-    outcome = run_seed(seed, 20.0, verbose=True)
+    outcome = run_one(("storage", "files")[seed % 2], seed, 20.0, verbose=True)
     print(seed, outcome.steps, hashlib.sha256("\\n".join(outcome.trace).encode()).hexdigest())
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(0, 10 * RUNS, RUNS))
-def test_every_seed_is_explained(first: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "first"), [("storage", RUNS * part) for part in range(8)] + [("files", RUNS * part) for part in range(4)]
+)
+def test_every_seed_is_explained(kind: str, first: int) -> None:
     for seed in range(first, first + RUNS):
-        outcome = one((seed, 60.0, ()))
+        outcome = one((kind, seed, 60.0, ()))
         assert outcome.problems == [], f"seed {seed}"
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, BLACKOUTS])
 def test_each_fault_alone_is_survived(fault: str) -> None:
     for seed in range(3):
-        outcome = one((seed, 20.0, (fault,)))
+        outcome = one(("storage", seed, 20.0, (fault,)))
         assert outcome.problems == [], f"seed {seed}"
 
 

@@ -7,9 +7,9 @@ import multiprocessing
 import sys
 from pathlib import Path
 
-from simulator.many import run_many
+from simulator.many import KINDS, run_many, run_one
 from simulator.nemesis import BLACKOUTS, FAULTS
-from simulator.run import Outcome, run_seed
+from simulator.outcome import Outcome
 
 KNOWN = (*FAULTS, BLACKOUTS)
 
@@ -19,6 +19,12 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=100, help="how many seeds")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="this seed alone, with everything that happened in it")
+    parser.add_argument(
+        "--world",
+        choices=[*KINDS, "both"],
+        default="both",
+        help="storage alone, files with metadata servers, or storage with every seed and files with every fourth",
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="virtual seconds of faults in each run")
     parser.add_argument(
         "--faults", type=_faults, default=(), help="these alone, as freeze,island; of " + " ".join(KNOWN)
@@ -28,13 +34,15 @@ def main() -> int:
     parser.add_argument("--until-failure", action="store_true", help="stop at the first run that fails")
     arguments = parser.parse_args()
     if arguments.seed is not None:
-        return _show(run_seed(arguments.seed, arguments.seconds, arguments.faults, verbose=True))
+        kind = "storage" if arguments.world == "both" else arguments.world
+        return _show(run_one(kind, arguments.seed, arguments.seconds, arguments.faults, verbose=True))
     return run_many(
         arguments.first,
         arguments.runs,
         seconds=arguments.seconds,
         jobs=arguments.jobs,
         faults=arguments.faults,
+        world=arguments.world,
         until_failure=arguments.until_failure,
         keep=arguments.keep,
     )

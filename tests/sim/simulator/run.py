@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from fireflyfs.client.retry import RetryPolicy
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.storage.engine.interface import ChunkKey
 from simulator.history import FOREVER, Kind, Op, TooHard, explain
 from simulator.nemesis import BLACKOUTS, Nemesis
+from simulator.outcome import Outcome, recording
 from simulator.workload import CELLS, CHUNK, Work
-from simulator.world import Diary, Plan, Violation, World
+from simulator.world import Plan, Violation, World
 
 QUIET_S_MAX = 60.0  # and so long after that, the outcome of every update is known everywhere
 HEAL_S_MAX = 90.0  # after the last fault, everything serves again within so long
-
-
-@dataclass
-class Outcome:
-    """What became of a seed."""
-
-    seed: int
-    problems: list[str]
-    trace: list[str]
-    counts: dict[str, int] = field(default_factory=dict)
-    virtual_s: float = 0.0
-    real_s: float = 0.0
-    steps: int = 0
 
 
 def run_seed(seed: int, duration_s: float = 60.0, faults: tuple[str, ...] = (), *, verbose: bool = False) -> Outcome:
@@ -56,23 +43,8 @@ def run_seed(seed: int, duration_s: float = 60.0, faults: tuple[str, ...] = (), 
         removals=0.0 if blackouts else rng.choice([0.0, 0.02, 0.1]),  # versions grow: they tell what a blackout took
         syncs=0.1 if blackouts else rng.choice([0.0, 0.05]),
     )
-    asyncio.set_event_loop(world.loop)
-    logger = logging.getLogger("fireflyfs")
-    diary = Diary(world)
-    before = logger.level, logger.propagate
-    logger.setLevel(logging.INFO if verbose else logging.CRITICAL)
-    logger.propagate = False
-    logger.addHandler(diary)
-    try:
+    with recording(world):
         world.loop.run_until_complete(_drive(world, work, rng, duration_s, blackouts, faults))
-    except Violation as exc:
-        world.problem(str(exc))
-    finally:
-        logger.removeHandler(diary)
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
-        asyncio.set_event_loop(None)
-        world.close()
     if not world.problems:
         _judge(world, work)
     return Outcome(

@@ -121,6 +121,7 @@ class World:
         self.mgmtd: Process | None = None
         self.manager: Manager | None = None
         self.processes: list[Process] = []
+        self.clients: list[SimClient] = []
         self.chains: dict[int, list[int]] = {}
         self.nodes: dict[int, Node] = {}
         self.contents: dict[tuple[int, ChunkKey, int, Any], tuple[int, bytes, bool]] = {}
@@ -364,6 +365,8 @@ class World:
             process.kill()
         for process in self.processes:
             bury(process)
+        for client in self.clients:
+            client.end()
         self.loop.close()
 
 
@@ -399,15 +402,17 @@ class SimClient:
         self.world = world
         self.name = f"c{number}"
         self.process = world.process(self.name)
+        world.clients.append(self)
         self.greenlets: list[greenlet.greenlet] = []
         seed = world.seed * 77 + number
         stub = SimStub(world.net, self.process, self.name, MGMTD, CLUSTER, 5.0)
         self.source = AsyncRoutingSource(stub, rng=random.Random(seed))  # type: ignore[arg-type]
         client_id = ClientId(self.name.encode().ljust(16, b"\0"))
-        link = _BlockingLink(SimLink(world.net, self.process, self.name, client_id))
+        self.link = _BlockingLink(SimLink(world.net, self.process, self.name, client_id))
+        self.view = _View(self.source)
         self.storage = StorageClient(
-            link,  # type: ignore[arg-type]
-            _View(self.source),
+            self.link,  # type: ignore[arg-type]
+            self.view,
             client_id,
             policy=policy,
             clock=self.process,
@@ -417,6 +422,13 @@ class SimClient:
 
     async def start(self) -> None:
         await self.source.start()
+
+    def end(self) -> None:
+        """The world is over: end what still stands in blocking code, now and not whenever it is collected."""
+        for strand in self.greenlets:
+            strand.over = True  # type: ignore[attr-defined]
+            strand.throw(greenlet.GreenletExit)
+        self.greenlets.clear()
 
     async def blocking(self, function: Callable[[], Any]) -> Any:
         """Run blocking code of the library; what it waits for is awaited here."""
@@ -436,9 +448,13 @@ class SimClient:
 
 def wait(awaitable: Any) -> Any:
     """In a greenlet: the result of `awaitable`, awaited by whoever runs this strand."""
-    parent = greenlet.getcurrent().parent
-    assert parent is not None
-    return parent.switch(awaitable)
+    strand = greenlet.getcurrent()
+    if getattr(strand, "over", False):
+        if asyncio.iscoroutine(awaitable):
+            awaitable.close()
+        raise greenlet.GreenletExit
+    assert strand.parent is not None
+    return strand.parent.switch(awaitable)
 
 
 class _View:

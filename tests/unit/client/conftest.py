@@ -207,6 +207,40 @@ class FakeWorker:
         del chunk[request.length :]
         return Reply(storage_pb2.TruncateChunkReply(version=2, length=len(chunk)).SerializeToString())
 
+    def see(self, call: Call) -> Reply:
+        request = storage_pb2.SeeChunksRequest.FromString(bytes(call.body))
+        self.check_chain(request.range.chain_id, request.range.chain_version)
+        reply = storage_pb2.SeeChunksReply()
+        for index in sorted(self.on_chain(request.range)):
+            chunk = self.cluster.chunks[request.range.inode, index]
+            keep = request.keep_bytes if index == request.range.begin else 0
+            if len(chunk) > keep:
+                where = storage_pb2.ChunkId(inode=request.range.inode, index=index)
+                reply.chunks.add(chunk=where, version=crc32c(chunk), keep_bytes=keep)
+        reply.more = len(reply.chunks) > request.limit
+        del reply.chunks[request.limit :]
+        return Reply(reply.SerializeToString())
+
+    def drop(self, call: Call) -> Reply:
+        request = storage_pb2.DropChunksRequest.FromString(bytes(call.body))
+        self.check_chain(request.chain_id, request.chain_version)
+        reply = storage_pb2.DropChunksReply()
+        for one in request.chunks:
+            key = (one.chunk.inode, one.chunk.index)
+            codes = self.item_codes.get(key)
+            chunk = self.cluster.chunks.get(key)
+            if codes:
+                reply.statuses.append(codes.pop(0))
+            elif chunk is not None and crc32c(chunk) != one.version:
+                reply.statuses.append(Code.STALE_UPDATE)
+            else:
+                reply.statuses.append(0)
+                if chunk is not None:
+                    del chunk[one.keep_bytes :]
+                if not chunk:
+                    self.cluster.chunks.pop(key, None)
+        return Reply(reply.SerializeToString())
+
     def sync(self, call: Call) -> Reply:
         self.cluster.synced += list(storage_pb2.SyncChainsRequest.FromString(bytes(call.body)).chains)
         return Reply(b"")
@@ -225,6 +259,8 @@ class FakeWorker:
         Method.STORAGE_REMOVE_CHUNKS: remove,
         Method.STORAGE_REMOVE_FILES: remove_files,
         Method.STORAGE_TRUNCATE_CHUNK: truncate,
+        Method.STORAGE_SEE_CHUNKS: see,
+        Method.STORAGE_DROP_CHUNKS: drop,
         Method.STORAGE_SYNC_CHAINS: sync,
         Method.STORAGE_SPACE: space,
     }

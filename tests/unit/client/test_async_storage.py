@@ -82,18 +82,44 @@ def test_last_chunk_of_all_chains(cluster: FakeCluster) -> None:
     run(cluster, body)
 
 
-def test_removal_in_steps_and_truncation(cluster: FakeCluster) -> None:
+def test_what_was_seen_beyond_an_end_is_dropped_in_steps(cluster: FakeCluster) -> None:
     async def body(storage: AsyncStorageClient) -> None:
-        step = await storage.remove_chunks(7, LAYOUT, 4, 1)
-        assert (step.removed, step.more) == (3, True)
-        while (await storage.remove_chunks(7, LAYOUT, 4, 1)).more:
-            pass
+        end = 3 * SIZE + 100
+        seen = await storage.see_beyond(7, LAYOUT, end, 1)
+        assert seen.more
+        assert await storage.drop_seen(seen)
+        for _ in range(3):
+            assert await storage.drop_seen(seen := await storage.see_beyond(7, LAYOUT, end, 1))
+        assert not seen.more
         assert sorted(cluster.chunks) == [(7, index) for index in range(4)]
-        await storage.truncate_chunk(7, LAYOUT, 3, 100)
         assert len(cluster.chunks[7, 3]) == 100
-        await storage.truncate_chunk(7, LAYOUT, 8, 100)  # missing: no error
+        assert (await storage.see_beyond(7, LAYOUT, end)).chunks == {}
+        assert sum(map(len, (await storage.see_beyond(7, LAYOUT, 3 * SIZE)).chunks.values())) == 1
 
     fill(cluster, 10)
+    run(cluster, body)
+
+
+def test_what_was_written_since_it_was_seen_is_not_dropped(cluster: FakeCluster) -> None:
+    async def body(storage: AsyncStorageClient) -> None:
+        seen = await storage.see_beyond(7, LAYOUT, SIZE + 100)
+        cluster.chunks[7, 1][:] = b"new" * 100
+        assert not await storage.drop_seen(seen)
+        assert cluster.chunks[7, 1] == b"new" * 100
+        assert sorted(cluster.chunks) == [(7, 0), (7, 1)]
+
+    fill(cluster, 3)
+    run(cluster, body)
+
+
+def test_a_chunk_that_is_busy_is_dropped_when_it_no_longer_is(cluster: FakeCluster) -> None:
+    async def body(storage: AsyncStorageClient) -> None:
+        for worker in cluster.workers.values():
+            worker.item_codes[7, 1] = [Code.CHUNK_BUSY]
+        assert await storage.drop_seen(await storage.see_beyond(7, LAYOUT, 0))
+        assert cluster.chunks == {}
+
+    fill(cluster, 3)
     run(cluster, body)
 
 

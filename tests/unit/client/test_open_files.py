@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -97,6 +97,47 @@ def test_a_hint_from_before_a_truncation_does_not_lengthen(
     other.open(b"/a").truncate(10)
     handle.close()
     assert cluster.names[b"/a"].length == 10
+
+
+def test_what_was_written_after_a_truncation_elsewhere_counts_though_we_heard_of_it_later(
+    cluster: FakeCluster, client: FakeContext, other: FakeContext
+) -> None:
+    handle = client.open(b"/a")
+    handle.pwrite(0, view(b"x" * 10))
+    handle.flush()
+    other.open(b"/a").truncate(0)
+    handle.pwrite(0, view(b"y" * 1000))  # we do not know of it
+    handle.refresh()
+    assert handle.length == 1000
+    other.open(b"/a").truncate(0)
+    handle.pwrite(0, view(b"z" * 1000))
+    client.open(b"/a")  # meta tells of the truncation
+    handle.pwrite(0, view(b"z" * 5))
+    assert handle.pread(990, 100) == b"z" * 10
+    handle.pwrite(0, view(b"z" * 5))
+    handle.close()
+    assert cluster.names[b"/a"].length == 1000
+
+
+def test_a_write_that_a_truncation_overtook_is_not_taken_for_a_later_one(
+    cluster: FakeCluster, client: FakeContext, other: FakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = client.open(b"/a")
+    handle.pwrite(0, view(b"x" * 10))
+    handle.flush()
+    write = client.storage.write
+
+    def overtaken(spans: list[Any]) -> Any:
+        failed = write(spans)
+        other.open(b"/a").truncate(0)
+        handle.refresh()  # another thread hears of it before the write's answer is looked at
+        return failed
+
+    monkeypatch.setattr(client.storage, "write", overtaken)
+    handle.pwrite(0, view(b"x" * 1000))
+    assert handle.length == 0
+    handle.close()
+    assert cluster.names[b"/a"].length == 0
 
 
 def test_sessions_are_given_back(cluster: FakeCluster, client: FakeContext) -> None:

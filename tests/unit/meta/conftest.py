@@ -6,7 +6,8 @@ import asyncio
 import inspect
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,9 +35,15 @@ class StoredEnd:
 
 
 @dataclass
-class Step:
-    removed: int
+class Look:
+    """Seen chunks: (inode, index) to (length, version, bytes to keep)."""
+
+    chunks: dict[tuple[int, int], tuple[int, int, int]]
     more: bool
+
+
+async def _nothing() -> None:
+    pass
 
 
 @dataclass
@@ -47,6 +54,8 @@ class FakeStorage:
     fail: FfsError | None = None
     calls: list[str] = field(default_factory=list)
     chains_away: set[int] = field(default_factory=set)
+    version: Counter[tuple[int, int]] = field(default_factory=Counter)
+    before_drop: Callable[[], Awaitable[None]] = _nothing
 
     def _enter(self, name: str) -> None:
         self.calls.append(name)
@@ -58,13 +67,33 @@ class FakeStorage:
         found = [index for owner, index in self.chunks if owner == inode]
         return StoredEnd(max(found), self.chunks[inode, max(found)]) if found else None
 
-    async def remove_chunks(self, inode: int, layout: common_pb2.Layout, begin: int = 0, limit: int = 1024) -> Step:
-        self._enter("remove")
-        found = sorted(index for owner, index in self.chunks if owner == inode and index >= begin)
-        for index in found[:2]:
-            del self.chunks[inode, index]
+    async def see_beyond(self, inode: int, layout: common_pb2.Layout, length: int, limit: int = 1024) -> Look:
+        self._enter("see")
+        begin, keep = divmod(length, CHUNK)
+        found = {
+            (inode, index): (size, self.version[inode, index], keep if index == begin else 0)
+            for (owner, index), size in sorted(self.chunks.items())
+            if owner == inode and (index > begin or (index == begin and size > keep))
+        }
         await asyncio.sleep(0)
-        return Step(min(2, len(found)), len(found) > 2)
+        return Look(dict(list(found.items())[:2]), len(found) > 2)
+
+    async def drop_seen(self, seen: Look) -> bool:
+        self._enter("drop")
+        await self.before_drop()
+        whole = True
+        for key, (_, version, keep) in seen.chunks.items():
+            if self.version[key] != version:
+                whole = False
+            elif keep:
+                self.write(*key, keep)
+            else:
+                self.chunks.pop(key, None)
+        return whole
+
+    def write(self, inode: int, index: int, length: int) -> None:
+        self.chunks[inode, index] = length
+        self.version[inode, index] += 1
 
     async def remove_files(self, chain_id: int, inodes: Sequence[int], limit: int = 1024) -> list[int]:
         self._enter("remove")
@@ -79,11 +108,6 @@ class FakeStorage:
                 left.append(inode)
         await asyncio.sleep(0)
         return left
-
-    async def truncate_chunk(self, inode: int, layout: common_pb2.Layout, index: int, length: int) -> None:
-        self._enter("truncate")
-        if (inode, index) in self.chunks:
-            self.chunks[inode, index] = min(length, self.chunks[inode, index])
 
     async def sync_chains(self, chains: Iterable[int] | common_pb2.Layout) -> None:
         self._enter("sync")

@@ -6,7 +6,10 @@ import asyncio
 import os
 from typing import Any
 
+import pytest
+
 from fireflyfs.common.errors import Code, FfsError
+from fireflyfs.meta.background import trims
 from fireflyfs.meta.background.sessions import GRACE_NS, SessionReaper
 from fireflyfs.proto import common_pb2, meta_pb2, mgmtd_pb2
 
@@ -106,9 +109,9 @@ def test_a_trim_cut_off_by_a_crash_is_finished_before_the_length_is_touched(meta
     assert meta.records(b"T") == 1
     after = meta.restarted()
     after.requests = 1000
-    assert after.stat(b"f").length == CHUNK
+    assert after.stat(b"f").length == 4 * CHUNK  # nobody was told that it has another one
     assert after.code(lambda: truncate(after, b"f", 3 * CHUNK)) is Code.UNAVAILABLE
-    assert after.stat(b"f").length == CHUNK
+    assert after.stat(b"f").length == 4 * CHUNK
     meta.storage.fail = None
     assert truncate(after, b"f", 3 * CHUNK).length == 3 * CHUNK
     assert meta.storage.chunks == {(inode.id, 0): CHUNK}
@@ -126,6 +129,100 @@ def test_recorded_trims_are_finished_at_start(meta: Any, unavailable: FfsError) 
     after.wait(after.trimmer.finish_recorded())
     assert meta.storage.chunks == {(inode.id, 0): 1}
     assert after.records(b"T") == 0
+
+
+def test_a_trim_that_its_request_gave_up_is_finished_later(
+    meta: Any, unavailable: FfsError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trims, "LOOK_AGAIN_S", 0.001)
+    inode = meta.create(b"f", session=ONE)
+    meta.storage.chunks[inode.id, 0] = CHUNK
+    meta.close(inode.id, ONE, CHUNK)
+
+    async def scenario() -> None:
+        job = asyncio.ensure_future(meta.trimmer.run())
+        await asyncio.sleep(0)  # it has found nothing to do
+        meta.storage.fail = unavailable
+        with pytest.raises(FfsError):
+            await meta.handlers.set_attr(
+                meta_pb2.SetAttrRequest(at=meta_pb2.PathAt(dir=1, path=b"f"), length=1, caller=common_pb2.Caller())
+            )
+        meta.storage.fail = None
+        for _ in range(1000):
+            await asyncio.sleep(0.001)
+            if not meta.trimmer.recorded():
+                break
+        job.cancel()
+
+    meta.wait(scenario())
+    assert meta.storage.chunks == {(inode.id, 0): 1}
+    assert meta.records(b"T") == 0
+
+
+def test_nobody_sees_the_new_length_while_the_trim_could_still_take_what_they_write(meta: Any) -> None:
+    """Who appends at the new end writes to chunks that the trim has yet to shorten."""
+    inode = meta.create(b"f", session=ONE)
+    meta.storage.chunks[inode.id, 0] = CHUNK
+    meta.close(inode.id, ONE, CHUNK)
+    seen: list[tuple[int, int]] = []
+
+    async def before_drop() -> None:
+        for reply in (
+            meta.handlers.stat(meta_pb2.StatRequest(at=meta_pb2.PathAt(dir=1, path=b"f"))),
+            meta.handlers.open(meta_pb2.OpenRequest(at=meta_pb2.PathAt(dir=1, path=b"f"), flags=os.O_WRONLY)),
+        ):
+            seen.append((reply.inode.length, reply.inode.truncate_version))
+
+    meta.storage.before_drop = before_drop
+    told = truncate(meta, b"f", 100)
+    assert seen == [(CHUNK, 0)] * 2
+    assert (told.length, told.truncate_version) == (100, 1)
+    assert (meta.stat(b"f").length, meta.stat(b"f").truncate_version) == (100, 1)
+
+
+def test_a_server_that_is_late_with_a_trim_takes_nothing_that_was_written_since(meta: Any) -> None:
+    inode = meta.create(b"f", session=ONE)
+    for index in range(3):
+        meta.storage.chunks[inode.id, index] = CHUNK
+    meta.close(inode.id, ONE, 3 * CHUNK)
+    other = type(meta)(meta.kv, meta.storage, meta.clock)
+
+    async def before_drop() -> None:
+        """This server hangs. Another one finishes its trim, and a client writes again."""
+        meta.storage.before_drop = nothing
+        await other.trimmer.finish(inode.id)
+        assert meta.storage.chunks == {(inode.id, 0): 100}
+        meta.storage.write(inode.id, 0, CHUNK)
+        meta.storage.write(inode.id, 1, CHUNK)
+
+    async def nothing() -> None:
+        pass
+
+    meta.storage.before_drop = before_drop
+    truncate(meta, b"f", 100)
+    assert meta.storage.chunks == {(inode.id, 0): CHUNK, (inode.id, 1): CHUNK}
+    assert meta.records(b"T") == 0
+    other.loop.close()
+
+
+def test_waiting_for_a_trim_that_has_just_ended_ends(meta: Any) -> None:
+    inode = meta.create(b"f")
+
+    class Watched(dict[int, "asyncio.Task[None]"]):
+        looks = 0
+
+        def get(self, key: int, default: Any = None) -> Any:
+            self.looks += 1
+            assert self.looks < 100, "the event loop never gets a turn"
+            return super().get(key, default)
+
+    async def scenario() -> None:
+        ended = asyncio.ensure_future(asyncio.sleep(0))
+        await ended
+        meta.trimmer._running = Watched({inode.id: ended})  # as between a task's end and its done callback
+        await meta.trimmer.finish(inode.id)
+
+    meta.wait(scenario())
 
 
 def test_a_repeated_truncation_does_not_cut_later_writes(meta: Any, unavailable: FfsError) -> None:

@@ -13,7 +13,6 @@ from fireflyfs.common.kv.memory import MemoryKv
 from fireflyfs.common.kv.rocksdb import RocksKv
 from fireflyfs.meta.core import keys
 from fireflyfs.meta.core.layout import LayoutRule, checked, choose_chains, merged
-from fireflyfs.meta.core.length import TrimWork, trim_work
 from fireflyfs.meta.core.records import Garbage, GarbageKind, Inode, Outcome, Session, Trim, unpack_dentry
 from fireflyfs.meta.store import outcomes
 from fireflyfs.meta.store.format import prepare
@@ -185,9 +184,6 @@ def test_layout_decisions() -> None:
     for bad in (LayoutRule(65537, 1, 1), LayoutRule(1024, 1, 1), LayoutRule(65536, 0, 1), LayoutRule(65536, 1, 0)):
         with pytest.raises(FfsError):
             checked(bad)
-    assert trim_work(0, 10) == TrimWork(0, None, 0)
-    assert trim_work(20, 10) == TrimWork(2, None, 0)
-    assert trim_work(21, 10) == TrimWork(3, 2, 1)
 
 
 def test_layout_message_of_a_new_file_is_complete(meta: Any) -> None:

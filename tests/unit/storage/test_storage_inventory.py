@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from crc32c import crc32c
 
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.core.target import Public
-from fireflyfs.storage.engine.interface import ChunkKey, Update, Writer
+from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, Writer
 from fireflyfs.storage.service.wire import Item
 
 MakeCluster = Callable[[int], Any]
@@ -171,3 +172,55 @@ def test_a_chunk_that_was_written_since_stays(make_cluster: MakeCluster, write_i
         cluster.close()
 
     run(scenario)
+
+
+async def see(cluster: Any, begin: int, keep_bytes: int = 0, limit: int = 0) -> storage_pb2.SeeChunksReply:
+    where = storage_pb2.ChunkRange(chain_id=1, chain_version=cluster.version, inode=7, begin=begin)
+    request = storage_pb2.SeeChunksRequest(range=where, keep_bytes=keep_bytes, limit=limit)
+    reply: storage_pb2.SeeChunksReply = await cluster.servers[10].service.see_chunks(request)
+    return reply
+
+
+def indexes_of(reply: storage_pb2.SeeChunksReply) -> list[int]:
+    return [one.chunk.index for one in reply.chunks]
+
+
+def test_what_a_trim_sees_is_what_it_drops(make_cluster: MakeCluster, write_item: MakeItem) -> None:
+    async def scenario() -> None:
+        cluster = make_cluster(2)
+        await cluster.update(10, [write_item(index, b"x" * 10) for index in range(5)], Writer(ALICE, 1, 1))
+        assert indexes_of(await see(cluster, 1)) == [1, 2, 3, 4]
+        assert indexes_of(await see(cluster, 1, keep_bytes=10)) == [2, 3, 4]
+        page = await see(cluster, 1, keep_bytes=10, limit=2)
+        assert (indexes_of(page), page.more) == ([2, 3], True)  # what stays takes no room
+        seen = list((await see(cluster, 1, keep_bytes=4)).chunks)
+        await cluster.update(10, [write_item(3, b"y")], Writer(ALICE, 1, 2))
+        assert await drop(cluster, seen) == [0, 0, Code.STALE_UPDATE, 0]
+        assert indexes_of(await see(cluster, 0)) == [0, 1, 3]
+        assert indexes_of(await see(cluster, 1, keep_bytes=4)) == [3]
+        cluster.close()
+
+    run(scenario)
+
+
+def test_a_trim_does_not_pass_over_what_only_the_tail_has_committed(
+    make_cluster: MakeCluster, write_item: MakeItem
+) -> None:
+    """A reader may have seen it: after the trim it must not be there."""
+
+    async def scenario() -> None:
+        cluster = make_cluster(1)
+        engine = cluster.servers[10].engine
+        engine.apply([Update(ChunkKey(7, 0), UpdateKind.WRITE, 1, 1, 65536, 0, [extent(b"one")], Writer(BOB, 2, 3))])
+        for sequence in (1, 2):
+            seen = list((await see(cluster, 0)).chunks)
+            assert len(seen) == 1
+            assert await drop(cluster, seen, sequence) == [Code.STALE_UPDATE if sequence == 1 else 0]
+        assert not (await see(cluster, 0)).chunks
+        cluster.close()
+
+    run(scenario)
+
+
+def extent(data: bytes) -> Extent:
+    return Extent(0, memoryview(data), crc32c(data))
