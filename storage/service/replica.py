@@ -191,13 +191,15 @@ class LocalTarget:
         self.public = public
         if served and not self.serves():
             self.term += 1
-        self.look_again()
+        if self._clock.monotonic_s() >= self._rests_until_s:
+            self.set_state(target.on_routing(self.state, public))
         if self.serves():
             self.vouch()
 
     def look_again(self) -> None:
-        """Take the step that mgmtd's newest word allows, if it is time for it."""
-        if self._clock.monotonic_s() >= self._rests_until_s:
+        """One that rests (`run_out_of_room`) comes back when its time is over, whether there is news of it or not."""
+        if self._rests_until_s and self._clock.monotonic_s() >= self._rests_until_s:
+            self._rests_until_s = 0.0
             self.set_state(target.on_routing(self.state, self.public))
 
     def vouch(self) -> None:

@@ -328,7 +328,9 @@ def test_a_replica_without_room_for_what_it_lacks_holds_nobody_up(
         cluster.publish((10, S), (20, X))
         assert [result.code for result in await work] == [Code.OK]
         assert returning.target.state.local is Local.OFFLINE, "at once it would fail again"
-        returning.target._rests_until_s = 0.0
+        returning.target.look_again()
+        assert returning.target.state.local is Local.OFFLINE
+        returning.target._rests_until_s = 1e-9
         returning.target.look_again()
         assert returning.target.state.local is Local.ONLINE
         cluster.close()
@@ -389,6 +391,24 @@ def test_an_update_is_stored_before_it_is_forwarded(make_cluster: MakeCluster, w
             cluster.net.handlers[name][Method.STORAGE_UPDATE] = arrives
         await cluster.update(10, [write_item(0, b"data")], writer(1))
         assert seen == [("20", True), ("30", True)]
+        cluster.close()
+
+    run(scenario)
+
+
+def test_a_target_that_was_just_loaded_waits_for_mgmtds_word(make_cluster: MakeCluster) -> None:
+    """Until it has seen its demotion, older routing may still show it serving."""
+
+    async def scenario() -> None:
+        cluster = make_cluster(2)
+        engine = cluster.servers[20].engine
+        loaded = cluster.add(20, engine).target
+        loaded.look_again()
+        assert loaded.state.local is Local.OFFLINE
+        cluster.publish()
+        assert loaded.state.local is Local.OFFLINE, "mgmtd has not noticed yet that it was away"
+        cluster.publish((10, S), (20, X))
+        assert loaded.state.local is Local.ONLINE
         cluster.close()
 
     run(scenario)
