@@ -95,6 +95,7 @@ async def _drive(world: World, work: FileWork, rng: random.Random, duration_s: f
         await next_client()
     names = [client.name for client in clients]
     storage_faults = Nemesis(world, random.Random(world.seed ^ 0xFA17), names)
+    storage_faults.leases = True
     storage_faults.choose()
     faults = FileNemesis(world, metas, random.Random(world.seed ^ 0xFA18), clients, next_client)
     faults.choose()

@@ -45,6 +45,7 @@ class Nemesis:
     faults: list[str] = field(default_factory=list)
     pause_s: float = 3.0
     blackouts: bool = False
+    leases: bool = False  # clients have some, which are not to run out while they live
     only: tuple[str, ...] = ()  # these faults, not the seed's own choice
     floors: dict[tuple[int, int], int] = field(default_factory=dict)
     ending: bool = False
@@ -258,6 +259,8 @@ class Nemesis:
         names = {node.name for node in self.world.nodes.values()} | {"mgmtd", *self.clients}
         outside = sorted(names - inside)
         pairs = {pair for one in sorted(inside) for other in outside for pair in ((one, other), (other, one))}
+        if self.leases:
+            pairs -= {pair for client in self.clients for pair in ((client, "mgmtd"), ("mgmtd", client))}
         await self._cut(pairs, self.rng.choice([3.0, 10.0, 20.0]))  # long enough for the others to go on without it
 
     async def _cut(self, pairs: set[tuple[str, str]], about_s: float = 0.0) -> None:
