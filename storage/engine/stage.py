@@ -13,7 +13,7 @@ from typing import NamedTuple
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import CHUNK_BYTES_MAX, CHUNK_EXTENTS_MAX, KiB
 from fireflyfs.proto.storage_wire import UpdateKind
-from fireflyfs.storage.engine.blocks import BlockStore
+from fireflyfs.storage.engine.blocks import UNCACHED_BYTES_MIN, BlockStore
 from fireflyfs.storage.engine.crc import combine, combine_units, crc32c, patch, unit_crcs
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, WouldBlock
 from fireflyfs.storage.engine.reader import Mismatch, VerifiedReader
@@ -35,7 +35,9 @@ LOGGED_PART_BYTES_MAX = 16 * KiB  # overwritten in one piece; a larger one becom
 PATCH_UNCACHED_BYTES_MIN = 64 * KiB
 DELTA_CHUNK_REFS_MAX = 64  # logged and patched pieces waiting over one chunk, together no longer than twice its length;
 # beyond, and for an overwrite of more than half of it, the chunk is copied
-NOWAIT_COPY_BYTES_MAX = 128 * KiB  # a larger chunk is copied only where the caller has time
+NOWAIT_COPY_BYTES_MAX = 128 * KiB  # a larger chunk is copied only where the caller has time,
+# except for one that small overwrites have piled up over: it is in the page cache, and stays there.
+NOWAIT_REWRITE_BYTES_MAX = 1024 * KiB
 
 Part = tuple[int, memoryview]  # (offset in the chunk, bytes)
 
@@ -271,11 +273,13 @@ class Stager:
         """The whole new content in a new block; the old one stays what it is."""
         if length == 0:
             return Staged(self._record(update, None, 0, [], 0), [], ())
-        if nowait and length > NOWAIT_COPY_BYTES_MAX:
-            raise WouldBlock
         chunk_size = base.chunk_size if base else update.chunk_size
         unit_shift = unit_shift_of(chunk_size)
         extents = () if update.kind == UpdateKind.TRUNCATE else update.extents
+        # Most of it was there before: more small overwrites will come, and each of them reads what it lies over.
+        rewrite = base is not None and 0 < sum([len(extent.data) for extent in extents]) <= base.length // 2
+        if nowait and length > (NOWAIT_REWRITE_BYTES_MAX if rewrite else NOWAIT_COPY_BYTES_MAX):
+            raise WouldBlock
         if len(extents) == 1 and len(extents[0].data) == length:
             content = extents[0].data
         else:
@@ -292,7 +296,7 @@ class Stager:
         shift = block_shift_of(length)
         block = self._blocks.allocate(shift)
         try:
-            self._blocks.write(shift, block, 0, [content])
+            self._blocks.write(shift, block, 0, [content], uncached_from=length + 1 if rewrite else UNCACHED_BYTES_MIN)
         except BaseException:
             self._blocks.free(shift, block)
             raise
