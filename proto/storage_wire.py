@@ -85,8 +85,9 @@ UPDATE_ITEM = np.dtype(
         ("chunk_size", "<u4"),  # bytes
         ("length", "<u4"),  # TRUNCATE: the new length; REPLACE, DAMAGED: the chunk's; a forwarded WRITE: CREATES or 0
         ("crc32c", "<u4"),  # from a replica: of the whole chunk after the update, checked by the successor
+        ("base", "<u8"),  # a forwarded REPLACE: the committed version that it takes the place of; 0: there was none
     ]
-)  # 40 bytes
+)  # 48 bytes
 
 EXTENT = np.dtype([("offset", "<u4"), ("length", "<u4"), ("crc32c", "<u4"), ("reserved", "<u4")])  # 16 bytes
 

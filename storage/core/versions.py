@@ -92,11 +92,14 @@ def decide_replica(
     chain_version: int = 0,
     floor: int = 0,
     creates: bool = False,
+    built_on: int = 0,
 ) -> Decision:
     """An update that a predecessor forwards as `version`, under `chain_version`.
 
     `crc32c` 0: the predecessor does not know it yet. `floor`: the version that removed the chunk under `chain_version`.
     `creates`: the head had no such chunk; what it remembers of removed ones may be more than this replica does.
+    `built_on`: the committed version that a REPLACE takes the place of (0: none). It leaves out what was given up in
+    between, so it must not follow a copy of that which came late, found room here, and was shown.
     """
     committed = state.committed if state is not None else None
     pending = state.pending if state is not None else None
@@ -139,6 +142,10 @@ def decide_replica(
         return Decision(Action.FORWARD, version, Code.OK, "stored by an earlier attempt")
     if committed is None and version == base:
         return Decision(Action.REFUSE, base, Code.STALE_UPDATE, f"version {base} removed the chunk")
+    here = committed.version if committed is not None else 0
+    if kind is UpdateKind.REPLACE and built_on != here:
+        code = Code.STALE_UPDATE if here > built_on else Code.MISSING_UPDATE
+        return Decision(Action.REFUSE, here, code, f"it was made of version {built_on}, version {here} is committed")
     # What builds on nothing that is here may leave numbers out: those were given up.
     if version == base + 1 or kind in (UpdateKind.REPLACE, UpdateKind.REMOVE) or (creates and committed is None):
         return Decision(Action.APPLY, version, Code.OK, "next version")

@@ -21,6 +21,7 @@ from fireflyfs.storage.engine.blocks import BlockStore
 from fireflyfs.storage.engine.checkpoint import Epochs
 from fireflyfs.storage.engine.interface import ChunkKey
 from fireflyfs.storage.engine.metadata import MetaStore, new_batch
+from fireflyfs.storage.engine.newest import Committed
 from fireflyfs.storage.engine.record import COMMITTED, PATCH, Record, chunk_key, delta_key, pack, unpack
 from fireflyfs.storage.engine.stage import DeltaRoom
 
@@ -57,6 +58,7 @@ class Folder:
         blocks: BlockStore,
         epochs: Epochs,
         pending: Container[ChunkKey],
+        newest: Committed,
         lock_of: Callable[[ChunkKey], threading.Lock],
         clock: Clock,
     ) -> None:
@@ -64,6 +66,7 @@ class Folder:
         self._blocks = blocks
         self._epochs = epochs
         self._pending = pending
+        self._newest = newest
         self._lock_of = lock_of
         self._waiting: dict[ChunkKey, _Waiting] = {}  # committed chunks with deltas, the longest unchanged first
         self._clock = clock
@@ -77,12 +80,8 @@ class Folder:
         deltas = record.deltas if record is not None else ()
         if not deltas and key not in self._waiting:
             return
-        logged = patched = 0
-        for _, length, number in deltas:
-            if number & PATCH:
-                patched += length
-            else:
-                logged += length
+        patched = sum([ref[1] for ref in deltas if ref[2] & PATCH])
+        logged = sum([ref[1] for ref in deltas]) - patched
         with self._count_lock:
             was = self._waiting.pop(key, _NOTHING)
             if deltas:
@@ -154,6 +153,7 @@ class Folder:
                 for ref in record.deltas:
                     if ref.place is None:
                         batch.delete(delta_key(key, ref.id))
+                self._newest.drop(key)
                 self._meta.write(batch)
                 self._epochs.hold([ref.place for ref in record.deltas if ref.place is not None], ())
                 self.note(key, clean)

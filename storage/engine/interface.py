@@ -187,6 +187,13 @@ class ChunkEngine(Protocol):
         of waiting.
         """
 
+    def apply_committed(
+        self, updates: Sequence[Update], chain_version: int, *, remember: bool = True, nowait: bool = False
+    ) -> list[Version]:
+        """`apply` and `commit` in one step: for a replica that has nobody to wait for. Errors as `apply`; a chunk whose
+        update was not committed may have it pending. The versions are as applied: stored is `chain_version`.
+        """
+
     def done(self, after: Writer | None, limit: int) -> list[Done]:
         """The newest request of each channel, in the order of (client, channel), strictly after that of `after`.
 

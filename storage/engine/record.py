@@ -16,6 +16,7 @@ Integers in keys are big-endian, 64 bits, so that keys sort as (inode, index).
 
 from __future__ import annotations
 
+import functools
 import itertools
 import struct
 import sys
@@ -27,6 +28,7 @@ from crc32c import crc32c
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import KiB, MiB
 from fireflyfs.storage.engine.interface import ChunkKey, Version, Writer
+from fireflyfs.storage.engine.newest import Parsed
 
 RECORD_FORMAT = 1
 BLOCK_SHIFT_MIN = 12  # 4 KiB
@@ -107,32 +109,7 @@ class Record(NamedTuple):
         return Version(self.version, self.chain_version, self.length, self.crc, writer, self.removed, self.damaged)
 
 
-class _Parsed:
-    """The stored form of records to the records, for the newest ones: what is written now is read again soon.
-
-    Two generations instead of an order: each step is one operation on a dict, so threads need no lock.
-    """
-
-    def __init__(self, records_max: int) -> None:
-        self._young_max = records_max // 2
-        self._young: dict[bytes, Record] = {}
-        self._old: dict[bytes, Record] = {}
-
-    def get(self, raw: bytes) -> Record | None:
-        record = self._young.get(raw)
-        if record is None:
-            record = self._old.get(raw)
-            if record is not None:
-                self.put(raw, record)
-        return record
-
-    def put(self, raw: bytes, record: Record) -> None:
-        if len(self._young) >= self._young_max:
-            self._old, self._young = self._young, {}
-        self._young[raw] = record
-
-
-_parsed = _Parsed(PARSED_RECORDS_MAX)
+_parsed: Parsed[Record] = Parsed(PARSED_RECORDS_MAX)
 
 
 def unit_shift_of(chunk_size: int) -> int:
@@ -154,12 +131,17 @@ def pack(record: Record) -> bytes:
         len(record.crcs), len(record.deltas),
         record.version, record.epoch, record.sequence, record.chain_version, record.channel, record.client_id,
     )  # fmt: skip
-    parts = [head, _little_endian(record.crcs).tobytes()]
-    parts += itertools.starmap(_DELTA.pack, record.deltas)
-    body = b"".join(parts)
+    body = head + _little_endian(record.crcs).tobytes()
+    if record.deltas:
+        body += _deltas_struct(len(record.deltas)).pack(*itertools.chain.from_iterable(record.deltas))
     raw = body + _CRC.pack(crc32c(body))
     _parsed.put(raw, record)
     return raw
+
+
+@functools.lru_cache(maxsize=256)
+def _deltas_struct(count: int) -> struct.Struct:
+    return struct.Struct("<" + "IIQ" * count)
 
 
 def check(raw: bytes) -> None:

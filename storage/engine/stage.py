@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import CHUNK_BYTES_MAX, CHUNK_EXTENTS_MAX, KiB
 from fireflyfs.proto.storage_wire import UpdateKind
-from fireflyfs.storage.engine.blocks import BlockStore
+from fireflyfs.storage.engine.blocks import UNCACHED_BYTES_MIN, BlockStore
 from fireflyfs.storage.engine.crc import combine, combine_units, crc32c, patch, unit_crcs
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, WouldBlock
 from fireflyfs.storage.engine.reader import Mismatch, VerifiedReader
@@ -35,7 +35,9 @@ LOGGED_PART_BYTES_MAX = 16 * KiB  # overwritten in one piece; a larger one becom
 PATCH_UNCACHED_BYTES_MIN = 64 * KiB
 DELTA_CHUNK_REFS_MAX = 64  # logged and patched pieces waiting over one chunk, together no longer than twice its length;
 # beyond, and for an overwrite of more than half of it, the chunk is copied
-NOWAIT_COPY_BYTES_MAX = 128 * KiB  # a larger chunk is copied only where the caller has time
+NOWAIT_COPY_BYTES_MAX = 128 * KiB  # a larger chunk is copied only where the caller has time,
+# except for one that small overwrites have piled up over: it is in the page cache, and stays there.
+NOWAIT_REWRITE_BYTES_MAX = 1024 * KiB
 
 Part = tuple[int, memoryview]  # (offset in the chunk, bytes)
 
@@ -249,17 +251,14 @@ class Stager:
         """Put the new checksums of the units under the low parts into crcs; the new one of the base's bytes."""
         shift = base.unit_shift
         fresh = _covered_units(low, shift, base.length)
-        touched = sorted({unit for at, data in low for unit in range(at >> shift, ((at + len(data) - 1) >> shift) + 1)})
-        edges = [unit for unit in touched if unit not in fresh]
-        for _, run in itertools.groupby(enumerate(edges), key=lambda pair: pair[1] - pair[0]):
-            units = [unit for _, unit in run]
-            begin, end = units[0] << shift, min((units[-1] + 1) << shift, base.length)
+        for first, last in _runs_beside(fresh, low, shift):
+            begin, end = first << shift, min((last + 1) << shift, base.length)
             buffer = memoryview(self._reader.units(update.key, base, begin, end, nowait=nowait))
             for at, data in low:
                 start, stop = max(at, begin), min(at + len(data), end)
                 if start < stop:
                     buffer[start - begin : stop - begin] = data[start - at : stop - at]
-            fresh.update(zip(units, unit_crcs(buffer, 1 << shift), strict=True))
+            fresh.update(zip(range(first, last + 1), unit_crcs(buffer, 1 << shift), strict=True))
         whole = base.crc
         for unit, crc in fresh.items():
             after = base.length - min((unit + 1) << shift, base.length)
@@ -271,18 +270,24 @@ class Stager:
         """The whole new content in a new block; the old one stays what it is."""
         if length == 0:
             return Staged(self._record(update, None, 0, [], 0), [], ())
-        if nowait and length > NOWAIT_COPY_BYTES_MAX:
-            raise WouldBlock
         chunk_size = base.chunk_size if base else update.chunk_size
         unit_shift = unit_shift_of(chunk_size)
         extents = () if update.kind == UpdateKind.TRUNCATE else update.extents
+        # Most of it was there before: more small overwrites will come, and each of them reads what it lies over.
+        rewrite = base is not None and 0 < sum([len(extent.data) for extent in extents]) <= base.length // 2
+        if nowait and length > (NOWAIT_REWRITE_BYTES_MAX if rewrite else NOWAIT_COPY_BYTES_MAX):
+            raise WouldBlock
         if len(extents) == 1 and len(extents[0].data) == length:
             content = extents[0].data
         else:
-            content = memoryview(bytearray(length))
-            if base is not None and base.length:
-                keep = min(base.length, length)
-                self._reader.place(update.key, base, 0, content[:keep], nowait=nowait)
+            kept = bytearray()
+            if base is not None and length >= base.length:
+                kept = self._reader.units(update.key, base, 0, base.length, nowait=nowait)
+            elif base is not None:
+                kept = bytearray(length)
+                self._reader.place(update.key, base, 0, memoryview(kept), nowait=nowait)
+            kept.extend(bytes(length - len(kept)))
+            content = memoryview(kept)
             for extent in extents:
                 content[extent.offset : extent.offset + len(extent.data)] = extent.data
         crcs = unit_crcs(content, 1 << unit_shift)
@@ -292,7 +297,7 @@ class Stager:
         shift = block_shift_of(length)
         block = self._blocks.allocate(shift)
         try:
-            self._blocks.write(shift, block, 0, [content])
+            self._blocks.write(shift, block, 0, [content], uncached_from=length + 1 if rewrite else UNCACHED_BYTES_MIN)
         except BaseException:
             self._blocks.free(shift, block)
             raise
@@ -331,7 +336,9 @@ def _uncovered(deltas: tuple[DeltaRef, ...], low: list[Part]) -> tuple[DeltaRef,
     """Those of which something still shows when the parts lie over them."""
     for at, data in low if deltas else ():
         end = at + len(data)
-        deltas = tuple([ref for ref in deltas if ref[0] < at or ref[0] + ref[1] > end])
+        hidden = [ref for ref in deltas if ref[0] >= at and ref[0] + ref[1] <= end]
+        if hidden:
+            deltas = tuple([ref for ref in deltas if ref not in hidden])
     return deltas
 
 
@@ -358,6 +365,20 @@ def _covered_units(low: list[Part], shift: int, length: int) -> dict[int, int]:
             inner = data[(first << shift) - at : min((last + 1) << shift, length) - at]
             fresh.update(zip(range(first, last + 1), unit_crcs(inner, 1 << shift), strict=True))
     return fresh
+
+
+def _runs_beside(fresh: Container[int], low: list[Part], shift: int) -> list[tuple[int, int]]:
+    """(first, last) of each run of units that parts touch and that are not in `fresh`."""
+    runs: list[tuple[int, int]] = []
+    for at, data in sorted(low, key=lambda part: part[0]) if len(low) > 1 else low:
+        for unit in range(at >> shift, ((at + len(data) - 1) >> shift) + 1):
+            if unit in fresh or (runs and unit <= runs[-1][1]):
+                continue
+            if runs and unit == runs[-1][1] + 1:
+                runs[-1] = (runs[-1][0], unit)
+            else:
+                runs.append((unit, unit))
+    return runs
 
 
 def _compose(high: list[Part], begin: int, end: int) -> tuple[memoryview, int]:

@@ -9,18 +9,17 @@ taking them: chunk lock, gate. Reads take neither.
 from __future__ import annotations
 
 import contextlib
-import heapq
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from fireflyfs.common.clock import Clock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.host import host_id
 from fireflyfs.storage.engine.blocks import KEPT_BYTES_DEFAULT, BlockStore
 from fireflyfs.storage.engine.checkpoint import HELD_ITEMS_MAX, Background, Epochs, read_epochs
+from fireflyfs.storage.engine.commit import Change, Committer
 from fireflyfs.storage.engine.damage import Damage
 from fireflyfs.storage.engine.fold import FOLD_CHUNKS_MAX, WAITING_CHUNKS_MAX, Folder
 from fireflyfs.storage.engine.identity import create_target, require_identity
@@ -28,7 +27,6 @@ from fireflyfs.storage.engine.interface import (
     ChunkKey,
     ChunkState,
     Done,
-    DoneChunk,
     LastChunk,
     Quarantined,
     ReadResult,
@@ -39,7 +37,9 @@ from fireflyfs.storage.engine.interface import (
     Writer,
     check_distinct,
 )
-from fireflyfs.storage.engine.metadata import MetaStore, new_batch
+from fireflyfs.storage.engine.listing import Listing
+from fireflyfs.storage.engine.metadata import MetaStore, WriteBatch, new_batch
+from fireflyfs.storage.engine.newest import Committed
 from fireflyfs.storage.engine.reader import Mismatch, VerifiedReader
 from fireflyfs.storage.engine.record import (
     COMMITTED,
@@ -49,10 +49,8 @@ from fireflyfs.storage.engine.record import (
     chunk_key,
     dead_deltas,
     is_damaged,
-    key_of,
     pack,
     stamp,
-    undo_key,
     unpack,
 )
 from fireflyfs.storage.engine.recovery import (
@@ -60,7 +58,6 @@ from fireflyfs.storage.engine.recovery import (
     DISK_ID_KEY,
     LOST_POWER_KEY,
     check_format,
-    end_of,
     roll_back,
     scan,
 )
@@ -71,19 +68,9 @@ LOCKS = 64
 FOLD_ROUNDS_MAX = WAITING_CHUNKS_MAX // FOLD_CHUNKS_MAX  # to fold all that may wait
 READ_ATTEMPTS = 8  # a record replaced under a reader is read again; so often only under a storm of commits
 CHECKPOINT_INTERVAL_S = 5.0
-_INDEX_MAX = (1 << 64) - 1
+PENDING_RECORDS_MAX = 4096  # kept in memory; of further pending chunks only the keys
 
 __all__ = ["Engine", "create_target", "open_engine"]
-
-
-class _Change(NamedTuple):
-    """One chunk of a commit: the pending version that is to be the committed one, and the one that it replaces."""
-
-    key: ChunkKey
-    raw: bytes
-    new: Record
-    raw_old: bytes | None
-    old: Record | None
 
 
 def _boot_id() -> str:
@@ -160,7 +147,8 @@ class Engine:
             self._meta.close()
             raise
         self._locks = [threading.Lock() for _ in range(LOCKS)]
-        self._pending: set[ChunkKey] = set(found.pending)
+        # Pending chunks; of the first so many also the record, as it is stored.
+        self._pending: dict[ChunkKey, bytes | None] = dict.fromkeys(found.pending)
         self._chunks = found.chunks
         self._damage = Damage(self._meta, self._epochs.next_delta_id, len(found.damaged), found.kept)
         self._damage.mark_unlisted(found.damaged)
@@ -169,7 +157,10 @@ class Engine:
         self._closed = False
         for epoch, held_blocks, keys in found.held:
             self._epochs.hold(held_blocks, keys, epoch)
-        self._folder = Folder(self._meta, self._blocks, self._epochs, self._pending, self._lock_of, clock)
+        self._newest = Committed()
+        self._committer = Committer(self._meta, self._epochs, self._damage, self._writers, self._newest)
+        self._listing = Listing(self._meta, self._pending, self.stat)
+        self._folder = Folder(self._meta, self._blocks, self._epochs, self._pending, self._newest, self._lock_of, clock)
         for key, record in found.with_deltas:
             self._folder.note(key, record)
         self._stager = Stager(self._blocks, self._reader, self._epochs.next_delta_id)
@@ -195,7 +186,7 @@ class Engine:
     # -- looking
 
     def stat(self, key: ChunkKey) -> ChunkState | None:
-        pending = self._record(PENDING, key) if key in self._pending else None
+        pending = self._record(PENDING, key)
         committed = self._record(COMMITTED, key)
         if pending and committed and pending.version == committed.version and key not in self._pending:
             pending = None  # committed between the two looks, by a caller who holds the chunk when we do not
@@ -210,9 +201,9 @@ class Engine:
         for attempt in range(READ_ATTEMPTS):
             # Asked before the record is read: a version that is committed in between is then read, not missed.
             has_pending = key in self._pending
-            raw = self._meta.get(chunk_key(PENDING, key)) if pending and has_pending else None
+            raw = self._pending_raw(key) if pending and has_pending else None
             if raw is None:
-                raw = self._meta.get(chunk_key(COMMITTED, key))
+                raw = self._committed_raw(key)
             if raw is None:
                 raise error(Code.CHUNK_NOT_FOUND, f"chunk {key.inode:#x}/{key.chunk_index}")
             if raw == before and attempt > 1:
@@ -244,7 +235,7 @@ class Engine:
     def verify(self, key: ChunkKey) -> int:
         before: bytes | None = None
         for attempt in range(READ_ATTEMPTS):
-            raw = self._meta.get(chunk_key(COMMITTED, key))
+            raw = self._committed_raw(key)
             if raw is None:
                 raise error(Code.CHUNK_NOT_FOUND, f"chunk {key.inode:#x}/{key.chunk_index}")
             record = unpack(raw)
@@ -260,69 +251,59 @@ class Engine:
         raise error(Code.CHECKSUM, f"chunk {key.inode:#x}/{key.chunk_index} does not match its checksum on the disk")
 
     def last_chunk(self, inode: int, begin: int, end: int) -> LastChunk | None:
-        highest: tuple[bytes, bytes] | None = None
-        chunks = used = 0
-        for highest in self._meta.range(*_inode_range(COMMITTED, inode, begin, end)):
-            shift = highest[1][2]
-            chunks += 1
-            used += 1 << shift if shift else 0
-        if highest is None:
-            return None
-        return LastChunk(key_of(highest[0]).chunk_index, unpack(highest[1]).length, chunks, used)
+        return self._listing.last_chunk(inode, begin, end)
 
     def scan(self, after: ChunkKey | None, limit: int) -> list[ChunkState]:
-        begin = COMMITTED if after is None else chunk_key(COMMITTED, after) + b"\0"
-        stored = (key_of(raw_key) for raw_key, _ in self._meta.range(begin, end_of(COMMITTED)))
-        waiting = sorted(key for key in self._pending_keys() if after is None or key > after)
-        return self._states(heapq.merge(stored, waiting), limit)
+        return self._listing.scan(after, limit)
 
     def scan_inode(self, inode: int, begin: int, end: int, limit: int) -> list[ChunkState]:
-        bounds = _inode_range(COMMITTED, inode, begin, end)
-        stored = (key_of(raw_key) for raw_key, _ in self._meta.range(*bounds))
-        waiting = [
-            key
-            for key in self._pending_keys()
-            if key.inode == inode and key.chunk_index >= begin and (not end or key.chunk_index < end)
-        ]
-        return self._states(heapq.merge(stored, sorted(waiting)), limit)
+        return self._listing.scan_inode(inode, begin, end, limit)
 
     def pending(self, limit: int) -> list[ChunkState]:
-        return [state for state in self._states(sorted(self._pending_keys()), limit) if state.pending is not None]
-
-    def _pending_keys(self) -> list[ChunkKey]:
-        while True:
-            try:
-                return list(self._pending)
-            except RuntimeError:  # another thread added one meanwhile
-                continue
-
-    def _states(self, keys: Iterator[ChunkKey] | list[ChunkKey], limit: int) -> list[ChunkState]:
-        states: list[ChunkState] = []
-        last: ChunkKey | None = None
-        for key in keys:
-            if len(states) >= limit:
-                break
-            if key != last:
-                state = self.stat(key)
-                if state is not None:
-                    states.append(state)
-            last = key
-        return states
+        return self._listing.pending(limit)
 
     def _record(self, prefix: bytes, key: ChunkKey) -> Record | None:
-        raw = self._meta.get(chunk_key(prefix, key))
+        raw = self._pending_raw(key) if prefix == PENDING else self._committed_raw(key)
         return unpack(raw) if raw is not None else None
+
+    def _committed_raw(self, key: ChunkKey) -> bytes | None:
+        return self._newest.get(key) or self._meta.get(chunk_key(COMMITTED, key))
+
+    def _pending_raw(self, key: ChunkKey) -> bytes | None:
+        if key not in self._pending:
+            return None
+        return self._pending.get(key) or self._meta.get(chunk_key(PENDING, key))
 
     # -- changing
 
     def apply(self, updates: Sequence[Update], *, nowait: bool = False) -> list[Version]:
+        return self._with_room(updates, nowait, self._apply)
+
+    def apply_committed(
+        self, updates: Sequence[Update], chain_version: int, *, remember: bool = True, nowait: bool = False
+    ) -> list[Version]:
+        self._admit_commit(nowait)
+
+        def apply(updates: Sequence[Update], nowait: bool) -> list[Version]:
+            return self._apply(
+                updates, nowait, lambda b, changes: self._write_commit(b, changes, chain_version, remember)
+            )
+
+        versions = self._with_room(updates, nowait, apply)
+        self._committed(nowait)
+        return versions
+
+    def _with_room(
+        self, updates: Sequence[Update], nowait: bool, apply: Callable[[Sequence[Update], bool], list[Version]]
+    ) -> list[Version]:
+        """Check and apply; where the disk is full, make room and try once more."""
         for update in updates:
             check_update(update)
         if not check_distinct(update.key for update in updates):
             raise error(Code.INVALID, "one chunk is named twice in one batch of updates")
         self._epochs.require_working()
         try:
-            return self._apply(updates, nowait)
+            return apply(updates, nowait)
         except FfsError as exc:
             self._epochs.fail(exc)
             held = self._epochs.held_items or self._folder.patched_bytes or self._blocks.backed_free_bytes
@@ -331,7 +312,7 @@ class Engine:
             if nowait:
                 raise WouldBlock from None
         self._make_room()  # nothing changed so far
-        return self._apply(updates, False)
+        return apply(updates, False)
 
     def _make_room(self) -> None:
         """Give up all that may be: patches, what replaced versions still hold, and free blocks of other sizes."""
@@ -341,20 +322,36 @@ class Engine:
         self._epochs.sync()
         self._blocks.reclaim()
 
-    def _apply(self, updates: Sequence[Update], nowait: bool) -> list[Version]:
+    def _apply(
+        self,
+        updates: Sequence[Update],
+        nowait: bool,
+        commit: Callable[[WriteBatch, Sequence[Change]], None] | None = None,
+    ) -> list[Version]:
+        """Store the updates as pending versions, or give them to `commit` with the batch that holds their deltas."""
         with self._holding([update.key for update in updates], nowait):
-            staged: list[Staged] = []
             batch = new_batch()
             superseded: list[tuple[int, int]] = []
+            allocated: list[tuple[int, int]] = []
+            changes: list[Change] = []
             try:
                 for update in updates:
-                    committed = self._record(COMMITTED, update.key)
-                    waiting = self._record(PENDING, update.key) if update.key in self._pending else None
+                    raw_old = self._committed_raw(update.key)
+                    committed = unpack(raw_old) if raw_old is not None else None
+                    raw_waiting = self._pending_raw(update.key)
+                    waiting = unpack(raw_waiting) if raw_waiting is not None else None
                     now = self._stage(update, committed, waiting, nowait)
-                    staged.append(now)
-                    batch.put(chunk_key(PENDING, update.key), pack(now.record))
+                    allocated += now.allocated
                     for raw_key, value in now.deltas:
                         batch.put(raw_key, value)
+                    if commit is None:
+                        raw = pack(now.record)
+                        batch.put(chunk_key(PENDING, update.key), raw)
+                        changes.append(Change(update.key, raw, now.record, raw_old, committed))
+                    else:
+                        changes.append(Change(update.key, None, now.record, raw_old, committed))
+                        if waiting is not None:
+                            batch.delete(chunk_key(PENDING, update.key))
                     if waiting is not None:
                         patches, logged = dead_deltas(update.key, waiting, committed)
                         superseded += patches
@@ -364,14 +361,20 @@ class Engine:
                             superseded.append(waiting.block_place)
                 self._blocks.require_reserve(batch.size_in_bytes())
             except BaseException:
-                for each in staged:
-                    for place in each.allocated:
-                        self._blocks.free(*place)
+                for place in allocated:
+                    self._blocks.free(*place)
                 raise
-            self._pending.update(update.key for update in updates)
-            self._meta.write(batch)
+            if commit is None:
+                for key, *_ in changes:
+                    self._pending.setdefault(key)
+                self._meta.write(batch)
+                few = len(self._pending) <= PENDING_RECORDS_MAX
+                for key, packed, *_ in changes:
+                    self._pending[key] = packed if few else None
+            else:
+                commit(batch, changes)
             self._epochs.hold(superseded, ())
-        return [each.record.to_version() for each in staged]
+        return [change.new.to_version() for change in changes]
 
     def _stage(self, update: Update, committed: Record | None, waiting: Record | None, nowait: bool) -> Staged:
         try:
@@ -389,11 +392,17 @@ class Engine:
         remember: bool = True,
         nowait: bool = False,
     ) -> None:
+        self._admit_commit(nowait)
+        with self._holding([key for key, _ in keys], nowait):
+            self._commit(keys, chain_version, remember)
+        self._committed(nowait)
+
+    def _admit_commit(self, nowait: bool) -> None:
         self._epochs.require_working()
         if nowait and self._epochs.held_items > 4 * HELD_ITEMS_MAX:
             raise WouldBlock
-        with self._holding([key for key, _ in keys], nowait):
-            self._commit(keys, chain_version, remember)
+
+    def _committed(self, nowait: bool) -> None:
         if self._epochs.due or self._folder.due:
             self._background.wake()
         if self._epochs.held_items > 4 * HELD_ITEMS_MAX and not nowait:
@@ -402,57 +411,26 @@ class Engine:
     def _commit(self, keys: Sequence[tuple[ChunkKey, int]], chain_version: int, remember: bool) -> None:
         """One batch for all. Raises INVALID with nothing changed."""
         batch = new_batch()
-        changes: list[_Change] = []
+        changes: list[Change] = []
         for key, version in keys:
-            raw = self._meta.get(chunk_key(PENDING, key)) if key in self._pending else None
-            raw_old = self._meta.get(chunk_key(COMMITTED, key))
+            raw = self._pending_raw(key)
+            raw_old = self._committed_raw(key)
             old = unpack(raw_old) if raw_old is not None else None
             new = unpack(raw) if raw is not None else None
             if raw is not None and new is not None and new.version == version:
-                changes.append(_Change(key, raw, new, raw_old, old))
+                changes.append(Change(key, raw, new, raw_old, old))
             elif old is not None and raw_old is not None and old.version >= version:
                 if old.version == version and old.chain_version < chain_version:
                     batch.put(chunk_key(COMMITTED, key), stamp(raw_old, chain_version=chain_version))
+                    self._newest.drop(key)
             elif old is not None or new is not None:  # where there is nothing, a removal was committed before
                 raise error(Code.INVALID, f"version {version} of chunk {key} is not pending")
-        with self._epochs.gate:
-            epoch = self._epochs.current
-            held: list[tuple[list[tuple[int, int]], tuple[bytes, ...]]] = []
-            added = 0
-            for key, raw, new, raw_old, old in changes:
-                batch.delete(chunk_key(PENDING, key))
-                stamped = stamp(raw, epoch=epoch, chain_version=chain_version)
-                if new.removed:
-                    batch.delete(chunk_key(COMMITTED, key))
-                else:
-                    batch.put(chunk_key(COMMITTED, key), stamped)
-                blocks: list[tuple[int, int]] = []
-                names: list[bytes] = []
-                if (old is None and not new.removed) or (old is not None and old.epoch != epoch):
-                    # What an fsync may have covered, or that nothing was there: a power cut may ask for it.
-                    names.append(undo_key(epoch, key))
-                    batch.put(names[0], raw_old or b"")
-                if old is not None and not (old.damaged and self._damage.end(batch, key, old, new)):
-                    blocks, logged = dead_deltas(key, old, new)
-                    names += logged
-                    if old.block_shift and (new.removed or old.block_place != new.block_place):
-                        blocks.append(old.block_place)
-                if new.damaged:
-                    self._damage.mark(batch, key, stamped, "no other replica had its bytes either")
-                held.append((blocks, tuple(names)))
-                added += (not new.removed) - (old is not None)
-            if remember:
-                for writer, done in _by_writer(changes, chain_version).items():
-                    self._writers.note(batch, writer, done)
-            if len(batch):
-                self._meta.write(batch)
-            if changes:
-                self._epochs.note_change()
-            self._chunks += added
-            for blocks, dead in held:
-                self._epochs.hold(blocks, dead)
+        self._write_commit(batch, changes, chain_version, remember)
+
+    def _write_commit(self, batch: WriteBatch, changes: Sequence[Change], chain_version: int, remember: bool) -> None:
+        self._chunks += self._committer.write(batch, changes, chain_version, remember)
         for key, _, new, _, _ in changes:
-            self._pending.discard(key)
+            self._pending.pop(key, None)
             self._folder.note(key, None if new.removed else new)
         self._counters["commits"] += len(changes)
 
@@ -478,6 +456,7 @@ class Engine:
             batch.put(chunk_key(COMMITTED, key), stamp(raw, flags=raw[1] | FLAG_DAMAGED))
             self._damage.mark(batch, key, raw, reason)
             with self._epochs.gate:
+                self._newest.drop(key)
                 self._meta.write(batch)
                 self._epochs.note_change()
             self._folder.note(key, None)
@@ -561,23 +540,6 @@ class Engine:
         finally:
             for lock in locks[:held]:
                 lock.release()
-
-
-def _by_writer(changes: Sequence[_Change], chain_version: int) -> dict[Writer, list[DoneChunk]]:
-    """What a commit does, for each of its requests: nearly always one."""
-    found: dict[Writer, list[DoneChunk]] = {}
-    for change in changes:
-        new = change.new
-        writer = Writer(new.client_id, new.channel, new.sequence)
-        found.setdefault(writer, []).append(DoneChunk(change.key, new.version, chain_version, new.length, new.crc))
-    return found
-
-
-def _inode_range(prefix: bytes, inode: int, begin: int, end: int) -> tuple[bytes, bytes]:
-    """Stored keys of inode's chunks with begin <= index < end (end 0: no end)."""
-    if end:
-        return chunk_key(prefix, ChunkKey(inode, begin)), chunk_key(prefix, ChunkKey(inode, max(begin, end)))
-    return chunk_key(prefix, ChunkKey(inode, begin)), chunk_key(prefix, ChunkKey(inode, _INDEX_MAX)) + b"\0"
 
 
 def _state(key: ChunkKey, committed: Record | None, pending: Record | None) -> ChunkState | None:

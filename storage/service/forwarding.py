@@ -174,4 +174,5 @@ def read_whole(local: LocalTarget, key: ChunkKey, version: int, *, pending: bool
     crc = extents[0].crc32c if extents else 0
     if extents and crc != found.crc32c:
         raise error(Code.CHECKSUM, f"chunk {key.inode}.{key.chunk_index} does not match its checksum")
-    return Item(key, UpdateKind.REPLACE, version, state.chunk_size, found.length, crc, extents)
+    base = state.committed.version if state.committed is not None else 0
+    return Item(key, UpdateKind.REPLACE, version, state.chunk_size, found.length, crc, extents, base)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,13 +50,18 @@ FORWARDED_UPDATE_BYTES_MAX = 192 << 20
 # system call in a thread gives the interpreter to another one, and waits to have it back.
 INLINE_BYTES_MAX = 2 << 20
 INLINE_ITEMS_MAX = 64
-INLINE_SLOW_S = 0.02  # a call on the loop that takes longer sends the next ones to threads,
+INLINE_SLOW_S = 0.02  # a call on the loop that waits, and takes longer, sends the next ones to threads,
 INLINE_REST_S = 0.5  # for so long
 REMOVED_MAX = 32_768
 HEAD_REMOVED_MAX = 4 * REMOVED_MAX
 DONE_PAGE = 1024  # channels read or sent at a time
 NO_ROOM_REST_S = 30.0
 CATCH_UP_MAX_S = 0.5  # for routing that a sender of a request has heard of before this worker
+
+
+def _waits_of_this_thread() -> int:
+    """How often it has slept until something was there, a disk or a lock; not: how often others ran in its place."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 class LocalTarget:
@@ -69,6 +75,7 @@ class LocalTarget:
         path: Path | None = None,
         threads: int = 4,
         clock: Clock | None = None,
+        waits: Callable[[], int] = _waits_of_this_thread,
     ) -> None:
         self.target_id = target_id
         self.engine = engine
@@ -95,6 +102,7 @@ class LocalTarget:
         self._threads_until_s = 0.0
         self._rests_until_s = 0.0
         self._clock = clock or SystemClock()
+        self._waits = waits
         self.on_change: Callable[[], None] = lambda: None
 
     def _recall(self) -> None:
@@ -132,6 +140,7 @@ class LocalTarget:
         """
         if size <= INLINE_BYTES_MAX and items <= INLINE_ITEMS_MAX:
             began_s = self._clock.monotonic_s()
+            waits = self._waits()
             if began_s >= self._threads_until_s:
                 try:
                     return function(*args, nowait=True)
@@ -146,7 +155,8 @@ class LocalTarget:
                     raise error(Code.DISK_FAILED, str(exc)) from exc
                 finally:
                     ended_s = self._clock.monotonic_s()
-                    if ended_s - began_s > INLINE_SLOW_S:
+                    # One that did not wait was kept from running: it would be in a thread as well.
+                    if ended_s - began_s > INLINE_SLOW_S and self._waits() != waits:
                         self._threads_until_s = ended_s + INLINE_REST_S
         return await self.call(function, *args)
 

@@ -13,7 +13,7 @@ One that is cancelled (its server stops) waits for the threads that work on its 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import crc32c as crc32c_module
 
@@ -167,6 +167,7 @@ class Updater:
                 chain_version=chain.version,
                 floor=local.removed.get(item.key, 0),
                 creates=item.kind is UpdateKind.WRITE and item.length == CREATES,
+                built_on=item.base,
             )
             return decision, state
         replace = False
@@ -343,12 +344,18 @@ def _stat_all(local: LocalTarget, keys: Sequence[ChunkKey]) -> dict[ChunkKey, Ch
     return {key: stat(key) for key in keys}
 
 
-def _apply(local: LocalTarget, updates: Sequence[Update], *, nowait: bool = False) -> Applied:
-    """Versions that are pending now, or why not, chunk by chunk. Raises FfsError only for a failed disk."""
+def _apply(
+    local: LocalTarget,
+    updates: Sequence[Update],
+    store: Callable[..., list[Version]] | None = None,
+    *,
+    nowait: bool = False,
+) -> Applied:
+    """What `store` (the engine's `apply`) makes of each chunk, or why not. Raises FfsError only for a failed disk."""
     if not updates:
         return {}
     try:
-        versions = local.engine.apply(updates, nowait=nowait)
+        versions = (store or local.engine.apply)(updates, nowait=nowait)
         return dict(zip([update.key for update in updates], versions, strict=True))
     except FfsError as exc:
         if exc.code is Code.DISK_FAILED:
@@ -358,7 +365,7 @@ def _apply(local: LocalTarget, updates: Sequence[Update], *, nowait: bool = Fals
     # One of them cannot be stored: find out which. Those that are stored already take it again without harm.
     applied: Applied = {}
     for update in updates:
-        applied.update(_apply(local, [update], nowait=nowait))
+        applied.update(_apply(local, [update], store, nowait=nowait))
     return applied
 
 
@@ -383,11 +390,10 @@ def _commit_all(
 def _apply_and_commit(
     local: LocalTarget, updates: Sequence[Update], chain_version: int, remember: bool, *, nowait: bool = False
 ) -> Applied:
-    applied = _apply(local, updates, nowait=nowait)
-    keys = [(key, found.version) for key, found in applied.items() if isinstance(found, Version)]
-    if keys:
-        local.engine.commit(keys, chain_version, remember=remember, nowait=nowait)
-    return applied
+    def store(updates: Sequence[Update], *, nowait: bool) -> list[Version]:
+        return local.engine.apply_committed(updates, chain_version, remember=remember, nowait=nowait)
+
+    return _apply(local, updates, store, nowait=nowait)
 
 
 def _result(chain_version: int, found: Version) -> Result:

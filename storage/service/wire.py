@@ -58,6 +58,7 @@ class Item:
     length: int
     crc32c: int = 0
     extents: list[Extent] = field(default_factory=list)
+    base: int = 0  # a forwarded REPLACE: the committed version that it takes the place of
     whole: bool = False  # forwarded as the whole stored pending content, whatever `extents` say
     seen: tuple[int, Writer] | None = None  # at the head: only over this committed version of this writer
 
@@ -98,7 +99,7 @@ def decode_update(body: memoryview, pull_lengths: Sequence[int], *, from_client:
     extents = np.frombuffer(body, EXTENT, n_extents, _HEADER.size + n_items * UPDATE_ITEM.itemsize).tolist()
     items: list[Item] = []
     place = 0
-    for inode, index, version, kind, count, chunk_size, length, crc32c in rows:
+    for inode, index, version, kind, count, chunk_size, length, crc32c, base in rows:
         mine = extents[place : place + count]
         if len(mine) != count:
             raise error(Code.PROTOCOL, "the items name more extents than there are")
@@ -110,7 +111,7 @@ def decode_update(body: memoryview, pull_lengths: Sequence[int], *, from_client:
             raise error(Code.PROTOCOL, "a client's update has no version and replaces no whole chunk")
         _check_item(kind, count, chunk_size, length, mine, lengths)
         data = [Extent(offset, _EMPTY, crc) for offset, _, crc, _ in mine]
-        items.append(Item(ChunkKey(inode, index), UpdateKind(kind), version, chunk_size, length, crc32c, data))
+        items.append(Item(ChunkKey(inode, index), UpdateKind(kind), version, chunk_size, length, crc32c, data, base))
     if place != n_extents:
         raise error(Code.PROTOCOL, f"the items name {place} of {n_extents} extents")
     if len({item.key for item in items}) != len(items):
@@ -155,7 +156,16 @@ def encode_update(
     """Body and data of an update to a successor. The data is that of the items: nothing is copied."""
     rows = np.array(
         [
-            (*item.key, item.version, item.kind, len(item.extents), item.chunk_size, item.length, item.crc32c)
+            (
+                *item.key,
+                item.version,
+                item.kind,
+                len(item.extents),
+                item.chunk_size,
+                item.length,
+                item.crc32c,
+                item.base,
+            )
             for item in items
         ],
         UPDATE_ITEM,

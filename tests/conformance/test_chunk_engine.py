@@ -73,6 +73,7 @@ def engine(opener: Opener, tmp_path: Path) -> Iterator[ChunkEngine]:
 
 
 A = ChunkKey(1, 0)
+B = ChunkKey(1, 1)
 
 
 def test_a_pending_version_is_beside_the_committed_one(engine: ChunkEngine) -> None:
@@ -365,6 +366,36 @@ def test_a_disk_has_an_identity(opener: Opener, tmp_path: Path) -> None:
     engine = opener(tmp_path)
     assert engine.disk_id == first
     assert not engine.lost_power, "it was closed, and opened again"
+
+
+def test_applied_and_committed_at_once(opener: Opener, tmp_path: Path) -> None:
+    """Nothing is pending afterwards, a version that was pending is gone, and requests are known as after a commit."""
+    engine = opener(tmp_path)
+    done(engine, write(A, 1, extent(0, b"first"), sequence=1))
+    engine.apply([write(A, 2, extent(0, b"given up"), sequence=2)])
+    updates = [write(A, 2, extent(0, b"SECOND"), sequence=3), write(B, 1, extent(3, b"new"), sequence=3)]
+    versions = engine.apply_committed(updates, 6)
+    assert [(version.version, version.length) for version in versions] == [(2, 6), (1, 6)]
+    for _ in range(2):
+        assert content(engine, A) == b"SECOND"
+        assert content(engine, B) == b"\0\0\0new"
+        assert engine.pending(10) == []
+        states = [engine.stat(key) for key in (A, B)]
+        assert [state and state.committed and state.committed.chain_version for state in states] == [6, 6]
+        (known,) = engine.done(None, 10)
+        assert known.writer.sequence == 3
+        assert {chunk.key for chunk in known.chunks} == {A, B}
+        engine.close()
+        engine = opener(tmp_path)
+    engine.apply_committed([change(A, UpdateKind.REMOVE, 3)], 6, remember=False)
+    assert engine.stat(A) is None
+    assert engine.done(None, 10)[0].writer.sequence == 3
+    with pytest.raises(FfsError) as caught:
+        engine.apply_committed([write(A, 3, extent(0, b"x")), write(B, 0, extent(0, b"x"))], 6)
+    assert caught.value.code is Code.INVALID
+    state = engine.stat(A)
+    assert state is None or state.committed is None
+    assert content(engine, B) == b"\0\0\0new"
     engine.close()
 
 
@@ -385,15 +416,20 @@ class EngineMachine(RuleBasedStateMachine):
         self.pending: dict[ChunkKey, bytes | None] = {}
         self.random = random.Random(5)
 
-    def _apply(self, key: ChunkKey, update: Update, after: bytes | None) -> None:
+    def _apply(self, key: ChunkKey, update: Update, after: bytes | None, at_once: bool = False) -> None:
+        """`at_once`: half of the time it is committed in the same step."""
+        at_once = at_once and self.random.random() < 0.5
+        store = (lambda updates, nowait: self.engine.apply_committed(updates, 1, nowait=nowait)) if at_once else None
         try:
-            (version,) = self.engine.apply([update], nowait=self.random.random() < 0.5)
+            (version,) = (store or self.engine.apply)([update], nowait=self.random.random() < 0.5)
         except WouldBlock:
-            (version,) = self.engine.apply([update])
+            (version,) = (store or self.engine.apply)([update], nowait=False)
         assert version.removed == (after is None)
         assert version.length == len(after or b"")
         assert version.crc32c == crc32c(after or b"")
         self.pending[key] = after
+        if at_once:
+            self._committed(key)
 
     @rule(key=keys, pieces=st.lists(st.tuples(spots, sizes), min_size=1, max_size=4), at_end=st.booleans())
     def write(self, key: ChunkKey, pieces: list[tuple[int, int]], at_end: bool) -> None:
@@ -405,7 +441,7 @@ class EngineMachine(RuleBasedStateMachine):
         """A few bytes inside the chunk, and sometimes over its end: deltas."""
         length = len(self.committed.get(key, b""))
         if length > 2 * size:
-            self._write(key, [(int(spot * (length - 1)), size) for spot in spots], False)
+            self._write(key, [(int(spot * (length - 1)), size) for spot in spots], False, at_once=True)
             self.commit(key)
 
     @rule(key=keys, size=st.integers(1, 20_000))
@@ -414,7 +450,7 @@ class EngineMachine(RuleBasedStateMachine):
         self._write(key, [(0, size)], True)
         self.commit(key)
 
-    def _write(self, key: ChunkKey, pieces: list[tuple[int, int]], at_end: bool) -> None:
+    def _write(self, key: ChunkKey, pieces: list[tuple[int, int]], at_end: bool, at_once: bool = False) -> None:
         base = self.committed.get(key, b"")
         extents = []
         after = bytearray(base)
@@ -425,7 +461,7 @@ class EngineMachine(RuleBasedStateMachine):
             if data:
                 after += bytes(max(0, at - len(after)))
                 after[at : at + len(data)] = data
-        self._apply(key, write(key, self.versions.get(key, 0) + 1, *extents), bytes(after))
+        self._apply(key, write(key, self.versions.get(key, 0) + 1, *extents), bytes(after), at_once)
 
     @rule(key=keys, length=spots)
     def truncate(self, key: ChunkKey, length: int) -> None:
@@ -435,12 +471,12 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(key=keys)
     def remove(self, key: ChunkKey) -> None:
-        self._apply(key, change(key, UpdateKind.REMOVE, self.versions.get(key, 0) + 1), None)
+        self._apply(key, change(key, UpdateKind.REMOVE, self.versions.get(key, 0) + 1), None, True)
 
     @rule(key=keys, size=sizes)
     def replace(self, key: ChunkKey, size: int) -> None:
         data = self.random.randbytes(size)
-        self._apply(key, change(key, UpdateKind.REPLACE, self.versions.get(key, 0) + 1, size, data), data)
+        self._apply(key, change(key, UpdateKind.REPLACE, self.versions.get(key, 0) + 1, size, data), data, True)
 
     @rule(key=keys)
     def commit_it(self, key: ChunkKey) -> None:
@@ -454,13 +490,16 @@ class EngineMachine(RuleBasedStateMachine):
             self.engine.commit([(key, version)], 1, nowait=self.random.random() < 0.5)
         except WouldBlock:
             self.engine.commit([(key, version)], 1)
+        self._committed(key)
+
+    def _committed(self, key: ChunkKey) -> None:
         after = self.pending.pop(key)
         if after is None:
             self.committed.pop(key, None)
             self.versions.pop(key, None)
         else:
             self.committed[key] = after
-            self.versions[key] = version
+            self.versions[key] = self.versions.get(key, 0) + 1
 
     @rule(key=keys, size=sizes, mended=st.booleans(), reopened=st.booleans())
     def damage(self, key: ChunkKey, size: int, mended: bool, reopened: bool) -> None:

@@ -239,6 +239,13 @@ class SimEngine:
             else:
                 raise error(Code.INVALID, f"version {number} of chunk {key} is not pending")
 
+    def apply_committed(
+        self, updates: Sequence[Update], chain_version: int, *, remember: bool = True, nowait: bool = False
+    ) -> list[Version]:
+        versions = self.apply(updates, nowait=nowait)
+        self.commit([(update.key, update.version) for update in updates], chain_version, remember=remember)
+        return versions
+
     def last_chunk(self, inode: int, begin: int, end: int) -> LastChunk | None:
         states = [state for state in self.scan_inode(inode, begin, end, 1 << 30) if state.committed is not None]
         if not states or states[-1].committed is None:

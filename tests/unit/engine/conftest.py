@@ -17,9 +17,9 @@ CHUNK = 128 * 1024
 
 
 class Step(NamedTuple):
-    """One step: store `update` as pending, or commit a pending version, or keep house."""
+    """One step: store `update` as pending, or as committed at once, or commit a pending version, or keep house."""
 
-    verb: str  # apply, commit, sync, checkpoint
+    verb: str  # apply, apply_committed, commit, sync, checkpoint
     key: ChunkKey
     update: Update | None
     version: int
@@ -44,7 +44,8 @@ class Workload:
         verb = roll.random()
         if self.keep_house and verb < 0.06:
             return Step(roll.choice(["sync", "checkpoint"]), key, None, 0)
-        return Step("apply", key, self._update(key, roll.random()), 0)
+        at_once = roll.random() < 0.2
+        return Step("apply_committed" if at_once else "apply", key, self._update(key, roll.random()), 0)
 
     def _update(self, key: ChunkKey, which: float) -> Update:
         roll = self.random
@@ -91,9 +92,9 @@ class Workload:
         """The step succeeded."""
         if step.update is not None:
             self.pending[step.key] = self.after(step.update)
-        elif step.verb == "commit":
+        if step.verb in ("commit", "apply_committed"):
             content = self.pending.pop(step.key)
-            self.versions[step.key] = step.version
+            self.versions[step.key] = step.update.version if step.update is not None else step.version
             if content is None:
                 self.committed.pop(step.key, None)
             else:
@@ -101,7 +102,9 @@ class Workload:
 
     @staticmethod
     def perform(engine: Engine, step: Step) -> None:
-        if step.update is not None:
+        if step.update is not None and step.verb == "apply_committed":
+            engine.apply_committed([step.update], 1)
+        elif step.update is not None:
             engine.apply([step.update])
         elif step.verb == "commit":
             engine.commit([(step.key, step.version)], 1)

@@ -396,6 +396,28 @@ def test_nowait_never_waits_and_changes_nothing_then(engine: Engine) -> None:
     assert get(engine, A) == data[:5] + b"small" + data[10:]
 
 
+def test_a_chunk_that_small_overwrites_copied_stays_cached(engine: Engine) -> None:
+    """The next small overwrites read what they lie over: from the disk they would have to wait for it."""
+    data = bytearray(random.Random(7).randbytes(MiB))
+    put(engine, A, 1, 0, bytes(data))
+    engine.sync()
+    get(engine, A)  # into the cache
+    copies = engine.stats()["staged_copy"]
+    version = 1
+    while engine.stats()["staged_copy"] == copies:
+        assert version < 10_000
+        version += 1
+        at = version % 256 * 4096
+        data[at : at + 100] = small = version.to_bytes(4, "big") * 25
+        extent = Extent(at, memoryview(small), crc32c(small))
+        engine.apply(
+            [Update(A, UpdateKind.WRITE, version, 1, MiB, 0, [extent], Writer(b"c" * 16, 0, version))], nowait=True
+        )
+        engine.commit([(A, version)], 1, nowait=True)
+    engine.sync()  # pages that are not to stay would be gone now
+    assert get(engine, A, nowait=True) == bytes(data)
+
+
 def test_threads_read_while_others_write(tmp_path: Path, workload: Callable[..., Any]) -> None:
     """Each version has one fill byte: a reader that gets two of them saw a torn version."""
     engine = open_engine(tmp_path, checkpoint_interval_s=0.001, kept_bytes=0)

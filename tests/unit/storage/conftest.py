@@ -213,6 +213,13 @@ class MemoryEngine:
             elif not (chunk.committed and chunk.committed[0].version == number):
                 raise error(Code.INVALID, f"{key} has no version {number}")
 
+    def apply_committed(
+        self, updates: Sequence[Update], chain_version: int, *, remember: bool = True, nowait: bool = False
+    ) -> list[Version]:
+        versions = self.apply(updates, nowait=nowait)
+        self.commit([(update.key, update.version) for update in updates], chain_version, remember=remember)
+        return versions
+
     def last_chunk(self, inode: int, begin: int, end: int) -> LastChunk | None:
         states = [s for s in self.scan_inode(inode, begin, end, 1 << 30) if s.committed]
         if not states or states[-1].committed is None:

@@ -115,6 +115,24 @@ def test_a_replica_takes_the_number_it_is_given(
     assert (decision.action, decision.code) == (action, code)
 
 
+@pytest.mark.parametrize(
+    ("state", "built_on", "code"),
+    [
+        (None, 0, Code.OK),
+        (None, 4, Code.MISSING_UPDATE),
+        (chunk(version(4)), 4, Code.OK),
+        (chunk(version(4), version(5)), 4, Code.OK),
+        (chunk(version(5)), 4, Code.STALE_UPDATE),
+        (chunk(version(3)), 4, Code.MISSING_UPDATE),
+    ],
+)
+def test_a_replacement_takes_the_place_of_what_its_sender_saw(
+    state: ChunkState | None, built_on: int, code: Code
+) -> None:
+    decision = versions.decide_replica(state, UpdateKind.REPLACE, 7, 3, ALICE, syncing=False, built_on=built_on)
+    assert decision.code == code
+
+
 def test_while_syncing_versions_are_set() -> None:
     state = chunk(version(9), version(10))
     assert versions.decide_replica(state, UpdateKind.REPLACE, 2, 1, ALICE, syncing=True).action is Action.APPLY

@@ -412,3 +412,38 @@ def test_a_target_that_was_just_loaded_waits_for_mgmtds_word(make_cluster: MakeC
         cluster.close()
 
     run(scenario)
+
+
+def test_what_was_given_up_is_not_left_out_once_a_late_copy_of_it_was_stored(
+    make_cluster: MakeCluster, write_item: MakeItem
+) -> None:
+    """The tail had no room for it, then it had, and readers saw it: the update that takes its place comes too late."""
+
+    async def scenario() -> None:
+        cluster = make_cluster(2)
+        tail = cluster.servers[20]
+        await cluster.update(10, [write_item(0, b"old")], writer(1))
+        tail.engine.full = True
+        assert (await cluster.update(10, [write_item(0, b"X", 1)], writer(2)))[0].code is Code.NO_SPACE
+        late = Update(KEY, UpdateKind.WRITE, 2, cluster.version, 65536, 0, write_item(0, b"X", 1).extents, writer(2))
+        handler = cluster.net.handlers["20"][Method.STORAGE_UPDATE]
+        calls = 0
+
+        async def arrives(request: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 2:  # after the attempt to finish the pending one
+                tail.engine.full = False
+                tail.engine.apply([late])
+                tail.engine.commit([(KEY, 2)], cluster.version)
+            await handler(request)
+
+        cluster.net.handlers["20"][Method.STORAGE_UPDATE] = arrives
+        results = await cluster.update(10, [write_item(0, b"Y")], writer(1, BOB))
+        assert calls == 2
+        assert [result.code for result in results] == [Code.TARGET_OFFLINE]
+        assert committed(cluster, 20) == (2, b"oXd")
+        assert cluster.servers[10].target.state.local is Local.OFFLINE, "it comes back by a resync"
+        cluster.close()
+
+    run(scenario)
