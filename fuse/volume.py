@@ -21,6 +21,7 @@ from fireflyfs.fuse.options import MountOptions
 from fireflyfs.fuse.request import Request
 from fireflyfs.fuse.segments import SegmentPool
 from fireflyfs.fuse.session_ender import Ended, SessionEnder
+from fireflyfs.fuse.told import RemovedInodes, XattrKnowledge
 from fireflyfs.fuse.write_behind import WriteBehind
 from fireflyfs.proto import meta_pb2 as m
 from fireflyfs.proto.common_pb2 import Caller
@@ -44,6 +45,9 @@ class Volume:
         self.table = InodeTable()
         self.handles = Handles(options.handles_max)
         self.changed = ChangedDirectories(options.attr_timeout_s)
+        self.removed = RemovedInodes()
+        self.xattrs = XattrKnowledge(options.attr_timeout_s)
+        self.setxattr_in = protocol.SETXATTR_IN
         self.callers = Callers(backend.client_id, clock)
         self.segments = SegmentPool(backend.pool)
         self.write_behind = WriteBehind(
@@ -58,20 +62,44 @@ class Volume:
     def caller(self, request: Request) -> Caller:
         return self.callers.caller(request.uid, request.gid, request.pid)
 
+    def told(self, inode: m.Inode) -> None:
+        """The kernel is given these attributes."""
+        self.table.told(inode)
+        self.xattrs.learn(inode, self.clock.monotonic_s())
+
+    def forget(self, nodeid: int) -> None:
+        """The kernel does not know the inode any more."""
+        self.table.forget(nodeid)
+        self.xattrs.forget(nodeid)
+        self.removed.forget(nodeid)
+
     def entry(self, inode: m.Inode) -> bytes:
         """fuse_entry_out of an inode that meta just described."""
-        self.table.told(inode)
+        self.told(inode)
         attributes = attributes_of(inode, self.table.get(inode.id))
         return protocol.encode_entry(attributes, self.entry_valid, self.attr_valid)
 
     def attr(self, inode: m.Inode) -> bytes:
         """fuse_attr_out of the same."""
-        self.table.told(inode)
+        self.told(inode)
         return protocol.encode_attr(attributes_of(inode, self.table.get(inode.id)), self.attr_valid)
 
     def changed_directory(self, directory: m.Inode) -> None:
         """A name was made or removed in it here."""
         self.changed.learn(directory, self.clock.monotonic_s())
+
+    def changed_inode(self, inode: m.Inode) -> None:
+        """A name of it was made, moved or removed here. One without a name may still be open in the kernel."""
+        if not inode.id:
+            return
+        if not inode.nlink:
+            self.removed.add(inode)
+        now = self.clock.monotonic_s()
+        self.xattrs.learn(inode, now)
+        live = self.table.get(inode.id)
+        if live is not None:
+            with live.lock:
+                live.learn(inode, now)
 
     def stat(self, nodeid: int, caller: Caller) -> m.Inode:
         """Ask meta; a live inode learns the answer."""

@@ -52,6 +52,10 @@ class Method(IntEnum):
     META_ACCESS = 0x0212
     META_END_SESSIONS = 0x0213
     META_LIST_FILES = 0x0220
+    META_GET_XATTR = 0x0230
+    META_LIST_XATTR = 0x0231
+    META_SET_XATTR = 0x0232
+    META_REMOVE_XATTR = 0x0233
 
 
 def service_methods(prefix: str) -> dict[str, Method]:

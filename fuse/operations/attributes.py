@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.limits import NAME_BYTES_MAX
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.inodes import LiveInode, attributes_of
@@ -11,6 +12,7 @@ from fireflyfs.fuse.volume import Volume
 from fireflyfs.proto import meta_pb2 as m
 
 STATFS_BLOCK_BYTES = 4096
+TIME_NS_MAX = (1 << 63) - 1
 
 
 def getattr_(volume: Volume, request: Request) -> Reply:
@@ -23,9 +25,15 @@ def getattr_(volume: Volume, request: Request) -> Reply:
     changed = volume.changed.take(request.nodeid, volume.clock.monotonic_s())
     if changed is not None:
         inode, left_s = changed
-        volume.table.told(inode)
+        volume.told(inode)
         return protocol.encode_attr(attributes_of(inode, None), protocol.Valid.of(left_s))
-    return volume.attr(volume.stat(request.nodeid, volume.caller(request)))
+    try:
+        return volume.attr(volume.stat(request.nodeid, volume.caller(request)))
+    except FfsError as exc:
+        removed = volume.removed.get(request.nodeid)
+        if removed is None or exc.code is not Code.STALE_HANDLE:
+            raise
+        return volume.attr(removed)
 
 
 def setattr_(volume: Volume, request: Request) -> Reply:
@@ -55,11 +63,11 @@ def _set(volume: Volume, request: Request, live: LiveInode | None) -> m.Inode:
     if valid & SetAttr.ATIME_NOW:
         change.atime_now = True
     elif valid & SetAttr.ATIME:
-        change.atime_ns = asked.atime_ns
+        change.atime_ns = _bounded(asked.atime_ns)
     if valid & SetAttr.MTIME_NOW:
         change.mtime_now = True
     elif valid & SetAttr.MTIME:
-        change.mtime_ns = asked.mtime_ns
+        change.mtime_ns = _bounded(asked.mtime_ns)
     if valid & SetAttr.SIZE:
         change.length = asked.size
         if live is not None:
@@ -67,6 +75,11 @@ def _set(volume: Volume, request: Request, live: LiveInode | None) -> m.Inode:
             handle = volume.handles.file_or_none(asked.fh) if valid & SetAttr.FH else None
             if handle is not None and handle.writes:
                 change.session = volume.ensure_session(live)
+    if not valid or valid & SetAttr.KILL_SUIDGID:
+        # Nothing to change is how the kernel says that set-id bits must go: before a write, or by chown(path, -1, -1).
+        change.kill_privileges = True
+        if live is not None and live.writers and not change.session:
+            change.session = volume.ensure_session(live)
     inode = volume.meta.set_attr(change).inode
     if live is not None:
         if valid & SetAttr.SIZE:
@@ -74,6 +87,11 @@ def _set(volume: Volume, request: Request, live: LiveInode | None) -> m.Inode:
         if valid & (SetAttr.MTIME | SetAttr.MTIME_NOW | SetAttr.SIZE):
             live.mtime_ns = 0  # set just now, later than any write before
     return inode
+
+
+def _bounded(time_ns: int) -> int:
+    """A time that can be stored: from 1677 to 2262. Others become the nearest, as on other file systems."""
+    return max(-TIME_NS_MAX - 1, min(TIME_NS_MAX, time_ns))
 
 
 def access(volume: Volume, request: Request) -> Reply:

@@ -114,6 +114,6 @@ def _entry(volume: Volume, entry: m.DirEntry) -> bytes:
     inode = entry.attributes
     if not inode.id:
         return _NO_ENTRY  # removed while it was listed
-    volume.table.told(inode)
+    volume.told(inode)
     attributes = attributes_of(inode, volume.table.get(inode.id))
     return protocol.encode_entry(attributes, volume.entry_valid, volume.attr_valid)

@@ -67,7 +67,9 @@ def rename(op: Op, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply:
     for directory in (source, goal):
         touch(op, directory)
         tree.put(directory)
-    reply = meta_pb2.RenameReply(old_directory=to_message(source))
+    reply = meta_pb2.RenameReply(old_directory=to_message(source), inode=to_message(inode))
+    if other is not None:
+        reply.other.CopyFrom(to_message(other))
     if goal is not source:
         reply.new_directory.CopyFrom(to_message(goal))
     return reply

@@ -192,6 +192,8 @@ REPLIES: dict[Method, type[Message]] = {
     Method.META_REMOVE: meta_pb2.RemoveReply,
     Method.META_RENAME: meta_pb2.RenameReply,
     Method.META_SET_ATTR: meta_pb2.InodeReply,
+    Method.META_SET_XATTR: meta_pb2.InodeReply,
+    Method.META_REMOVE_XATTR: meta_pb2.InodeReply,
 }
 
 
