@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.errors import Code, error
+from fireflyfs.fuse.listing import Budget, Listing
 from fireflyfs.fuse.protocol import Attributes
 from fireflyfs.proto import meta_pb2 as m
 
@@ -100,26 +101,15 @@ class FileHandle:
 
 
 class DirHandle:
-    """One opendir(3). Entries are read in pages; `afters[p]` is the name that page p starts behind.
+    """One opendir(3). A position in the listing is 0 and 1 for `.` and `..`, then 2 + the entry's number."""
 
-    A position in the listing is 0 and 1 for `.` and `..`, then 2 + the entry's number.
-    """
+    __slots__ = ("fh", "listing", "lock", "nodeid")
 
-    __slots__ = ("afters", "entries", "fh", "lock", "more", "nodeid", "page", "parent")
-
-    def __init__(self, fh: int, nodeid: int) -> None:
+    def __init__(self, fh: int, nodeid: int, budget: Budget) -> None:
         self.fh = fh
         self.nodeid = nodeid
         self.lock = threading.Lock()
-        self.parent = nodeid
-        self.afters: list[bytes] = [b""]
-        self.page = -1
-        self.entries: list[m.DirEntry] = []
-        self.more = True
-
-    def rewind(self) -> None:
-        self.afters = [b""]
-        self.page = -1
+        self.listing = Listing(nodeid, budget)
 
 
 class Handles:
@@ -131,6 +121,8 @@ class Handles:
         self._handles_max = handles_max
         self._files: dict[int, FileHandle] = {}
         self._dirs: dict[int, DirHandle] = {}
+        self._of_directory: dict[int, set[DirHandle]] = {}
+        self._listed = Budget()
 
     def __len__(self) -> int:
         return len(self._files) + len(self._dirs)
@@ -149,8 +141,9 @@ class Handles:
 
     def add_dir(self, nodeid: int) -> DirHandle:
         with self._lock:
-            handle = DirHandle(self._number(), nodeid)
+            handle = DirHandle(self._number(), nodeid, self._listed)
             self._dirs[handle.fh] = handle
+            self._of_directory.setdefault(nodeid, set()).add(handle)
             return handle
 
     def file(self, fh: int) -> FileHandle:
@@ -174,7 +167,22 @@ class Handles:
 
     def pop_dir(self, fh: int) -> None:
         with self._lock:
-            self._dirs.pop(fh, None)
+            handle = self._dirs.pop(fh, None)
+            if handle is None:
+                return
+            same = self._of_directory[handle.nodeid]
+            same.discard(handle)
+            if not same:
+                del self._of_directory[handle.nodeid]
+        with handle.lock:
+            handle.listing.close()
+
+    def name_gone(self, nodeid: int) -> None:
+        """A name was taken out of the directory `nodeid` here."""
+        if nodeid in self._of_directory:
+            with self._lock:
+                for handle in self._of_directory.get(nodeid, ()):
+                    handle.listing.name_gone()
 
     def open_files(self) -> list[FileHandle]:
         with self._lock:

@@ -88,6 +88,7 @@ def unlink(volume: Volume, request: Request) -> Reply:
     reply = volume.meta.remove(m.RemoveRequest(caller=volume.caller(request), at=at, kind=m.REMOVE_UNLINK))
     volume.changed_directory(reply.directory)
     volume.changed_inode(reply.inode)
+    volume.handles.name_gone(request.nodeid)
     return b""
 
 
@@ -96,6 +97,7 @@ def rmdir(volume: Volume, request: Request) -> Reply:
     reply = volume.meta.remove(m.RemoveRequest(caller=volume.caller(request), at=at, kind=m.REMOVE_RMDIR))
     volume.changed_directory(reply.directory)
     volume.changed_inode(reply.inode)
+    volume.handles.name_gone(request.nodeid)
     return b""
 
 
@@ -120,6 +122,8 @@ def _rename(volume: Volume, request: Request, new_parent: int, flags: int, offse
     volume.changed_directory(reply.new_directory)
     volume.changed_inode(reply.inode)
     volume.changed_inode(reply.other)
+    volume.handles.name_gone(request.nodeid)
+    volume.handles.name_gone(new_parent)
     return b""
 
 

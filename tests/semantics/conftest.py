@@ -1,11 +1,11 @@
-"""Every test here runs on ext4, on tmpfs where that can do it, and on a mount of FireflyFS: what it asserts is what
-Linux does, or it fails on the others too.
+"""Every test here runs on ext4 and on a mount of FireflyFS: what it asserts is what Linux does, or ext4 fails it too.
 
 FFS_SEMANTICS_DIR names a directory of a mounted cluster to run on instead (tests/e2e/test_cluster_semantics.py).
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -19,6 +19,7 @@ import pytest
 HERE = os.environ.get("FFS_SEMANTICS_DIR", "")
 SYSTEMS = ("fireflyfs",) if HERE else ("ext4", "fireflyfs")
 IMAGE_BYTES = 512 << 20
+_numbers = itertools.count()
 TESTS = Path(__file__).resolve().parents[1]
 
 
@@ -72,10 +73,9 @@ def top(system: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 
 
 @pytest.fixture
-def root(top: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+def root(top: Path) -> Iterator[Path]:
     """An empty folder of this test's own, open to all."""
-    name = "".join(c if c.isalnum() else "-" for c in request.node.name)[:60]
-    folder = top / f"{name}-{os.getpid()}"
+    folder = top / f"t{next(_numbers)}-{os.getpid()}"  # short: the path of a socket has no more than 107 bytes
     folder.mkdir()
     folder.chmod(0o777)
     before = os.getcwd()

@@ -1,7 +1,7 @@
-"""A mount of the real metadata service with its store, and the files' bytes, in memory: `python -m semantics.memory_mount DIR`.
+"""A mount of the real metadata service, with its store and the files' bytes in memory, on the directory it is given.
 
-Everything that decides about names and permissions is the product's; only disks and sockets are left out. Prints "ready"
-when it is mounted, and serves until SIGTERM.
+Everything that decides about names and permissions is the product's; only disks and sockets are left out. Prints
+"ready" when it is mounted, and serves until SIGTERM.
 """
 
 from __future__ import annotations
