@@ -85,27 +85,33 @@ class Listing:
         would believe that the name is there."""
         self._stale = True
 
-    def entries_from(self, number: int, fetch: Fetch, *, attributes: bool) -> list[m.DirEntry]:
-        """Entries from `number` to the end of its page; none: that is the end. Those without attributes have none that
-        can be trusted. Raises what `fetch` raises; the pass is as before then."""
+    def entries_from(self, number: int, fetch: Fetch, *, attributes: bool) -> tuple[int, list[m.DirEntry]]:
+        """(number of the first of them, entries from `number` to the end of a page); none: that is the end.
+
+        Those without attributes have none that can be trusted. Raises what `fetch` raises; the pass is as before then.
+        """
         while True:
             page = bisect_right(self._starts, number) - 1
             if page < 0 or (page == len(self._starts) - 1 and self._at_end(page, number)):
                 if not self._more:
-                    return []
+                    return number, []
                 self._next_page(fetch, attributes)
                 continue
             if page != self._current:
                 self._go_back(page, fetch)
             elif attributes and not self._with:
                 self._add_attributes(fetch)
-            found = self._entries[number - self._starts[page] :]
+            first = self._starts[page]
+            if page < len(self._starts) - 1:  # a page asked for again may be shorter: its last numbers are used
+                first = self._starts[page + 1] - len(self._entries)
+            number = max(number, first)
+            found = self._entries[number - first :]
             if self._stale and self._with:
                 for entry in found:
                     entry.ClearField("attributes")
             if found or page == len(self._starts) - 1:
-                return found
-            number = self._starts[page + 1]  # a page asked for again that has become shorter
+                return number, found
+            number = self._starts[page + 1]
 
     def _at_end(self, page: int, number: int) -> bool:
         if page != self._current:
@@ -145,7 +151,11 @@ class Listing:
             self._entries = _unpacked(packed)
         else:
             end = self._afters[page + 1]
-            self._entries = [entry for entry in fetch(self._afters[page], False).entries if entry.name <= end]
+            found = [entry for entry in fetch(self._afters[page], False).entries if entry.name <= end]
+            if page < len(self._starts) - 1:
+                span = self._starts[page + 1] - self._starts[page]
+                found = found[max(0, len(found) - span) :]
+            self._entries = found
         self._current = page
 
     def _add_attributes(self, fetch: Fetch) -> None:

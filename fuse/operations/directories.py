@@ -57,7 +57,7 @@ def _list(volume: Volume, request: Request, *, plus: bool) -> Reply:
             listing.rewind()
         position = offset
         while True:
-            entries = listing.entries_from(max(0, position - DOTS), fetch, attributes=plus)
+            first, entries = listing.entries_from(max(0, position - DOTS), fetch, attributes=plus)
             if position < DOTS:
                 name, ino = ((b".", handle.nodeid), (b"..", listing.parent))[position]
                 need = protocol.dirent_bytes(name, plus=plus)
@@ -69,6 +69,7 @@ def _list(volume: Volume, request: Request, *, plus: bool) -> Reply:
                 out.append(protocol.encode_dirent(ino, position, stat.S_IFDIR, name))
                 left -= need
                 continue
+            position = first + DOTS
             full = False
             for entry in entries:
                 need = protocol.dirent_bytes(entry.name, plus=plus)

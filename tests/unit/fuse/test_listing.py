@@ -29,10 +29,16 @@ class Directory:
 
 def read(listing, directory, number=0, *, attributes=False):
     seen = []
-    while found := listing.entries_from(number, directory.fetch, attributes=attributes):
+    while True:
+        number, found = listing.entries_from(number, directory.fetch, attributes=attributes)
+        if not found:
+            return seen
         seen += [entry.name for entry in found]
         number += len(found)
-    return seen
+
+
+def page(listing, directory, number, *, attributes):
+    return listing.entries_from(number, directory.fetch, attributes=attributes)[1]
 
 
 @pytest.mark.parametrize("count", [0, 1, 9, 10, 11, 25, 30])
@@ -61,7 +67,7 @@ def test_going_back_asks_nobody_and_finds_the_same_entries():
 def test_pages_that_end_early_are_followed_by_the_next():
     directory = Directory(30, 10)
     listing = Listing(1, Budget())
-    assert len(listing.entries_from(0, directory.fetch, attributes=False)) == 10
+    assert len(page(listing, directory, 0, attributes=False)) == 10
     directory.page = 3  # meta ends a page by bytes too
     assert read(listing, directory, 10) == sorted(directory.names)[10:]
     assert read(listing, directory, 12) == sorted(directory.names)[12:]
@@ -95,9 +101,9 @@ def test_rewinding_shows_what_is_there_now():
 def test_attributes_are_added_to_a_page_read_without():
     directory = Directory(10, 10)
     listing = Listing(1, Budget())
-    assert not listing.entries_from(0, directory.fetch, attributes=False)[0].HasField("attributes")
+    assert not page(listing, directory, 0, attributes=False)[0].HasField("attributes")
     del directory.names[b"0003"]
-    found = listing.entries_from(0, directory.fetch, attributes=True)
+    found = page(listing, directory, 0, attributes=True)
     assert [entry.name for entry in found if not entry.HasField("attributes")] == [b"0003"]
 
 
@@ -106,8 +112,8 @@ def test_a_name_that_went_takes_the_attributes_of_its_page():
     listing = Listing(1, Budget())
     listing.entries_from(0, directory.fetch, attributes=True)
     listing.name_gone()
-    assert not any(e.HasField("attributes") for e in listing.entries_from(0, directory.fetch, attributes=True))
-    assert all(e.HasField("attributes") for e in listing.entries_from(10, directory.fetch, attributes=True))
+    assert not any(e.HasField("attributes") for e in page(listing, directory, 0, attributes=True))
+    assert all(e.HasField("attributes") for e in page(listing, directory, 10, attributes=True))
 
 
 def test_a_failed_page_leaves_the_pass_as_it_was():
