@@ -56,7 +56,10 @@ def negotiate(offer: protocol.InitRequest, request_bytes_max: int) -> tuple[byte
             f"the kernel speaks FUSE {offer.major}.{offer.minor}, "
             f"{protocol.KERNEL_MAJOR}.{protocol.KERNEL_MINOR_MIN} is the least that works",
         )
-    flags = WANTED & InitFlag(offer.flags & 0x7FFFFFFF)
+    offered = InitFlag(offer.flags & 0x7FFFFFFF)
+    flags = WANTED & offered
+    if not flags & InitFlag.HANDLE_KILLPRIV_V2:  # before Linux 5.11: the mount tells by itself whose write it is
+        flags |= offered & InitFlag.HANDLE_KILLPRIV
     reply = protocol.encode_init(
         max_readahead=max(request_bytes_max, offer.max_readahead),
         flags=int(flags),

@@ -17,6 +17,7 @@ from fireflyfs.proto import meta_pb2 as m
 
 TOLD_MAX: Final = 131_072
 CHANGED_MAX: Final = 1024
+DAY_NS: Final = 24 * 3600 * 10**9
 BLOCK_BYTES: Final = 512  # the unit of st_blocks
 IO_BLOCK_BYTES: Final = 128 * 1024  # what programs should read and write at once
 
@@ -37,11 +38,12 @@ class LiveInode:
     """A file with open handles here. Fields are changed under `lock`.
 
     `inode` is what meta said last, `checked_s` when. `written_end` is the largest end written here that meta does not
-    know (-1: none), `mtime_ns` the time of the last such write (0: none). `sessions` are what meta holds for us: one
-    is there while we have unrecorded writes, or while the file is removed but open.
+    know (-1: none), `mtime_ns` the time of the last such write (0: none), `atime_ns` that of a read. `sessions` are
+    what meta holds for us: one is there while we have unrecorded writes, or while the file is removed but open.
     """
 
     __slots__ = (
+        "atime_ns",
         "checked_s",
         "created_here",
         "file",
@@ -66,6 +68,7 @@ class LiveInode:
         self.sessions: list[bytes] = []
         self.written_end = -1
         self.mtime_ns = 0
+        self.atime_ns = 0
         self.created_here = False
 
     @property
@@ -81,6 +84,12 @@ class LiveInode:
             return  # an older answer that came late
         self.inode = inode
         self.checked_s = now_s
+
+    def atime_is_old(self, now_ns: int) -> bool:
+        """Whether a read at `now_ns` says anything new by its time: as relatime of mount(8)."""
+        atime_ns = max(self.inode.atime_ns, self.atime_ns)
+        others_ns = max(self.inode.mtime_ns, self.inode.ctime_ns, self.mtime_ns)
+        return atime_ns <= others_ns or now_ns - atime_ns >= DAY_NS
 
     def hint(self) -> m.LengthHint | None:
         if self.written_end < 0:
@@ -309,17 +318,18 @@ class InodeTable:
 
 def attributes_of(inode: m.Inode, live: LiveInode | None) -> Attributes:
     """As the kernel wants them, with what was written here and meta does not know yet."""
-    length, mtime_ns, ctime_ns = inode.length, inode.mtime_ns, inode.ctime_ns
+    length, atime_ns, mtime_ns, ctime_ns = inode.length, inode.atime_ns, inode.mtime_ns, inode.ctime_ns
     if live is not None and live.inode.truncate_version == inode.truncate_version:
         length = max(length, live.written_end)
         if live.mtime_ns:
             mtime_ns = max(mtime_ns, live.mtime_ns)
             ctime_ns = max(ctime_ns, live.mtime_ns)
+        atime_ns = max(atime_ns, live.atime_ns)
     return Attributes(
         inode.id,
         length,
         -(-length // BLOCK_BYTES),
-        inode.atime_ns,
+        atime_ns,
         mtime_ns,
         ctime_ns,
         inode.mode,

@@ -71,6 +71,7 @@ class Mount:
         try:
             session = handshake(self._session_fd, options.request_bytes_max)
             self._request_bytes_max = session.request_bytes_max
+            self.volume.kernel_says_who_keeps_set_id = bool(session.flags & InitFlag.HANDLE_KILLPRIV_V2)
             if not session.flags & InitFlag.SETXATTR_EXT:
                 self.volume.setxattr_in = protocol.SETXATTR_IN_OLD
             for _ in range(options.threads):

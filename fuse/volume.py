@@ -48,6 +48,7 @@ class Volume:
         self.removed = RemovedInodes()
         self.xattrs = XattrKnowledge(options.attr_timeout_s)
         self.setxattr_in = protocol.SETXATTR_IN
+        self.kernel_says_who_keeps_set_id = True  # FUSE_HANDLE_KILLPRIV_V2
         self.callers = Callers(backend.client_id, clock)
         self.segments = SegmentPool(backend.pool)
         self.write_behind = WriteBehind(
@@ -146,11 +147,12 @@ class Volume:
         """
         with live.lock:
             hint = live.hint()
-            if not (hint or live.mtime_ns or durable or (last and live.sessions)):
+            if not (hint or live.mtime_ns or live.atime_ns or durable or (last and live.sessions)):
                 return
             now = self.clock.monotonic_s()
             mtime = m.Timestamp(ns=live.mtime_ns) if live.mtime_ns else None
-            if last and not (hint or live.mtime_ns or durable):
+            atime = m.Timestamp(ns=live.atime_ns) if live.atime_ns else None
+            if last and not (hint or live.mtime_ns or live.atime_ns or durable):
                 self.session_ender.add(live.id, live.sessions)
                 live.sessions.clear()
                 return
@@ -158,19 +160,28 @@ class Volume:
             inode: m.Inode | None = None
             if durable or not end_session:
                 inode = self.meta.sync(
-                    m.SyncRequest(caller=self.callers.root, inode=live.id, hint=hint, mtime=mtime, durable=durable)
+                    m.SyncRequest(
+                        caller=self.callers.root, inode=live.id, hint=hint, mtime=mtime, atime=atime, durable=durable
+                    )
                 ).inode
-                hint = mtime = None
+                hint = mtime = atime = None
             if end_session:
                 for session in live.sessions:
                     reply = self.meta.close(
-                        m.CloseRequest(caller=self.callers.root, inode=live.id, session=session, hint=hint, mtime=mtime)
+                        m.CloseRequest(
+                            caller=self.callers.root,
+                            inode=live.id,
+                            session=session,
+                            hint=hint,
+                            mtime=mtime,
+                            atime=atime,
+                        )
                     )
                     inode = reply.inode
-                    hint = mtime = None
+                    hint = mtime = atime = None
                 live.sessions.clear()
             live.written_end = -1
-            live.mtime_ns = 0
+            live.mtime_ns = live.atime_ns = 0
             if inode is not None and inode.id:
                 live.learn(inode, now)
                 self._pages_after_write(live, inode)

@@ -38,6 +38,9 @@ ERROR_BYTES_MAX = 64 << 10
     "--threads", type=click.IntRange(1, 64), default=4, show_default=True, help="Threads that answer the kernel."
 )
 @click.option("--allow-other/--only-me", default=None, help="Who may use it.  [default: everyone when root mounts]")
+@click.option(
+    "--relatime/--noatime", default=False, show_default=True, help="Whether reading a file sets its access time."
+)
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--log-file", type=click.Path(path_type=Path), help="Where a background mount logs.")
@@ -50,6 +53,7 @@ def mount(
     entry_timeout: float,
     threads: int,
     allow_other: bool | None,
+    relatime: bool,
     read_only: bool,
     ready_fd: int | None,
     log_file: Path | None,
@@ -63,6 +67,7 @@ def mount(
     if not foreground and ready_fd is None:
         options = [f"--attr-timeout={attr_timeout}", f"--entry-timeout={entry_timeout}", f"--threads={threads}"]
         options += ["--allow-other" if allow_other else "--only-me"]
+        options += ["--relatime"] if relatime else []
         options += ["--read-only"] if read_only else []
         options += [f"--log-file={log_file}"] if log_file else []
         mount_in_background(settings, mountpoint, options)
@@ -88,6 +93,7 @@ def mount(
             "entry_timeout_s": entry_timeout,
             "threads": threads,
             "allow_other": allow_other,
+            "relatime": relatime,
         },
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stat
+
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.limits import NAME_BYTES_MAX
 from fireflyfs.fuse import protocol
@@ -80,12 +82,39 @@ def _set(volume: Volume, request: Request, live: LiveInode | None) -> m.Inode:
         change.kill_privileges = True
         if live is not None and live.writers and not change.session:
             change.session = volume.ensure_session(live)
-    inode = volume.meta.set_attr(change).inode
+    try:
+        inode = volume.meta.set_attr(change).inode
+    except FfsError as exc:
+        removed = volume.removed.get(request.nodeid)
+        if removed is None or exc.code is not Code.STALE_HANDLE or change.HasField("length"):
+            raise
+        inode = _set_removed(volume, removed, change)
     if live is not None:
         if valid & SetAttr.SIZE:
             live.written_end = -1
         if valid & (SetAttr.MTIME | SetAttr.MTIME_NOW | SetAttr.SIZE):
             live.mtime_ns = 0  # set just now, later than any write before
+        if valid & (SetAttr.ATIME | SetAttr.ATIME_NOW):
+            live.atime_ns = 0
+    return inode
+
+
+def _set_removed(volume: Volume, removed: m.Inode, change: m.SetAttrRequest) -> m.Inode:
+    """Of something that only the kernel still holds, as a removed directory: nobody else can see it."""
+    inode = m.Inode()
+    inode.CopyFrom(removed)
+    now_ns = volume.clock.unix_ns()
+    if change.HasField("mode"):
+        inode.mode = stat.S_IFMT(inode.mode) | change.mode
+    for name in ("uid", "gid", "atime_ns", "mtime_ns"):
+        if change.HasField(name):
+            setattr(inode, name, getattr(change, name))
+    if change.atime_now:
+        inode.atime_ns = now_ns
+    if change.mtime_now:
+        inode.mtime_ns = now_ns
+    inode.ctime_ns = now_ns
+    volume.removed.add(inode)
     return inode
 
 

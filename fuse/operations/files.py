@@ -82,6 +82,8 @@ def opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes, 
     if writes:
         live.writers += 1
     keep = volume.table.opened(inode)
+    if volume.options.relatime and live.atime_is_old(volume.clock.unix_ns()):
+        keep = False  # a read that the kernel answers by itself is not seen here
     if not reply.created and volume.table.kernel_attributes_differ(inode):
         # The kernel's length would cut reads short until its time is up: have it ask (we answer from `live`).
         volume.notify(protocol.encode_inval_inode(live.id, -1, 0))
@@ -115,7 +117,12 @@ def create(volume: Volume, request: Request) -> Reply:
 
 def read(volume: Volume, request: Request) -> Reply:
     fh, offset, size, _, _, _, _ = protocol.READ_IN.unpack_from(request.body)
-    live = volume.handles.file(fh).live
+    handle = volume.handles.file(fh)
+    live = handle.live
+    if volume.options.relatime and not handle.flags & os.O_NOATIME:
+        now_ns = volume.clock.unix_ns()
+        if live.atime_is_old(now_ns):
+            live.atime_ns = now_ns
     length = live.length
     if offset + size > length:
         length = _length_now(volume, live)

@@ -18,7 +18,8 @@ def drop_privileges(volume: Volume, request: Request, live: LiveInode, write_fla
     """Before the bytes of a WRITE: at once, so that nobody runs new bytes under old privileges. Costs a round trip
     once, as nothing is left to take afterwards. Called under `live.lock`, with a session."""
     mode = live.inode.mode
-    bits = write_flags & protocol.WRITE_KILL_SUIDGID and (mode & stat.S_ISUID or mode & _GROUP_RUNS == _GROUP_RUNS)
+    takes = write_flags & protocol.WRITE_KILL_SUIDGID if volume.kernel_says_who_keeps_set_id else request.uid != 0
+    bits = takes and (mode & stat.S_ISUID or mode & _GROUP_RUNS == _GROUP_RUNS)
     if not bits and not live.inode.capability:
         return
     change = m.SetAttrRequest(

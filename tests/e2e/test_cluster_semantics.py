@@ -81,7 +81,7 @@ def test_the_suite_of_semantics(mounts: tuple[Mounted, Mounted]) -> None:
     folder.mkdir(mode=0o777)
     environment = {**os.environ, "FFS_SEMANTICS_DIR": str(folder), "PYTHONSAFEPATH": "1"}
     environment.pop("PYTEST_XDIST_WORKER", None)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not hundred_thousand"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
     done = subprocess.run(
         [*command, str(TESTS / "semantics")],
         env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=SUITE_S, check=False,

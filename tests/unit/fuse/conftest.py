@@ -168,6 +168,8 @@ class MemoryMeta:
                 inode.length = max(inode.length, len(self.backend.data.files.get(inode.id, b"")))
         if request.HasField("mtime"):
             inode.mtime_ns = inode.ctime_ns = request.mtime.ns
+        if request.HasField("atime"):
+            inode.atime_ns = request.atime.ns
 
     def close(self, request):
         inode = self._inode(request.inode)

@@ -75,6 +75,35 @@ def test_a_removed_directory_still_has_attributes_for_who_holds_it(backend, moun
     os.close(held)
 
 
+@pytest.mark.e2e
+def test_access_times_are_kept_when_asked_for(backend, mounts):
+    plain = mounts(backend).mountpoint
+    root = mounts(backend, relatime=True).mountpoint
+    (plain / "f").write_bytes(b"x" * 100)
+    before = (plain / "f").stat()
+    time.sleep(0.02)
+    (plain / "f").read_bytes()
+    assert (plain / "f").stat().st_atime_ns == before.st_atime_ns
+    with open(root / "f", "rb") as file:
+        file.read()
+        read = os.fstat(file.fileno()).st_atime_ns
+        assert read > before.st_mtime_ns
+    end = time.monotonic() + 5
+    while backend.meta._inode(before.st_ino).atime_ns != read:  # the kernel does not wait for RELEASE
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    after = (root / "f").stat()
+    assert (after.st_atime_ns, after.st_mtime_ns, after.st_ctime_ns) == (read, before.st_mtime_ns, before.st_ctime_ns)
+    (root / "f").read_bytes()
+    assert (root / "f").stat().st_atime_ns == read  # newer than the others, and no day old
+    os.utime(root / "f", ns=(1, after.st_mtime_ns))
+    (root / "f").read_bytes()
+    assert (root / "f").stat().st_atime_ns > read
+    os.utime(root / "f", ns=(1, after.st_mtime_ns))
+    os.close(os.open(root / "f", os.O_RDONLY | os.O_NOATIME))
+    assert (root / "f").stat().st_atime_ns == 1
+
+
 def test_knowledge_ends():
     known = XattrKnowledge(1.0)
     known.learn(m.Inode(id=5, xattrs=True, acl=True), 10.0)
