@@ -11,7 +11,7 @@ from typing import Final
 
 from fireflyfs.proto import meta_pb2 as m
 
-KNOWN_MAX: Final = 131_072
+KNOWN_MAX: Final = 32_768
 REMOVED_MAX: Final = 16_384
 
 CAPABILITY_NAME: Final = b"security.capability"

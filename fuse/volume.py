@@ -87,7 +87,10 @@ class Volume:
 
     def changed_directory(self, directory: m.Inode) -> None:
         """A name was made or removed in it here."""
-        self.changed.learn(directory, self.clock.monotonic_s())
+        now = self.clock.monotonic_s()
+        self.changed.learn(directory, now)
+        if directory.id:
+            self.xattrs.learn(directory, now)
 
     def changed_inode(self, inode: m.Inode) -> None:
         """A name of it was made, moved or removed here. One without a name may still be open in the kernel."""

@@ -27,7 +27,7 @@ def getattr_(volume: Volume, request: Request) -> Reply:
     changed = volume.changed.take(request.nodeid, volume.clock.monotonic_s())
     if changed is not None:
         inode, left_s = changed
-        volume.told(inode)
+        volume.table.told(inode)
         return protocol.encode_attr(attributes_of(inode, None), protocol.Valid.of(left_s))
     try:
         return volume.attr(volume.stat(request.nodeid, volume.caller(request)))

@@ -6,7 +6,7 @@ from fireflyfs.common.errors import Code, error
 from fireflyfs.meta.core.permission import EXECUTE, READ, WRITE, Who, may, require, require_unlink
 from fireflyfs.meta.core.records import Flags, Garbage, GarbageKind, Inode
 from fireflyfs.meta.ops.context import Op
-from fireflyfs.meta.ops.reply import to_message
+from fireflyfs.meta.ops.reply import to_attributes, to_message
 from fireflyfs.meta.ops.resolve import resolve
 from fireflyfs.meta.store.tree import Tree
 from fireflyfs.proto import meta_pb2
@@ -47,7 +47,7 @@ def remove(op: Op, request: meta_pb2.RemoveRequest) -> meta_pb2.RemoveReply:
         drop_name(op, parent, place.name, inode)
     touch(op, parent)
     op.tree.put(parent)
-    return meta_pb2.RemoveReply(directory=to_message(parent), inode=to_message(inode))
+    return meta_pb2.RemoveReply(directory=to_message(parent), inode=to_attributes(inode))
 
 
 def touch(op: Op, directory: Inode) -> None:

@@ -9,7 +9,7 @@ from fireflyfs.meta.core.permission import EXECUTE, WRITE, require, require_unli
 from fireflyfs.meta.core.records import Inode
 from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.remove import drop_directory, drop_name, touch
-from fireflyfs.meta.ops.reply import to_message
+from fireflyfs.meta.ops.reply import to_attributes, to_message
 from fireflyfs.meta.ops.resolve import resolve
 from fireflyfs.meta.store.tree import Tree
 from fireflyfs.proto import meta_pb2
@@ -67,9 +67,9 @@ def rename(op: Op, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply:
     for directory in (source, goal):
         touch(op, directory)
         tree.put(directory)
-    reply = meta_pb2.RenameReply(old_directory=to_message(source), inode=to_message(inode))
+    reply = meta_pb2.RenameReply(old_directory=to_message(source), inode=to_attributes(inode))
     if other is not None:
-        reply.other.CopyFrom(to_message(other))
+        reply.other.CopyFrom(to_attributes(other))
     if goal is not source:
         reply.new_directory.CopyFrom(to_message(goal))
     return reply

@@ -198,21 +198,6 @@ def test_a_removed_directory_has_a_mode_and_times_to_set(root: Path) -> None:
     os.close(fd)
 
 
-@pytest.mark.slow
-def test_a_file_has_at_most_65000_names(root: Path) -> None:
-    (root / "f").touch()
-    (root / "d").mkdir()
-    here = os.open(root / "d", os.O_RDONLY)
-    for number in range(64_999):
-        os.link(root / "f", str(number), dst_dir_fd=here)
-    assert (root / "f").stat().st_nlink == 65_000
-    assert fails(os.link, root / "f", root / "more") == "EMLINK"
-    assert fails(os.rename, root / "d" / "5", root / "d" / "6") == "OK"
-    os.unlink("7", dir_fd=here)
-    assert fails(os.link, root / "f", root / "more") == "OK"
-    os.close(here)
-
-
 def test_the_working_directory_may_be_removed(root: Path) -> None:
     (root / "d").mkdir()
     os.chdir(root / "d")
