@@ -164,7 +164,13 @@ class Volume:
             if durable or not end_session:
                 inode = self.meta.sync(
                     m.SyncRequest(
-                        caller=self.callers.root, inode=live.id, hint=hint, mtime=mtime, atime=atime, durable=durable
+                        caller=self.callers.root,
+                        inode=live.id,
+                        hint=hint,
+                        mtime=mtime,
+                        atime=atime,
+                        durable=durable,
+                        privileges_taken=True,  # at each write: operations/privileges.py
                     )
                 ).inode
                 hint = mtime = atime = None
@@ -178,6 +184,7 @@ class Volume:
                             hint=hint,
                             mtime=mtime,
                             atime=atime,
+                            privileges_taken=True,
                         )
                     )
                     inode = reply.inode

@@ -184,7 +184,7 @@ class LengthHint(_message.Message):
     def __init__(self, length: _Optional[int] = ..., truncate_version: _Optional[int] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
-    __slots__ = ("caller", "mutation", "inode", "session", "hint", "mtime", "atime")
+    __slots__ = ("caller", "mutation", "inode", "session", "hint", "mtime", "atime", "privileges_taken")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     MUTATION_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +192,7 @@ class CloseRequest(_message.Message):
     HINT_FIELD_NUMBER: _ClassVar[int]
     MTIME_FIELD_NUMBER: _ClassVar[int]
     ATIME_FIELD_NUMBER: _ClassVar[int]
+    PRIVILEGES_TAKEN_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     mutation: Mutation
     inode: int
@@ -199,10 +200,11 @@ class CloseRequest(_message.Message):
     hint: LengthHint
     mtime: Timestamp
     atime: Timestamp
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., inode: _Optional[int] = ..., session: _Optional[bytes] = ..., hint: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime: _Optional[_Union[Timestamp, _Mapping]] = ..., atime: _Optional[_Union[Timestamp, _Mapping]] = ...) -> None: ...
+    privileges_taken: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., inode: _Optional[int] = ..., session: _Optional[bytes] = ..., hint: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime: _Optional[_Union[Timestamp, _Mapping]] = ..., atime: _Optional[_Union[Timestamp, _Mapping]] = ..., privileges_taken: _Optional[bool] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
-    __slots__ = ("caller", "mutation", "inode", "hint", "mtime", "atime", "durable")
+    __slots__ = ("caller", "mutation", "inode", "hint", "mtime", "atime", "durable", "privileges_taken")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     MUTATION_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +212,7 @@ class SyncRequest(_message.Message):
     MTIME_FIELD_NUMBER: _ClassVar[int]
     ATIME_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
+    PRIVILEGES_TAKEN_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     mutation: Mutation
     inode: int
@@ -217,7 +220,8 @@ class SyncRequest(_message.Message):
     mtime: Timestamp
     atime: Timestamp
     durable: bool
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., inode: _Optional[int] = ..., hint: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime: _Optional[_Union[Timestamp, _Mapping]] = ..., atime: _Optional[_Union[Timestamp, _Mapping]] = ..., durable: _Optional[bool] = ...) -> None: ...
+    privileges_taken: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., inode: _Optional[int] = ..., hint: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime: _Optional[_Union[Timestamp, _Mapping]] = ..., atime: _Optional[_Union[Timestamp, _Mapping]] = ..., durable: _Optional[bool] = ..., privileges_taken: _Optional[bool] = ...) -> None: ...
 
 class MakeNodeRequest(_message.Message):
     __slots__ = ("caller", "mutation", "at", "mode", "rdev", "parents", "layout", "umask")

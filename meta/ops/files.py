@@ -185,7 +185,9 @@ def _written(op: Op, inode: Inode, request: meta_pb2.CloseRequest | meta_pb2.Syn
     if request.HasField("mtime"):
         inode.mtime_ns = request.mtime.ns
     if request.HasField("hint") or request.HasField("mtime"):
-        after_write(op, inode)
+        newer = not request.HasField("mtime") or request.mtime.ns > inode.ctime_ns
+        if newer and not request.privileges_taken:
+            after_write(op, inode)
     after = (inode.length, inode.mtime_ns, inode.atime_ns, inode.mode, inode.flags)
     if before[:2] != after[:2] or before[3:] != after[3:]:
         inode.ctime_ns = op.now_ns

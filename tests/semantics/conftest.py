@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,20 +31,20 @@ def system(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="session")
-def top(system: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+@contextmanager
+def mounted(system: str) -> Iterator[Path]:
     """The top of an empty file system of that kind."""
-    if HERE:
+    if HERE and system == "fireflyfs":
         yield Path(HERE)
         return
     # Others must get there: pytest's own folders are root's alone.
-    base = Path("/tmp") / f"ffs-semantics-{os.getpid()}-{system}"
+    base = Path("/tmp") / f"ffs-semantics-{os.getpid()}-{system}-{next(_numbers)}"
     base.mkdir(mode=0o755)
+    point = base / "mnt"
+    point.mkdir()
     try:
-        point = base / "mnt"
-        point.mkdir()
         if system == "ext4":
-            image = tmp_path_factory.mktemp("image") / "ext4"
+            image = base / "image"
             with image.open("wb") as file:
                 file.truncate(IMAGE_BYTES)
             subprocess.run(["mkfs.ext4", "-q", "-N", "140000", str(image)], check=True)
@@ -70,6 +71,21 @@ def top(system: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
                     subprocess.run(["umount", "-lf", str(point)], check=False)
     finally:
         shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def top(system: str) -> Iterator[Path]:
+    with mounted(system) as point:
+        yield point
+
+
+@pytest.fixture(scope="session")
+def both() -> Iterator[tuple[Path, Path]]:
+    """The tops of an ext4 file system and of a mount, to do the same on."""
+    if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
+        pytest.skip("needs root and /dev/fuse")
+    with mounted("ext4") as reference, mounted("fireflyfs") as ours:
+        yield reference, ours
 
 
 @pytest.fixture

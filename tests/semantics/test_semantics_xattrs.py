@@ -150,6 +150,19 @@ def test_changes_take_the_capability(thing: Path, who: str, what: str) -> None:
     assert fails(os.getxattr, thing, "security.capability") == "ENODATA"
 
 
+def test_a_capability_set_after_a_write_stays(thing: Path) -> None:
+    """As tar sets it: the file is still open, its bytes may still wait to be stored."""
+    with open(thing, "r+b", buffering=0) as file:
+        file.write(b"program")
+        os.setxattr(thing, "security.capability", CAPABILITY)
+        os.fchmod(file.fileno(), 0o4755)
+    assert os.getxattr(thing, "security.capability") == CAPABILITY
+    assert thing.stat().st_mode & 0o7777 == 0o4755
+    with open(thing, "r+b", buffering=0) as file:
+        file.write(b"again")
+    assert fails(os.getxattr, thing, "security.capability") == "ENODATA"
+
+
 def test_many(thing: Path) -> None:
     for number in range(40):
         os.setxattr(thing, f"user.number-{number}", b"v" * 20)

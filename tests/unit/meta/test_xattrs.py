@@ -247,6 +247,29 @@ def test_a_write_takes_the_capability(attributes: Attributes) -> None:
         assert attributes.list(b"home/f") == []
 
 
+def test_what_was_set_after_a_write_stays_when_the_write_is_told(attributes: Attributes) -> None:
+    meta = attributes.meta
+    inode = meta.open(b"home/f", os.O_WRONLY, session=ONE, **ME).inode
+    meta.clock.advance(1)
+    written = m.Timestamp(ns=meta.clock.unix_ns())
+    hint = m.LengthHint(length=100)
+
+    def tell(**fields: Any) -> Any:
+        return meta.call("sync", m.SyncRequest(inode=inode.id, hint=hint, **fields), **ME).inode
+
+    meta.clock.advance(1)
+    attributes.set(b"home/f", xattrs.CAPABILITY, b"caps")
+    meta.set_attr(b"home/f", mode=0o4755, **ME)
+    told = tell(mtime=written)
+    assert told.capability
+    assert (told.mode & 0o7777, told.length) == (0o4755, 100)
+    assert tell(privileges_taken=True).capability
+    meta.clock.advance(1)
+    told = tell(mtime=m.Timestamp(ns=meta.clock.unix_ns()))
+    assert not told.capability
+    assert told.mode & 0o7777 == 0o755
+
+
 def test_a_set_that_is_sent_again_is_done_once(attributes: Attributes) -> None:
     request = m.SetXattrRequest(
         at=m.PathAt(dir=1, path=b"home/f"), name=b"user.a", value=b"1", flags=xattrs.CREATE,
