@@ -24,6 +24,7 @@ SEED = int(os.environ.get("FFS_SEMANTICS_SEED", "1"))
 STEPS = int(os.environ.get("FFS_SEMANTICS_STEPS", "400"))
 ACTORS = [
     Actor(0, 0),
+    Actor(0, 0, (), 0),
     Actor(1001, 2001, (2001, 3000)),
     Actor(1001, 2001, (3000,), 0o077),
     Actor(1002, 2002, (2001,), 0),
@@ -46,13 +47,19 @@ def acl(drawn: random.Random) -> bytes:
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
 
 
-def some_path(drawn: random.Random) -> str:
-    return "/".join(drawn.choices(NAMES, k=drawn.choice((1, 1, 2, 2, 3))))
+def some_path(drawn: random.Random, existing: list[str], directories: list[str]) -> str:
+    """What is there, or a name in a directory, or anything."""
+    kind = drawn.random()
+    if kind < 0.5 and existing:
+        return drawn.choice(existing)
+    if kind < 0.9:
+        return os.path.join(drawn.choice(directories), drawn.choice(NAMES))
+    return "/".join(drawn.choices(NAMES, k=3))
 
 
-def step(drawn: random.Random) -> tuple[str, Call]:
+def step(drawn: random.Random, existing: list[str], directories: list[str]) -> tuple[str, Call]:
     """What is done, and the call that does it below a top."""
-    one, two = some_path(drawn), some_path(drawn)
+    one, two = (some_path(drawn, existing, directories) for _ in range(2))
     mode, uid, gid = drawn.choice(MODES), drawn.choice(UIDS), drawn.choice(GIDS)
     value = acl(drawn)
     flags = drawn.choice((os.O_RDONLY, os.O_WRONLY, os.O_RDWR))
@@ -136,7 +143,14 @@ def test_the_same_calls_do_the_same(both: tuple[Path, Path], seed: int) -> None:
     try:
         for number in range(STEPS):
             who = drawn.choice(ACTORS)
-            what, call = step(drawn)
+            known = sorted(tree(tops[0]).items())
+            existing = [name for name, _ in known if name != "."]
+            directories = [name for name, seen in known if stat.S_ISDIR(int(str(seen[0]), 8))]
+            if not number % 6:  # or everything ends up closed to everybody but root
+                opened = drawn.choice(directories)
+                for top in tops:
+                    (top / opened).chmod(0o777)
+            what, call = step(drawn, existing, directories)
             outcomes = []
             for top in tops:
                 try:
@@ -147,11 +161,6 @@ def test_the_same_calls_do_the_same(both: tuple[Path, Path], seed: int) -> None:
             tail = "\n".join(history[-25:])
             assert outcomes[0] == outcomes[1], f"{outcomes[1]} on the mount, after\n{tail}"
             assert tree(tops[0]) == tree(tops[1]), f"the trees differ after\n{tail}"
-            if not number % 100:  # or everything ends up closed to everybody but root
-                for top in tops:
-                    for path in top.iterdir():
-                        if path.is_dir() and not path.is_symlink():
-                            path.chmod(0o777)
     finally:
         for top in tops:
             shutil.rmtree(top, ignore_errors=True)
