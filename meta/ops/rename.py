@@ -41,6 +41,8 @@ def rename(op: Op, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply:
         check_new_name(new.name)
     if (old.must_be_dir or new.must_be_dir) and not inode.is_dir:
         raise error(Code.NOT_DIRECTORY)
+    if other is not None and other.id == inode.id:
+        return meta_pb2.RenameReply()  # two names of one file: POSIX says to do nothing
     _check_cycles(tree, source, inode, goal, other, exchange=bool(flags & EXCHANGE))
     require_unlink(source, inode, who)
     if other is None:
@@ -53,8 +55,6 @@ def rename(op: Op, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply:
         for moved in (inode, other if flags & EXCHANGE else None):
             if moved is not None and moved.is_dir:
                 require(moved, who, WRITE)  # its `..` changes
-    if other is not None and other.id == inode.id:
-        return meta_pb2.RenameReply()  # two names of one file: POSIX says to do nothing
     if flags & EXCHANGE:
         assert other is not None
         _place(op, source, goal, new.name, inode)
