@@ -205,6 +205,20 @@ class AsyncFileSystem:
     async def truncate(self, path: StrPath, length: int) -> None:
         await self._run(self.fs.truncate, path, length)
 
+    async def getxattr(self, path: StrPath, attribute: str | bytes, *, follow_symlinks: bool = True) -> bytes:
+        return await self._run(self.fs.getxattr, path, attribute, follow_symlinks=follow_symlinks)
+
+    async def listxattr(self, path: StrPath, *, follow_symlinks: bool = True) -> list[str]:
+        return await self._run(self.fs.listxattr, path, follow_symlinks=follow_symlinks)
+
+    async def setxattr(
+        self, path: StrPath, attribute: str | bytes, value: bytes, flags: int = 0, *, follow_symlinks: bool = True
+    ) -> None:
+        await self._run(self.fs.setxattr, path, attribute, value, flags, follow_symlinks=follow_symlinks)
+
+    async def removexattr(self, path: StrPath, attribute: str | bytes, *, follow_symlinks: bool = True) -> None:
+        await self._run(self.fs.removexattr, path, attribute, follow_symlinks=follow_symlinks)
+
     async def statvfs(self, path: StrPath = "/") -> os.statvfs_result:
         return await self._run(self.fs.statvfs, path)
 

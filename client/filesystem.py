@@ -11,7 +11,6 @@ import io
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, AnyStr, overload
 
 import numpy as np
@@ -22,6 +21,7 @@ from fireflyfs.client.file import BUFFER_BYTES, BufferedFile, File, buffered, fl
 from fireflyfs.client.handle import open_inode
 from fireflyfs.client.paths import DirEntry, StrPath, encode, path_at, stat_result, statvfs_result
 from fireflyfs.client.session import ClientContext
+from fireflyfs.client.xattrs import ExtendedAttributes, named
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.limits import BATCH_STAT_MAX, LIST_ENTRIES_MAX
 from fireflyfs.common.net.api import Memory
@@ -29,17 +29,7 @@ from fireflyfs.proto import meta_pb2
 from fireflyfs.proto.common_pb2 import NODE_TYPE_CLIENT, Layout
 
 
-@contextmanager
-def _named(path: StrPath | None) -> Iterator[None]:
-    """FfsError becomes OSError with the path."""
-    try:
-        yield
-    except FfsError as exc:
-        name = None if path is None else os.fspath(path)
-        raise exc.to_oserror(name) from exc
-
-
-class FileSystem:
+class FileSystem(ExtendedAttributes):
     """One cluster's namespace, as one user sees it."""
 
     def __init__(self, context: ClientContext, *, umask: int = 0o022, own_context: bool = False) -> None:
@@ -60,7 +50,7 @@ class FileSystem:
         if umask is None:
             umask = os.umask(0o077)
             os.umask(umask)
-        with _named(None):
+        with named(None):
             context = ClientContext.connect(addresses, NODE_TYPE_CLIENT, connect_timeout_s=connect_timeout_s, **options)
         return FileSystem(context, umask=umask, own_context=True)
 
@@ -87,9 +77,9 @@ class FileSystem:
         follow: bool = True,
     ) -> File:
         """Open with O_* flags. `layout`: of a file that this creates. `hold`: see `handle.open_inode`."""
-        with _named(path):
+        with named(path):
             at = path_at(path, follow=follow and not flags & os.O_NOFOLLOW)
-            handle = open_inode(self.context, at, flags, mode & ~self.umask, layout=layout, hold=hold)
+            handle = open_inode(self.context, at, flags, mode, umask=self.umask, layout=layout, hold=hold)
         return File(handle, os.fspath(path))
 
     def open(
@@ -134,7 +124,7 @@ class FileSystem:
 
     def allocate(self, length: int) -> Memory:
         """Memory that storage servers of this host reach directly: pass its slices where buffers are taken."""
-        with _named(None):
+        with named(None):
             return self.context.pool.allocate(length)
 
     # Batches: see client/batch.py
@@ -159,7 +149,7 @@ class FileSystem:
     # Attributes
     def inode(self, path: StrPath, *, follow_symlinks: bool = True) -> meta_pb2.Inode:
         """All that is recorded of a file: attributes, layout, chains."""
-        with _named(path):
+        with named(path):
             return self._meta.stat(meta_pb2.StatRequest(at=path_at(path, follow=follow_symlinks))).inode
 
     def stat(self, path: StrPath, *, follow_symlinks: bool = True) -> os.stat_result:
@@ -174,7 +164,7 @@ class FileSystem:
         results: list[os.stat_result | OSError] = []
         for start in range(0, len(paths), BATCH_STAT_MAX):
             part = paths[start : start + BATCH_STAT_MAX]
-            with _named(None):
+            with named(None):
                 reply = self._meta.batch_stat_path(
                     meta_pb2.BatchStatPathRequest(paths=[path_at(path, follow=follow_symlinks) for path in part])
                 )
@@ -248,7 +238,7 @@ class FileSystem:
         self._set(path, True, layout=layout)
 
     def statvfs(self, path: StrPath = "/") -> os.statvfs_result:
-        with _named(path):
+        with named(path):
             return statvfs_result(self._meta.stat_fs(meta_pb2.StatFsRequest()))
 
     # Names
@@ -284,9 +274,9 @@ class FileSystem:
 
     def mknod(self, path: StrPath, mode: int = 0o600, device: int = 0) -> None:
         kind = mode if stat.S_IFMT(mode) else mode | stat.S_IFREG
-        with _named(path):
+        with named(path):
             self._meta.make_node(
-                meta_pb2.MakeNodeRequest(at=path_at(path, follow=False), mode=kind & ~self.umask, rdev=device)
+                meta_pb2.MakeNodeRequest(at=path_at(path, follow=False), mode=kind, umask=self.umask, rdev=device)
             )
 
     def unlink(self, path: StrPath) -> None:
@@ -303,7 +293,7 @@ class FileSystem:
 
     def rename(self, old: StrPath, new: StrPath, *, flags: int = 0) -> None:
         """Replaces `new` atomically. `flags`: RENAME_NOREPLACE (1), RENAME_EXCHANGE (2)."""
-        with _named(old):
+        with named(old):
             self._meta.rename(
                 meta_pb2.RenameRequest(old=path_at(old, follow=False), new=path_at(new, follow=False), flags=flags)
             )
@@ -311,24 +301,24 @@ class FileSystem:
     replace = rename
 
     def link(self, src: StrPath, dst: StrPath, *, follow_symlinks: bool = False) -> None:
-        with _named(dst):
+        with named(dst):
             self._meta.link(
                 meta_pb2.LinkRequest(old=path_at(src, follow=follow_symlinks), new=path_at(dst, follow=False))
             )
 
     def symlink(self, target: StrPath, path: StrPath) -> None:
-        with _named(path):
+        with named(path):
             self._meta.symlink(meta_pb2.SymlinkRequest(at=path_at(path, follow=False), target=encode(target)))
 
     def readlink(self, path: StrPath) -> Any:
         """bytes for a bytes path, else str."""
-        with _named(path):
+        with named(path):
             target = self._meta.readlink(meta_pb2.ReadlinkRequest(at=path_at(path, follow=False))).target
         return target if isinstance(os.fspath(path), bytes) else os.fsdecode(target)
 
     def realpath(self, path: StrPath) -> Any:
         """The path without symbolic links. bytes for a bytes path, else str."""
-        with _named(path):
+        with named(path):
             real = self._meta.real_path(meta_pb2.RealPathRequest(at=path_at(path))).path
         return real if isinstance(os.fspath(path), bytes) else os.fsdecode(real)
 
@@ -356,7 +346,7 @@ class FileSystem:
     def _entries(self, path: StrPath, *, attributes: bool) -> Iterator[meta_pb2.DirEntry]:
         after = b""
         while True:
-            with _named(path):
+            with named(path):
                 request = meta_pb2.ListRequest(
                     at=path_at(path), after=after, limit=LIST_ENTRIES_MAX, attributes=attributes
                 )
@@ -367,22 +357,23 @@ class FileSystem:
             after = reply.entries[-1].name
 
     def _make(self, path: StrPath, mode: int, *, parents: bool, layout: Layout | None) -> None:
-        with _named(path):
+        with named(path):
             self._meta.make_node(
                 meta_pb2.MakeNodeRequest(
                     at=path_at(path, follow=parents),
-                    mode=stat.S_IFDIR | (mode & ~self.umask & 0o7777),
+                    mode=stat.S_IFDIR | (mode & 0o7777),
+                    umask=self.umask,
                     parents=parents,
                     layout=layout,
                 )
             )
 
     def _remove(self, path: StrPath, kind: meta_pb2.RemoveKind) -> None:
-        with _named(path):
+        with named(path):
             self._meta.remove(meta_pb2.RemoveRequest(at=path_at(path, follow=False), kind=kind))
 
     def _set(self, path: StrPath, follow: bool, **fields: Any) -> None:
-        with _named(path):
+        with named(path):
             reply = self._meta.set_attr(meta_pb2.SetAttrRequest(at=path_at(path, follow=follow), **fields))
             state = self.context.inodes.get(reply.inode.id)
             if state is not None:

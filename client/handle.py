@@ -212,11 +212,12 @@ def open_inode(
     flags: int,
     mode: int = 0o666,
     *,
+    umask: int = 0,
     layout: Layout | None = None,
     hold: bool = True,
     caller: Caller | None = None,
 ) -> OpenInode:
-    """Open or create what `at` names; `flags` are O_* bits, `mode` has the umask applied.
+    """Open or create what `at` names; `flags` are O_* bits, `umask` counts where the directory has no default ACL.
 
     `hold`: the file keeps its bytes while it is open here, even if it is removed. Without it opening for reading costs
     the metadata service no transaction, and reading a file that someone removes meanwhile may give zeros. A directory
@@ -224,7 +225,13 @@ def open_inode(
     """
     session = new_session_id() if hold or flags & os.O_ACCMODE != os.O_RDONLY else b""
     request = meta_pb2.OpenRequest(
-        at=at, flags=flags, mode=0o100000 | (mode & 0o7777), session=session, layout=layout, caller=caller
+        at=at,
+        flags=flags,
+        mode=0o100000 | (mode & 0o7777),
+        umask=umask,
+        session=session,
+        layout=layout,
+        caller=caller,
     )
     reply = context.meta.open(request)
     if stat.S_ISDIR(reply.inode.mode):  # may be opened, as POSIX has it, but holds no bytes

@@ -115,6 +115,12 @@ class MetaClient:
     def access(self, request: meta_pb2.AccessRequest) -> meta_pb2.InodeReply:
         return self._read(Method.META_ACCESS, request, request.caller, meta_pb2.InodeReply())
 
+    def get_xattr(self, request: meta_pb2.GetXattrRequest) -> meta_pb2.GetXattrReply:
+        return self._read(Method.META_GET_XATTR, request, request.caller, meta_pb2.GetXattrReply())
+
+    def list_xattr(self, request: meta_pb2.ListXattrRequest) -> meta_pb2.ListXattrReply:
+        return self._read(Method.META_LIST_XATTR, request, request.caller, meta_pb2.ListXattrReply())
+
     # Changing
     def open(self, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
         return self._change(Method.META_OPEN, request, request.caller, request.mutation, meta_pb2.OpenReply())
@@ -154,6 +160,12 @@ class MetaClient:
         return self._change(
             Method.META_EMPTY_TRASH, request, request.caller, request.mutation, meta_pb2.EmptyTrashReply()
         )
+
+    def set_xattr(self, request: meta_pb2.SetXattrRequest) -> meta_pb2.InodeReply:
+        return self._change(Method.META_SET_XATTR, request, request.caller, request.mutation, meta_pb2.InodeReply())
+
+    def remove_xattr(self, request: meta_pb2.RemoveXattrRequest) -> meta_pb2.InodeReply:
+        return self._change(Method.META_REMOVE_XATTR, request, request.caller, request.mutation, meta_pb2.InodeReply())
 
     def _read(self, method: Method, request: Message, caller: Caller, reply: R) -> R:
         self._fill(request, caller)

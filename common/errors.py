@@ -37,6 +37,8 @@ class Code(IntEnum):
     NOT_EMPTY = errno.ENOTEMPTY
     LINK_LOOP = errno.ELOOP
     NO_DATA = errno.ENODATA
+    OUT_OF_RANGE = errno.ERANGE
+    TOO_BIG_ARGUMENT = errno.E2BIG
     NOT_SUPPORTED = errno.EOPNOTSUPP
     STALE_HANDLE = errno.ESTALE
     QUOTA_EXCEEDED = errno.EDQUOT

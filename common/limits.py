@@ -22,6 +22,11 @@ STRIPE_MAX = 1024
 LIST_ENTRIES_MAX = 4096
 BATCH_STAT_MAX = 4096
 GROUPS_MAX = 256
+XATTR_NAME_BYTES_MAX = 255  # with its namespace; this and the two below are Linux's own limits
+XATTR_VALUE_BYTES_MAX = 64 * KiB
+XATTR_LIST_BYTES_MAX = 64 * KiB  # all names of one inode, a NUL after each
+XATTRS_BYTES_MAX = 256 * KiB  # all extended attributes of one inode: they are one record
+ACL_BYTES_MAX = 4096  # of one ACL as an extended attribute, 511 entries: what the kernel passes through FUSE
 SESSIONS_ENDED_MAX = 40  # in one request: each is three operations of one transaction
 
 # The data link

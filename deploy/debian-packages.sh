@@ -9,7 +9,8 @@ declare -A PROGRAM=( # program to look for -> Debian package
 )
 need_test() {
   PROGRAM+=([fio]=fio [sqlite3]=sqlite3 [iperf3]=iperf3 [git]=git [mkfs.ext4]=e2fsprogs
-            [ip]=iproute2 [nft]=nftables [fsfreeze]=util-linux [nsenter]=util-linux [fuser]=psmisc)
+            [ip]=iproute2 [nft]=nftables [fsfreeze]=util-linux [nsenter]=util-linux [fuser]=psmisc
+            [setfacl]=acl [setpriv]=util-linux)
 }
 need_bench() {
   PROGRAM+=([mfsmaster]=moosefs-master [mfschunkserver]=moosefs-chunkserver [mfsmount]=moosefs-client)

@@ -108,6 +108,18 @@ class PatientMeta:
     def access(self, request: m.AccessRequest, /) -> m.InodeReply:
         return self._call(self._meta.access, request)
 
+    def get_xattr(self, request: m.GetXattrRequest, /) -> m.GetXattrReply:
+        return self._call(self._meta.get_xattr, request)
+
+    def list_xattr(self, request: m.ListXattrRequest, /) -> m.ListXattrReply:
+        return self._call(self._meta.list_xattr, request)
+
+    def set_xattr(self, request: m.SetXattrRequest, /) -> m.InodeReply:
+        return self._call(self._meta.set_xattr, request)
+
+    def remove_xattr(self, request: m.RemoveXattrRequest, /) -> m.InodeReply:
+        return self._call(self._meta.remove_xattr, request)
+
 
 class PatientData:
     """`DataCalls` on a StorageClient."""

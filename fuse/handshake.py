@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 # What we take when the kernel offers it. Left out on purpose:
 # WRITEBACK_CACHE: the kernel would decide about length and mtime, and close-to-open could not be held.
-# DONT_MASK: without POSIX ACLs the kernel may apply the umask itself.
-# HANDLE_KILLPRIV: the kernel then clears set-id bits at writes by SETATTR, so no write can miss it.
+# HANDLE_KILLPRIV: its second version says who may keep set-id bits; without it a writer who is not the owner would have
+# to change the mode.
 # POSIX_LOCKS, FLOCK_LOCKS: locks are the kernel's, so they hold among the programs of one mount.
 # AUTO_INVAL_DATA: our own writes change mtime too; pages are checked at open instead.
 WANTED: Final = (
@@ -30,6 +30,10 @@ WANTED: Final = (
     | InitFlag.PARALLEL_DIROPS
     | InitFlag.MAX_PAGES
     | InitFlag.CACHE_SYMLINKS
+    | InitFlag.POSIX_ACL  # the kernel asks for ACLs and checks them
+    | InitFlag.DONT_MASK  # with default ACLs only meta knows whether the umask counts
+    | InitFlag.HANDLE_KILLPRIV_V2
+    | InitFlag.SETXATTR_EXT
 )
 BACKGROUND_MAX: Final = 64  # asynchronous requests (readahead, writing mapped pages) under way
 CONGESTED: Final = 48
@@ -52,7 +56,10 @@ def negotiate(offer: protocol.InitRequest, request_bytes_max: int) -> tuple[byte
             f"the kernel speaks FUSE {offer.major}.{offer.minor}, "
             f"{protocol.KERNEL_MAJOR}.{protocol.KERNEL_MINOR_MIN} is the least that works",
         )
-    flags = WANTED & InitFlag(offer.flags & 0x7FFFFFFF)
+    offered = InitFlag(offer.flags & 0x7FFFFFFF)
+    flags = WANTED & offered
+    if not flags & InitFlag.HANDLE_KILLPRIV_V2:  # before Linux 5.11: the mount tells by itself whose write it is
+        flags |= offered & InitFlag.HANDLE_KILLPRIV
     reply = protocol.encode_init(
         max_readahead=max(request_bytes_max, offer.max_readahead),
         flags=int(flags),

@@ -12,11 +12,13 @@ from typing import Final, NamedTuple
 from fireflyfs.client.inode_state import UNKNOWN_VERSION
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.errors import Code, error
+from fireflyfs.fuse.listing import Budget, Listing
 from fireflyfs.fuse.protocol import Attributes
 from fireflyfs.proto import meta_pb2 as m
 
 TOLD_MAX: Final = 131_072
 CHANGED_MAX: Final = 1024
+DAY_NS: Final = 24 * 3600 * 10**9
 BLOCK_BYTES: Final = 512  # the unit of st_blocks
 IO_BLOCK_BYTES: Final = 128 * 1024  # what programs should read and write at once
 
@@ -37,12 +39,13 @@ class LiveInode:
     """A file with open handles here. Fields are changed under `lock`.
 
     `inode` is what meta said last, `checked_s` when. `written_end` is the largest end written here that meta does not
-    know (-1: none), `mtime_ns` the time of the last such write (0: none); `unsure`: a truncation elsewhere may have cut
-    off some of these writes and not others, which only storage knows. `sessions` are what meta holds for us: one
-    is there while we have unrecorded writes, or while the file is removed but open.
+    know (-1: none), `mtime_ns` the time of the last such write (0: none), `atime_ns` that of a read; `unsure`: a
+    truncation elsewhere may have cut off some of these writes and not others, which only storage knows. `sessions` are
+    what meta holds for us: one is there while we have unrecorded writes, or while the file is removed but open.
     """
 
     __slots__ = (
+        "atime_ns",
         "checked_s",
         "created_here",
         "file",
@@ -69,6 +72,7 @@ class LiveInode:
         self.written_end = -1
         self.mtime_ns = 0
         self.unsure = False
+        self.atime_ns = 0
         self.created_here = False
 
     @property
@@ -85,6 +89,12 @@ class LiveInode:
             return  # an older answer that came late
         self.inode = inode
         self.checked_s = now_s
+
+    def atime_is_old(self, now_ns: int) -> bool:
+        """Whether a read at `now_ns` says anything new by its time: as relatime of mount(8)."""
+        atime_ns = max(self.inode.atime_ns, self.atime_ns)
+        others_ns = max(self.inode.mtime_ns, self.inode.ctime_ns, self.mtime_ns)
+        return atime_ns <= others_ns or now_ns - atime_ns >= DAY_NS
 
     def hint(self) -> m.LengthHint | None:
         """What to tell meta of the length: None when there is nothing to tell."""
@@ -108,26 +118,15 @@ class FileHandle:
 
 
 class DirHandle:
-    """One opendir(3). Entries are read in pages; `afters[p]` is the name that page p starts behind.
+    """One opendir(3). A position in the listing is 0 and 1 for `.` and `..`, then 2 + the entry's number."""
 
-    A position in the listing is 0 and 1 for `.` and `..`, then 2 + the entry's number.
-    """
+    __slots__ = ("fh", "listing", "lock", "nodeid")
 
-    __slots__ = ("afters", "entries", "fh", "lock", "more", "nodeid", "page", "parent")
-
-    def __init__(self, fh: int, nodeid: int) -> None:
+    def __init__(self, fh: int, nodeid: int, budget: Budget) -> None:
         self.fh = fh
         self.nodeid = nodeid
         self.lock = threading.Lock()
-        self.parent = nodeid
-        self.afters: list[bytes] = [b""]
-        self.page = -1
-        self.entries: list[m.DirEntry] = []
-        self.more = True
-
-    def rewind(self) -> None:
-        self.afters = [b""]
-        self.page = -1
+        self.listing = Listing(nodeid, budget)
 
 
 class Handles:
@@ -139,6 +138,8 @@ class Handles:
         self._handles_max = handles_max
         self._files: dict[int, FileHandle] = {}
         self._dirs: dict[int, DirHandle] = {}
+        self._of_directory: dict[int, set[DirHandle]] = {}
+        self._listed = Budget()
 
     def __len__(self) -> int:
         return len(self._files) + len(self._dirs)
@@ -157,8 +158,9 @@ class Handles:
 
     def add_dir(self, nodeid: int) -> DirHandle:
         with self._lock:
-            handle = DirHandle(self._number(), nodeid)
+            handle = DirHandle(self._number(), nodeid, self._listed)
             self._dirs[handle.fh] = handle
+            self._of_directory.setdefault(nodeid, set()).add(handle)
             return handle
 
     def file(self, fh: int) -> FileHandle:
@@ -182,7 +184,22 @@ class Handles:
 
     def pop_dir(self, fh: int) -> None:
         with self._lock:
-            self._dirs.pop(fh, None)
+            handle = self._dirs.pop(fh, None)
+            if handle is None:
+                return
+            same = self._of_directory[handle.nodeid]
+            same.discard(handle)
+            if not same:
+                del self._of_directory[handle.nodeid]
+        with handle.lock:
+            handle.listing.close()
+
+    def name_gone(self, nodeid: int) -> None:
+        """A name was taken out of the directory `nodeid` here."""
+        if nodeid in self._of_directory:
+            with self._lock:
+                for handle in self._of_directory.get(nodeid, ()):
+                    handle.listing.name_gone()
 
     def open_files(self) -> list[FileHandle]:
         with self._lock:
@@ -309,17 +326,18 @@ class InodeTable:
 
 def attributes_of(inode: m.Inode, live: LiveInode | None) -> Attributes:
     """As the kernel wants them, with what was written here and meta does not know yet."""
-    length, mtime_ns, ctime_ns = inode.length, inode.mtime_ns, inode.ctime_ns
+    length, atime_ns, mtime_ns, ctime_ns = inode.length, inode.atime_ns, inode.mtime_ns, inode.ctime_ns
     if live is not None and live.inode.truncate_version == inode.truncate_version:
         length = max(length, live.written_end)
         if live.mtime_ns:
             mtime_ns = max(mtime_ns, live.mtime_ns)
             ctime_ns = max(ctime_ns, live.mtime_ns)
+        atime_ns = max(atime_ns, live.atime_ns)
     return Attributes(
         inode.id,
         length,
         -(-length // BLOCK_BYTES),
-        inode.atime_ns,
+        atime_ns,
         mtime_ns,
         ctime_ns,
         inode.mode,

@@ -14,11 +14,12 @@ from typing import Final
 
 from fireflyfs.common.clock import Clock, SystemClock
 from fireflyfs.common.errors import FfsError
-from fireflyfs.fuse import device
+from fireflyfs.fuse import device, protocol
 from fireflyfs.fuse.backend import Backend
 from fireflyfs.fuse.handshake import handshake
 from fireflyfs.fuse.operations.files import drop_handle
 from fireflyfs.fuse.options import MountOptions
+from fireflyfs.fuse.protocol import InitFlag
 from fireflyfs.fuse.service import Service
 from fireflyfs.fuse.volume import Volume
 
@@ -70,6 +71,9 @@ class Mount:
         try:
             session = handshake(self._session_fd, options.request_bytes_max)
             self._request_bytes_max = session.request_bytes_max
+            self.volume.kernel_says_who_keeps_set_id = bool(session.flags & InitFlag.HANDLE_KILLPRIV_V2)
+            if not session.flags & InitFlag.SETXATTR_EXT:
+                self.volume.setxattr_in = protocol.SETXATTR_IN_OLD
             for _ in range(options.threads):
                 self._add_service()
         except BaseException:

@@ -22,6 +22,7 @@ class MountOptions:
     write_behind: bool = True  # False: each write is stored before its system call returns
     dirty_bytes_max: int = 64 * MiB
     dirty_age_s: float = 0.5
+    relatime: bool = False  # reading sets the access time when it is not newer than the others, or a day old
     kernel_readahead_kib: int = 4096  # set on the mount when we are root; 0: the kernel's own
     request_bytes_max: int = MiB  # one read or write request
     threads: int = 4  # service threads; more are started while all of them wait for servers

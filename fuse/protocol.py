@@ -144,6 +144,8 @@ class Notify(IntEnum):
 WRITE_CACHE = 1 << 0  # a page written back: by no particular handle, at an exact offset
 GETATTR_FH = 1 << 0
 FSYNC_FDATASYNC = 1 << 0
+WRITE_KILL_SUIDGID = 1 << 2  # set-uid and set-gid bits go, as the writer may not keep them
+SETXATTR_ACL_KILL_SGID = 1 << 0  # the set-gid bit goes: the owner is not in the group
 # FUSE_DEV_IOC_CLONE, _IOR(229, 0, uint32_t)
 DEV_IOC_CLONE = 0x8004E500
 
@@ -177,6 +179,10 @@ WRITE_OUT = struct.Struct("=II")  # size, padding
 # blocks, bfree, bavail, files, ffree, bsize, namelen, frsize, padding, spare[6]
 STATFS_OUT = struct.Struct("=5Q4I24x")
 FSYNC_IN = struct.Struct("=QII")  # fh, fsync_flags, padding
+SETXATTR_IN = struct.Struct("=4I")  # size, flags, setxattr_flags, padding; then the name and the value
+SETXATTR_IN_OLD = struct.Struct("=II")  # size, flags: without SETXATTR_EXT
+GETXATTR_IN = struct.Struct("=II")  # size of the caller's buffer (0: only asks for the length), padding; then the name
+GETXATTR_OUT = struct.Struct("=II")  # length of the value, padding
 ACCESS_IN = struct.Struct("=II")  # mask, padding
 INIT_IN = struct.Struct("=4I")  # major, minor, max_readahead, flags; then flags2 and reserved words
 # major, minor, max_readahead, flags, max_background, congestion_threshold, max_write, time_gran, max_pages,

@@ -21,6 +21,7 @@ from fireflyfs.fuse.options import MountOptions
 from fireflyfs.fuse.request import Request
 from fireflyfs.fuse.segments import SegmentPool
 from fireflyfs.fuse.session_ender import Ended, SessionEnder
+from fireflyfs.fuse.told import RemovedInodes, XattrKnowledge
 from fireflyfs.fuse.write_behind import WriteBehind
 from fireflyfs.proto import meta_pb2 as m
 from fireflyfs.proto.common_pb2 import Caller
@@ -44,6 +45,10 @@ class Volume:
         self.table = InodeTable()
         self.handles = Handles(options.handles_max)
         self.changed = ChangedDirectories(options.attr_timeout_s)
+        self.removed = RemovedInodes()
+        self.xattrs = XattrKnowledge(options.attr_timeout_s)
+        self.setxattr_in = protocol.SETXATTR_IN
+        self.kernel_says_who_keeps_set_id = True  # FUSE_HANDLE_KILLPRIV_V2
         self.callers = Callers(backend.client_id, clock)
         self.segments = SegmentPool(backend.pool)
         self.write_behind = WriteBehind(
@@ -58,20 +63,47 @@ class Volume:
     def caller(self, request: Request) -> Caller:
         return self.callers.caller(request.uid, request.gid, request.pid)
 
+    def told(self, inode: m.Inode) -> None:
+        """The kernel is given these attributes."""
+        self.table.told(inode)
+        self.xattrs.learn(inode, self.clock.monotonic_s())
+
+    def forget(self, nodeid: int) -> None:
+        """The kernel does not know the inode any more."""
+        self.table.forget(nodeid)
+        self.xattrs.forget(nodeid)
+        self.removed.forget(nodeid)
+
     def entry(self, inode: m.Inode) -> bytes:
         """fuse_entry_out of an inode that meta just described."""
-        self.table.told(inode)
+        self.told(inode)
         attributes = attributes_of(inode, self.table.get(inode.id))
         return protocol.encode_entry(attributes, self.entry_valid, self.attr_valid)
 
     def attr(self, inode: m.Inode) -> bytes:
         """fuse_attr_out of the same."""
-        self.table.told(inode)
+        self.told(inode)
         return protocol.encode_attr(attributes_of(inode, self.table.get(inode.id)), self.attr_valid)
 
     def changed_directory(self, directory: m.Inode) -> None:
         """A name was made or removed in it here."""
-        self.changed.learn(directory, self.clock.monotonic_s())
+        now = self.clock.monotonic_s()
+        self.changed.learn(directory, now)
+        if directory.id:
+            self.xattrs.learn(directory, now)
+
+    def changed_inode(self, inode: m.Inode) -> None:
+        """A name of it was made, moved or removed here. One without a name may still be open in the kernel."""
+        if not inode.id:
+            return
+        if not inode.nlink:
+            self.removed.add(inode)
+        now = self.clock.monotonic_s()
+        self.xattrs.learn(inode, now)
+        live = self.table.get(inode.id)
+        if live is not None:
+            with live.lock:
+                live.learn(inode, now)
 
     def stat(self, nodeid: int, caller: Caller) -> m.Inode:
         """Ask meta; a live inode learns the answer."""
@@ -118,11 +150,12 @@ class Volume:
         """
         with live.lock:
             hint = live.hint()
-            if not (hint or live.mtime_ns or durable or (last and live.sessions)):
+            if not (hint or live.mtime_ns or live.atime_ns or durable or (last and live.sessions)):
                 return
             now = self.clock.monotonic_s()
             mtime = m.Timestamp(ns=live.mtime_ns) if live.mtime_ns else None
-            if last and not (hint or live.mtime_ns or durable):
+            atime = m.Timestamp(ns=live.atime_ns) if live.atime_ns else None
+            if last and not (hint or live.mtime_ns or live.atime_ns or durable):
                 self.session_ender.add(live.id, live.sessions)
                 live.sessions.clear()
                 return
@@ -130,19 +163,35 @@ class Volume:
             inode: m.Inode | None = None
             if durable or not end_session:
                 inode = self.meta.sync(
-                    m.SyncRequest(caller=self.callers.root, inode=live.id, hint=hint, mtime=mtime, durable=durable)
+                    m.SyncRequest(
+                        caller=self.callers.root,
+                        inode=live.id,
+                        hint=hint,
+                        mtime=mtime,
+                        atime=atime,
+                        durable=durable,
+                        privileges_taken=True,  # at each write: operations/privileges.py
+                    )
                 ).inode
-                hint = mtime = None
+                hint = mtime = atime = None
             if end_session:
                 for session in live.sessions:
                     reply = self.meta.close(
-                        m.CloseRequest(caller=self.callers.root, inode=live.id, session=session, hint=hint, mtime=mtime)
+                        m.CloseRequest(
+                            caller=self.callers.root,
+                            inode=live.id,
+                            session=session,
+                            hint=hint,
+                            mtime=mtime,
+                            atime=atime,
+                            privileges_taken=True,
+                        )
                     )
                     inode = reply.inode
-                    hint = mtime = None
+                    hint = mtime = atime = None
                 live.sessions.clear()
             live.written_end = -1
-            live.mtime_ns = 0
+            live.mtime_ns = live.atime_ns = 0
             live.unsure = False
             if inode is not None and inode.id:
                 live.learn(inode, now)

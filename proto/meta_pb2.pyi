@@ -34,7 +34,7 @@ class Timestamp(_message.Message):
     def __init__(self, ns: _Optional[int] = ...) -> None: ...
 
 class Inode(_message.Message):
-    __slots__ = ("id", "mode", "nlink", "uid", "gid", "length", "atime_ns", "mtime_ns", "ctime_ns", "btime_ns", "rdev", "layout", "truncate_version", "symlink_target", "parent")
+    __slots__ = ("id", "mode", "nlink", "uid", "gid", "length", "atime_ns", "mtime_ns", "ctime_ns", "btime_ns", "rdev", "layout", "truncate_version", "symlink_target", "parent", "xattrs", "acl", "default_acl", "capability")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     NLINK_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +50,10 @@ class Inode(_message.Message):
     TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
     SYMLINK_TARGET_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
+    XATTRS_FIELD_NUMBER: _ClassVar[int]
+    ACL_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_ACL_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     id: int
     mode: int
     nlink: int
@@ -65,7 +69,11 @@ class Inode(_message.Message):
     truncate_version: int
     symlink_target: bytes
     parent: int
-    def __init__(self, id: _Optional[int] = ..., mode: _Optional[int] = ..., nlink: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., btime_ns: _Optional[int] = ..., rdev: _Optional[int] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ..., truncate_version: _Optional[int] = ..., symlink_target: _Optional[bytes] = ..., parent: _Optional[int] = ...) -> None: ...
+    xattrs: bool
+    acl: bool
+    default_acl: bool
+    capability: bool
+    def __init__(self, id: _Optional[int] = ..., mode: _Optional[int] = ..., nlink: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., btime_ns: _Optional[int] = ..., rdev: _Optional[int] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ..., truncate_version: _Optional[int] = ..., symlink_target: _Optional[bytes] = ..., parent: _Optional[int] = ..., xattrs: _Optional[bool] = ..., acl: _Optional[bool] = ..., default_acl: _Optional[bool] = ..., capability: _Optional[bool] = ...) -> None: ...
 
 class Mutation(_message.Message):
     __slots__ = ("request_id", "retry")
@@ -138,7 +146,7 @@ class LookupRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ...) -> None: ...
 
 class OpenRequest(_message.Message):
-    __slots__ = ("caller", "mutation", "at", "flags", "mode", "session", "layout")
+    __slots__ = ("caller", "mutation", "at", "flags", "mode", "session", "layout", "umask")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     MUTATION_FIELD_NUMBER: _ClassVar[int]
     AT_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +154,7 @@ class OpenRequest(_message.Message):
     MODE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    UMASK_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     mutation: Mutation
     at: PathAt
@@ -153,7 +162,8 @@ class OpenRequest(_message.Message):
     mode: int
     session: bytes
     layout: _common_pb2.Layout
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., flags: _Optional[int] = ..., mode: _Optional[int] = ..., session: _Optional[bytes] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ...) -> None: ...
+    umask: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., flags: _Optional[int] = ..., mode: _Optional[int] = ..., session: _Optional[bytes] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ..., umask: _Optional[int] = ...) -> None: ...
 
 class OpenReply(_message.Message):
     __slots__ = ("inode", "created", "directory")
@@ -174,7 +184,7 @@ class LengthHint(_message.Message):
     def __init__(self, length: _Optional[int] = ..., truncate_version: _Optional[int] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
-    __slots__ = ("caller", "mutation", "inode", "session", "hint", "mtime", "atime")
+    __slots__ = ("caller", "mutation", "inode", "session", "hint", "mtime", "atime", "privileges_taken")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     MUTATION_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +192,7 @@ class CloseRequest(_message.Message):
     HINT_FIELD_NUMBER: _ClassVar[int]
     MTIME_FIELD_NUMBER: _ClassVar[int]
     ATIME_FIELD_NUMBER: _ClassVar[int]
+    PRIVILEGES_TAKEN_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     mutation: Mutation
     inode: int
@@ -189,10 +200,11 @@ class CloseRequest(_message.Message):
     hint: LengthHint
     mtime: Timestamp
     atime: Timestamp
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., inode: _Optional[int] = ..., session: _Optional[bytes] = ..., hint: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime: _Optional[_Union[Timestamp, _Mapping]] = ..., atime: _Optional[_Union[Timestamp, _Mapping]] = ...) -> None: ...
+    privileges_taken: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., inode: _Optional[int] = ..., session: _Optional[bytes] = ..., hint: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime: _Optional[_Union[Timestamp, _Mapping]] = ..., atime: _Optional[_Union[Timestamp, _Mapping]] = ..., privileges_taken: _Optional[bool] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
-    __slots__ = ("caller", "mutation", "inode", "hint", "mtime", "atime", "durable")
+    __slots__ = ("caller", "mutation", "inode", "hint", "mtime", "atime", "durable", "privileges_taken")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     MUTATION_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
@@ -200,6 +212,7 @@ class SyncRequest(_message.Message):
     MTIME_FIELD_NUMBER: _ClassVar[int]
     ATIME_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
+    PRIVILEGES_TAKEN_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     mutation: Mutation
     inode: int
@@ -207,10 +220,11 @@ class SyncRequest(_message.Message):
     mtime: Timestamp
     atime: Timestamp
     durable: bool
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., inode: _Optional[int] = ..., hint: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime: _Optional[_Union[Timestamp, _Mapping]] = ..., atime: _Optional[_Union[Timestamp, _Mapping]] = ..., durable: _Optional[bool] = ...) -> None: ...
+    privileges_taken: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., inode: _Optional[int] = ..., hint: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime: _Optional[_Union[Timestamp, _Mapping]] = ..., atime: _Optional[_Union[Timestamp, _Mapping]] = ..., durable: _Optional[bool] = ..., privileges_taken: _Optional[bool] = ...) -> None: ...
 
 class MakeNodeRequest(_message.Message):
-    __slots__ = ("caller", "mutation", "at", "mode", "rdev", "parents", "layout")
+    __slots__ = ("caller", "mutation", "at", "mode", "rdev", "parents", "layout", "umask")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     MUTATION_FIELD_NUMBER: _ClassVar[int]
     AT_FIELD_NUMBER: _ClassVar[int]
@@ -218,6 +232,7 @@ class MakeNodeRequest(_message.Message):
     RDEV_FIELD_NUMBER: _ClassVar[int]
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    UMASK_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     mutation: Mutation
     at: PathAt
@@ -225,7 +240,8 @@ class MakeNodeRequest(_message.Message):
     rdev: int
     parents: bool
     layout: _common_pb2.Layout
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., mode: _Optional[int] = ..., rdev: _Optional[int] = ..., parents: _Optional[bool] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ...) -> None: ...
+    umask: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., mode: _Optional[int] = ..., rdev: _Optional[int] = ..., parents: _Optional[bool] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ..., umask: _Optional[int] = ...) -> None: ...
 
 class SymlinkRequest(_message.Message):
     __slots__ = ("caller", "mutation", "at", "target")
@@ -292,18 +308,24 @@ class RenameRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., old: _Optional[_Union[PathAt, _Mapping]] = ..., new: _Optional[_Union[PathAt, _Mapping]] = ..., flags: _Optional[int] = ...) -> None: ...
 
 class RemoveReply(_message.Message):
-    __slots__ = ("directory",)
+    __slots__ = ("directory", "inode")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
     directory: Inode
-    def __init__(self, directory: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
+    inode: Inode
+    def __init__(self, directory: _Optional[_Union[Inode, _Mapping]] = ..., inode: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
 
 class RenameReply(_message.Message):
-    __slots__ = ("old_directory", "new_directory")
+    __slots__ = ("old_directory", "new_directory", "inode", "other")
     OLD_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     NEW_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
     old_directory: Inode
     new_directory: Inode
-    def __init__(self, old_directory: _Optional[_Union[Inode, _Mapping]] = ..., new_directory: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
+    inode: Inode
+    other: Inode
+    def __init__(self, old_directory: _Optional[_Union[Inode, _Mapping]] = ..., new_directory: _Optional[_Union[Inode, _Mapping]] = ..., inode: _Optional[_Union[Inode, _Mapping]] = ..., other: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ("caller", "at", "after", "limit", "attributes")
@@ -342,7 +364,7 @@ class ListReply(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[DirEntry, _Mapping]]] = ..., more: _Optional[bool] = ..., parent: _Optional[int] = ...) -> None: ...
 
 class SetAttrRequest(_message.Message):
-    __slots__ = ("caller", "mutation", "at", "mode", "uid", "gid", "length", "atime_ns", "mtime_ns", "atime_now", "mtime_now", "session", "layout")
+    __slots__ = ("caller", "mutation", "at", "mode", "uid", "gid", "length", "atime_ns", "mtime_ns", "atime_now", "mtime_now", "session", "layout", "kill_privileges", "kill_capability")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     MUTATION_FIELD_NUMBER: _ClassVar[int]
     AT_FIELD_NUMBER: _ClassVar[int]
@@ -356,6 +378,8 @@ class SetAttrRequest(_message.Message):
     MTIME_NOW_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    KILL_PRIVILEGES_FIELD_NUMBER: _ClassVar[int]
+    KILL_CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     mutation: Mutation
     at: PathAt
@@ -369,7 +393,67 @@ class SetAttrRequest(_message.Message):
     mtime_now: bool
     session: bytes
     layout: _common_pb2.Layout
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_now: _Optional[bool] = ..., mtime_now: _Optional[bool] = ..., session: _Optional[bytes] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ...) -> None: ...
+    kill_privileges: bool
+    kill_capability: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_now: _Optional[bool] = ..., mtime_now: _Optional[bool] = ..., session: _Optional[bytes] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ..., kill_privileges: _Optional[bool] = ..., kill_capability: _Optional[bool] = ...) -> None: ...
+
+class GetXattrRequest(_message.Message):
+    __slots__ = ("caller", "at", "name")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    at: PathAt
+    name: bytes
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., name: _Optional[bytes] = ...) -> None: ...
+
+class GetXattrReply(_message.Message):
+    __slots__ = ("value",)
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    value: bytes
+    def __init__(self, value: _Optional[bytes] = ...) -> None: ...
+
+class ListXattrRequest(_message.Message):
+    __slots__ = ("caller", "at")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    at: PathAt
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ...) -> None: ...
+
+class ListXattrReply(_message.Message):
+    __slots__ = ("names",)
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, names: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class SetXattrRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "at", "name", "value", "flags")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    at: PathAt
+    name: bytes
+    value: bytes
+    flags: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., name: _Optional[bytes] = ..., value: _Optional[bytes] = ..., flags: _Optional[int] = ...) -> None: ...
+
+class RemoveXattrRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "at", "name")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    at: PathAt
+    name: bytes
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., name: _Optional[bytes] = ...) -> None: ...
 
 class StatFsRequest(_message.Message):
     __slots__ = ("caller",)

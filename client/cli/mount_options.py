@@ -8,11 +8,11 @@ import click
 
 # The kernel's own: set on the mount once it is made, which needs root.
 KERNEL = {
-    "ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime", "strictatime", "sync", "dirsync",
+    "ro", "nosuid", "nodev", "noexec", "nodiratime", "sync", "dirsync",
 }  # fmt: skip
 # What they undo, which a mount begins with; and what tells others (mount, systemd, the boot) what to do.
 NOTHING = {
-    "rw", "suid", "dev", "exec", "atime", "diratime", "norelatime", "nostrictatime", "async", "defaults",
+    "rw", "suid", "dev", "exec", "diratime", "async", "defaults",
     "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail", "default_permissions",
 }  # fmt: skip
 # Ours: name to the option of `ffs mount`; those with a value, and those without.
@@ -25,6 +25,8 @@ VALUES = {
 SWITCHES = {
     "allow_other": "--allow-other",
     "only_me": "--only-me",
+    "relatime": "--relatime",
+    "noatime": "--noatime",
     "libfuse": "--libfuse",
 }
 

@@ -40,7 +40,7 @@ class _LikeMount(click.Command):
     "-o",
     "_",
     metavar="OPTION[,OPTION]...",
-    help="As in fstab: options without their dashes (attr_timeout=5), and the kernel's (ro, noatime, nosuid ...).",
+    help="As in fstab: options without their dashes (attr_timeout=5), and the kernel's (ro, nosuid, noexec ...).",
 )
 @click.option("--kernel", multiple=True, hidden=True)
 @click.option("--foreground", "-f", is_flag=True, help="Stay; Ctrl-C unmounts.")
@@ -55,6 +55,9 @@ class _LikeMount(click.Command):
 )
 @click.option("--allow-other/--only-me", default=None, help="Who may use it.  [default: everyone when root mounts]")
 @click.option("--libfuse", is_flag=True, help="Through libfuse and the package mfusepy: slower, and it can do less.")
+@click.option(
+    "--relatime/--noatime", default=False, show_default=True, help="Whether reading a file sets its access time."
+)
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--log-file", type=click.Path(path_type=Path), help="Where a background mount logs.")
@@ -68,6 +71,7 @@ def mount(
     threads: int,
     allow_other: bool | None,
     libfuse: bool,
+    relatime: bool,
     read_only: bool,
     kernel: tuple[str, ...],
     ready_fd: int | None,
@@ -85,6 +89,7 @@ def mount(
     if not foreground and ready_fd is None:
         options = [f"--attr-timeout={attr_timeout}", f"--entry-timeout={entry_timeout}", f"--threads={threads}"]
         options += ["--allow-other" if allow_other else "--only-me"]
+        options += ["--relatime"] if relatime else []
         options += [f"--kernel={option}" for option in kernel]
         options += ["--libfuse"] if libfuse else []
         options += [f"--log-file={log_file}"] if log_file else []
@@ -112,6 +117,7 @@ def mount(
             "entry_timeout_s": entry_timeout,
             "threads": threads,
             "allow_other": allow_other,
+            "relatime": relatime,
         },
     )
 

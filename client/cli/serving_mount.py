@@ -32,7 +32,7 @@ def serve(
     """Serve `mountpoint` until it is unmounted by anyone, or SIGTERM or SIGINT asks for it.
 
     `options` are fields of fuse's MountOptions. `ready_fd` gets `ready` once the mount can be used, and is closed.
-    `kernel` are options that the kernel keeps (ro, noatime): they need root. With `libfuse`, which serves it otherwise,
+    `kernel` are options that the kernel keeps (ro, noexec): they need root. With `libfuse`, which serves it otherwise,
     CONFIG is raised where the package is missing.
     """
     if kernel and os.geteuid() != 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from errno import ENOTTY
 
-from fireflyfs.fuse.operations import attributes, directories, files, names
+from fireflyfs.fuse.operations import attributes, directories, files, nameless, names, xattrs
 from fireflyfs.fuse.protocol import Opcode
 from fireflyfs.fuse.request import Reply, Request
 from fireflyfs.fuse.volume import Volume
@@ -55,4 +55,9 @@ HANDLERS: dict[int, Handler] = {
     Opcode.STATFS: attributes.statfs,
     Opcode.ACCESS: attributes.access,
     Opcode.IOCTL: _ioctl,
+    Opcode.GETXATTR: xattrs.getxattr,
+    Opcode.LISTXATTR: xattrs.listxattr,
+    Opcode.SETXATTR: xattrs.setxattr,
+    Opcode.REMOVEXATTR: xattrs.removexattr,
+    Opcode.TMPFILE: nameless.tmpfile,
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import stat
+
+from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.limits import NAME_BYTES_MAX
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.inodes import LiveInode, attributes_of
@@ -11,6 +14,7 @@ from fireflyfs.fuse.volume import Volume
 from fireflyfs.proto import meta_pb2 as m
 
 STATFS_BLOCK_BYTES = 4096
+TIME_NS_MAX = (1 << 63) - 1
 
 
 def getattr_(volume: Volume, request: Request) -> Reply:
@@ -25,7 +29,13 @@ def getattr_(volume: Volume, request: Request) -> Reply:
         inode, left_s = changed
         volume.table.told(inode)
         return protocol.encode_attr(attributes_of(inode, None), protocol.Valid.of(left_s))
-    return volume.attr(volume.stat(request.nodeid, volume.caller(request)))
+    try:
+        return volume.attr(volume.stat(request.nodeid, volume.caller(request)))
+    except FfsError as exc:
+        removed = volume.removed.get(request.nodeid)
+        if removed is None or exc.code is not Code.STALE_HANDLE:
+            raise
+        return volume.attr(removed)
 
 
 def setattr_(volume: Volume, request: Request) -> Reply:
@@ -55,11 +65,11 @@ def _set(volume: Volume, request: Request, live: LiveInode | None) -> m.Inode:
     if valid & SetAttr.ATIME_NOW:
         change.atime_now = True
     elif valid & SetAttr.ATIME:
-        change.atime_ns = asked.atime_ns
+        change.atime_ns = _bounded(asked.atime_ns)
     if valid & SetAttr.MTIME_NOW:
         change.mtime_now = True
     elif valid & SetAttr.MTIME:
-        change.mtime_ns = asked.mtime_ns
+        change.mtime_ns = _bounded(asked.mtime_ns)
     if valid & SetAttr.SIZE:
         change.length = asked.size
         if live is not None:
@@ -67,13 +77,50 @@ def _set(volume: Volume, request: Request, live: LiveInode | None) -> m.Inode:
             handle = volume.handles.file_or_none(asked.fh) if valid & SetAttr.FH else None
             if handle is not None and handle.writes:
                 change.session = volume.ensure_session(live)
-    inode = volume.meta.set_attr(change).inode
+    if not valid or valid & SetAttr.KILL_SUIDGID:
+        # Nothing to change is how the kernel says that set-id bits must go: before a write, or by chown(path, -1, -1).
+        change.kill_privileges = True
+        if live is not None and live.writers and not change.session:
+            change.session = volume.ensure_session(live)
+    try:
+        inode = volume.meta.set_attr(change).inode
+    except FfsError as exc:
+        removed = volume.removed.get(request.nodeid)
+        if removed is None or exc.code is not Code.STALE_HANDLE or change.HasField("length"):
+            raise
+        inode = _set_removed(volume, removed, change)
     if live is not None:
         if valid & SetAttr.SIZE:
             live.written_end = -1
         if valid & (SetAttr.MTIME | SetAttr.MTIME_NOW | SetAttr.SIZE):
             live.mtime_ns = 0  # set just now, later than any write before
+        if valid & (SetAttr.ATIME | SetAttr.ATIME_NOW):
+            live.atime_ns = 0
     return inode
+
+
+def _set_removed(volume: Volume, removed: m.Inode, change: m.SetAttrRequest) -> m.Inode:
+    """Of something that only the kernel still holds, as a removed directory: nobody else can see it."""
+    inode = m.Inode()
+    inode.CopyFrom(removed)
+    now_ns = volume.clock.unix_ns()
+    if change.HasField("mode"):
+        inode.mode = stat.S_IFMT(inode.mode) | change.mode
+    for name in ("uid", "gid", "atime_ns", "mtime_ns"):
+        if change.HasField(name):
+            setattr(inode, name, getattr(change, name))
+    if change.atime_now:
+        inode.atime_ns = now_ns
+    if change.mtime_now:
+        inode.mtime_ns = now_ns
+    inode.ctime_ns = now_ns
+    volume.removed.add(inode)
+    return inode
+
+
+def _bounded(time_ns: int) -> int:
+    """A time that can be stored: from 1677 to 2262. Others become the nearest, as on other file systems."""
+    return max(-TIME_NS_MAX - 1, min(TIME_NS_MAX, time_ns))
 
 
 def access(volume: Volume, request: Request) -> Reply:

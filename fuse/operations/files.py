@@ -10,6 +10,7 @@ from fireflyfs.common.ids import new_session_id
 from fireflyfs.common.limits import FILE_BYTES_MAX
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.inodes import FileHandle, LiveInode
+from fireflyfs.fuse.operations.privileges import SET_ID_BITS, drop_privileges
 from fireflyfs.fuse.protocol import OpenReply
 from fireflyfs.fuse.request import Reply, Request
 from fireflyfs.fuse.volume import Volume
@@ -38,7 +39,7 @@ def open_(volume: Volume, request: Request) -> Reply:
                 raise error(Code.STALE_HANDLE)
             live = volume.table.enter(reply.inode, volume.clock.monotonic_s())
             with live.lock:
-                return _opened(volume, live, reply, asked.session, flags, writes)
+                return opened(volume, live, reply, asked.session, flags, writes)
         with live.lock:
             if flags & os.O_TRUNC:
                 volume.write_behind.flush(live.id)
@@ -49,7 +50,7 @@ def open_(volume: Volume, request: Request) -> Reply:
             if flags & os.O_TRUNC:
                 live.written_end = -1
                 live.mtime_ns = 0
-            return _opened(volume, live, reply, session, flags, writes)
+            return opened(volume, live, reply, session, flags, writes)
     except BaseException:
         if live is not None:
             volume.release(live, writes=False)
@@ -71,7 +72,7 @@ def _end_session(volume: Volume, inode: int, session: bytes) -> None:
         volume.meta.close(m.CloseRequest(caller=volume.callers.root, inode=inode, session=session))
 
 
-def _opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes, flags: int, writes: bool) -> bytes:
+def opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes, flags: int, writes: bool) -> bytes:
     """fuse_open_out; `live` has been entered for this handle, and its lock is held."""
     inode = reply.inode
     handle = volume.handles.add_file(live, flags, writes)
@@ -81,6 +82,8 @@ def _opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes,
     if writes:
         live.writers += 1
     keep = volume.table.opened(inode)
+    if volume.options.relatime and live.atime_is_old(volume.clock.unix_ns()):
+        keep = False  # a read that the kernel answers by itself is not seen here
     if not reply.created and volume.table.kernel_attributes_differ(inode):
         # The kernel's length would cut reads short until its time is up: have it ask (we answer from `live`).
         volume.notify(protocol.encode_inval_inode(live.id, -1, 0))
@@ -89,7 +92,7 @@ def _opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes,
 
 
 def create(volume: Volume, request: Request) -> Reply:
-    flags, mode, _, _ = protocol.CREATE_IN.unpack_from(request.body)
+    flags, mode, umask, _ = protocol.CREATE_IN.unpack_from(request.body)
     name = protocol.decode_name(request.body, protocol.CREATE_IN.size)
     writes = flags & os.O_ACCMODE != os.O_RDONLY
     session = new_session_id() if writes else b""
@@ -99,6 +102,7 @@ def create(volume: Volume, request: Request) -> Reply:
             at=m.PathAt(dir=request.nodeid, path=name),
             flags=(flags & _CREATE_FLAGS) | os.O_CREAT,
             mode=stat.S_IFREG | (mode & 0o7777),
+            umask=umask,
             session=session,
         )
     )
@@ -108,12 +112,17 @@ def create(volume: Volume, request: Request) -> Reply:
         if reply.created:
             live.created_here = True
         entry = volume.entry(reply.inode)
-        return entry + _opened(volume, live, reply, session, flags, writes)
+        return entry + opened(volume, live, reply, session, flags, writes)
 
 
 def read(volume: Volume, request: Request) -> Reply:
     fh, offset, size, _, _, _, _ = protocol.READ_IN.unpack_from(request.body)
-    live = volume.handles.file(fh).live
+    handle = volume.handles.file(fh)
+    live = handle.live
+    if volume.options.relatime and not handle.flags & os.O_NOATIME:
+        now_ns = volume.clock.unix_ns()
+        if live.atime_is_old(now_ns):
+            live.atime_ns = now_ns
     length = live.length
     if offset + size > length:
         length = _length_now(volume, live)
@@ -146,6 +155,8 @@ def write(volume: Volume, request: Request) -> Reply:
             raise error(Code.TOO_BIG)
         if not live.sessions:
             volume.ensure_session(live)
+        if live.inode.capability or live.inode.mode & SET_ID_BITS:
+            drop_privileges(volume, request, live, write_flags)
         live.written_end = max(live.written_end, offset + size)
         live.mtime_ns = volume.clock.unix_ns()
     position = request.body_position + protocol.WRITE_IN.size

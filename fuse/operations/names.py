@@ -36,13 +36,13 @@ def lookup(volume: Volume, request: Request) -> Reply:
 
 
 def forget(volume: Volume, request: Request) -> Reply:
-    volume.table.forget(request.nodeid)
+    volume.forget(request.nodeid)
     return None
 
 
 def batch_forget(volume: Volume, request: Request) -> Reply:
     for nodeid, _ in protocol.decode_batch_forget(request.body):
-        volume.table.forget(nodeid)
+        volume.forget(nodeid)
     return None
 
 
@@ -60,23 +60,23 @@ def symlink(volume: Volume, request: Request) -> Reply:
 
 
 def mknod(volume: Volume, request: Request) -> Reply:
-    mode, rdev, _, _ = protocol.MKNOD_IN.unpack_from(request.body)
+    mode, rdev, umask, _ = protocol.MKNOD_IN.unpack_from(request.body)
     at = m.PathAt(dir=request.nodeid, path=_name(request.body, protocol.MKNOD_IN.size))
     caller = volume.caller(request)
     if stat.S_ISREG(mode):
-        opened = volume.meta.open(m.OpenRequest(caller=caller, at=at, flags=O_CREAT_EXCL, mode=mode))
+        opened = volume.meta.open(m.OpenRequest(caller=caller, at=at, flags=O_CREAT_EXCL, mode=mode, umask=umask))
         volume.changed_directory(opened.directory)
         return volume.entry(opened.inode)
-    reply = volume.meta.make_node(m.MakeNodeRequest(caller=caller, at=at, mode=mode, rdev=rdev))
+    reply = volume.meta.make_node(m.MakeNodeRequest(caller=caller, at=at, mode=mode, umask=umask, rdev=rdev))
     volume.changed_directory(reply.directory)
     return volume.entry(reply.inode)
 
 
 def mkdir(volume: Volume, request: Request) -> Reply:
-    mode, _ = protocol.MKDIR_IN.unpack_from(request.body)
+    mode, umask = protocol.MKDIR_IN.unpack_from(request.body)
     at = m.PathAt(dir=request.nodeid, path=_name(request.body, protocol.MKDIR_IN.size))
     mode = stat.S_IFDIR | (mode & 0o7777)
-    reply = volume.meta.make_node(m.MakeNodeRequest(caller=volume.caller(request), at=at, mode=mode))
+    reply = volume.meta.make_node(m.MakeNodeRequest(caller=volume.caller(request), at=at, mode=mode, umask=umask))
     volume.changed_directory(reply.directory)
     return volume.entry(reply.inode)
 
@@ -87,6 +87,8 @@ def unlink(volume: Volume, request: Request) -> Reply:
     at = m.PathAt(dir=request.nodeid, path=name)
     reply = volume.meta.remove(m.RemoveRequest(caller=volume.caller(request), at=at, kind=m.REMOVE_UNLINK))
     volume.changed_directory(reply.directory)
+    volume.changed_inode(reply.inode)
+    volume.handles.name_gone(request.nodeid)
     return b""
 
 
@@ -94,6 +96,8 @@ def rmdir(volume: Volume, request: Request) -> Reply:
     at = m.PathAt(dir=request.nodeid, path=_name(request.body, 0))
     reply = volume.meta.remove(m.RemoveRequest(caller=volume.caller(request), at=at, kind=m.REMOVE_RMDIR))
     volume.changed_directory(reply.directory)
+    volume.changed_inode(reply.inode)
+    volume.handles.name_gone(request.nodeid)
     return b""
 
 
@@ -116,6 +120,10 @@ def _rename(volume: Volume, request: Request, new_parent: int, flags: int, offse
     )
     volume.changed_directory(reply.old_directory)
     volume.changed_directory(reply.new_directory)
+    volume.changed_inode(reply.inode)
+    volume.changed_inode(reply.other)
+    volume.handles.name_gone(request.nodeid)
+    volume.handles.name_gone(new_parent)
     return b""
 
 
@@ -136,4 +144,5 @@ def link(volume: Volume, request: Request) -> Reply:
         m.LinkRequest(caller=volume.caller(request), old=m.PathAt(dir=old), new=m.PathAt(dir=request.nodeid, path=name))
     )
     volume.changed_directory(reply.directory)
+    volume.changed_inode(reply.inode)
     return volume.entry(reply.inode)

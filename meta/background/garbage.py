@@ -22,8 +22,8 @@ from fireflyfs.meta.service.runner import Runner
 from fireflyfs.meta.store.tree import Tree
 
 PAGE = 1024  # records looked at in one pass
-TXN_FILES = 40  # files claimed, or forgotten, in one transaction: at most three writes each
-TREE_STEP = 30  # entries taken out of a removed directory in one transaction: at most three writes each
+TXN_FILES = 24  # files claimed, or forgotten, in one transaction: at most five writes each
+TREE_STEP = 24  # entries taken out of a removed directory in one transaction: at most four writes each
 REMOVE_STEP = 1024  # chunks of one chain removed in one request
 LOOK_AGAIN_S = 5.0  # for files that were held open
 log = logging.getLogger(__name__)
@@ -174,7 +174,9 @@ def _claim(tree: Tree, inode_id: int) -> Inode | None:
 
 
 def _forget(tree: Tree, inode_id: int) -> None:
-    tree.delete(inode_id)
+    inode = tree.find(inode_id)
+    if inode is not None:
+        tree.delete(inode)
     tree.delete_garbage(inode_id)
     tree.delete_trim(inode_id)
 

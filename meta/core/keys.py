@@ -8,6 +8,8 @@
 | `T` | inode id | trim record | a truncation whose chunks are not all removed yet |
 | `G` | inode id | garbage record | removed from the tree, not yet given back |
 | `R` | time of removal, 8 bytes big-endian; inode id | trash record | removed, and kept for a while |
+| `X` | inode id | extended attributes record | all of one inode, without ACLs |
+| `A` | inode id | ACL record | its access and default ACL |
 | `O` | time bucket, 4 bytes big-endian; request id (16) | outcome record | a mutation that was done |
 | `M` | text | depends | counters of the store itself |
 """
@@ -59,6 +61,14 @@ def trim(inode_id: int) -> bytes:
 
 def garbage(inode_id: int) -> bytes:
     return _U64.pack(b"G", inode_id)
+
+
+def xattrs(inode_id: int) -> bytes:
+    return _U64.pack(b"X", inode_id)
+
+
+def acls(inode_id: int) -> bytes:
+    return _U64.pack(b"A", inode_id)
 
 
 def id_of(key: bytes) -> int:

@@ -1,4 +1,4 @@
-"""Who may do what: classic owner, group and other bits, supplementary groups, the sticky bit."""
+"""Who may do what: owner, group and other bits, ACLs, supplementary groups, the sticky bit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import stat
 from dataclasses import dataclass
 
 from fireflyfs.common.errors import Code, error
+from fireflyfs.meta.core.acl import allows
 from fireflyfs.meta.core.records import Inode
 
 READ = 4
@@ -33,6 +34,8 @@ def may(inode: Inode, who: Who, mask: int) -> bool:
         return not mask & EXECUTE or bool(mode & 0o111) or inode.is_dir
     if who.uid == inode.uid:
         mode >>= 6
+    elif inode.acl and mode & stat.S_IRWXG:  # as Linux: an ACL whose mask allows nothing is not looked at
+        return allows(inode.acl, inode.uid, inode.gid, who.uid, who.in_group, mask)
     elif who.in_group(inode.gid):
         mode >>= 3
     return mode & mask == mask
@@ -57,10 +60,11 @@ def require_unlink(parent: Inode, victim: Inode, who: Who) -> None:
         raise error(Code.NOT_PERMITTED)
 
 
-def without_privilege_bits(mode: int) -> int:
-    """`mode` after somebody else wrote or changed the owner: no set-uid; no set-gid where the group may execute."""
-    mode &= ~stat.S_ISUID
-    if mode & stat.S_IXGRP:
+def without_privilege_bits(inode: Inode, who: Who) -> int:
+    """The mode after `who` wrote, truncated or changed the owner: no set-uid bit; no set-gid bit where the group may
+    execute, or where `who` is neither root nor in the group."""
+    mode = inode.mode & ~stat.S_ISUID
+    if mode & stat.S_IXGRP or (who.uid != 0 and not who.in_group(inode.gid)):
         mode &= ~stat.S_ISGID
     return mode
 

@@ -14,6 +14,7 @@ from struct import error as struct_error
 from typing import Any
 
 from fireflyfs.common.errors import Code, error
+from fireflyfs.meta.core.acl import Acl
 
 VERSION = 1
 
@@ -33,6 +34,10 @@ class Flags:
     TRIMMING = 2  # a trim record exists
     TRASHED = 128  # a trash record exists: it has no name, and can be given one again
     COLLECTING = 4  # its chunks are being removed: nobody may open it any more
+    XATTRS = 8  # a record of extended attributes exists
+    ACL = 16  # an access ACL is in the record of ACLs
+    DEFAULT_ACL = 32  # a default ACL is in the record of ACLs
+    CAPABILITY = 64  # one of the extended attributes is security.capability
 
 
 class GarbageKind(IntEnum):
@@ -63,6 +68,7 @@ class Inode:
     chain_table: int = 0
     chains: tuple[int, ...] = ()
     target: bytes = b""
+    acl: Acl = ()  # the access ACL, read from its own record when there is one
 
     @property
     def is_dir(self) -> bool:

@@ -6,17 +6,19 @@ import stat
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import LINKS_MAX, PATH_BYTES_MAX
+from fireflyfs.meta.core import acl
+from fireflyfs.meta.core.acl import Acl
 from fireflyfs.meta.core.layout import LayoutRule, merged
 from fireflyfs.meta.core.paths import check_new_name, components
 from fireflyfs.meta.core.permission import EXECUTE, WRITE, child_ownership, require
-from fireflyfs.meta.core.records import Inode
+from fireflyfs.meta.core.records import Flags, Inode
 from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.reply import inode_reply
 from fireflyfs.meta.ops.resolve import Place, resolve, target
 from fireflyfs.proto import common_pb2, meta_pb2
 
 TYPES = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
-PARENTS_MAX = 32  # directories that one request makes; each takes three of a transaction's writes
+PARENTS_MAX = 28  # directories that one request makes; each takes four of a transaction's writes
 
 
 def rule_of(layout: common_pb2.Layout) -> LayoutRule:
@@ -36,8 +38,18 @@ def vacant(op: Op, place: Place) -> Inode:
     return parent
 
 
-def new_inode(op: Op, parent: Inode, mode: int, *, layout: LayoutRule | None = None, rdev: int = 0) -> Inode:
-    """A fresh inode for `parent`, not stored yet."""
+def new_inode(
+    op: Op, parent: Inode, mode: int, *, umask: int = 0, layout: LayoutRule | None = None, rdev: int = 0
+) -> Inode:
+    """A fresh inode for `parent`, not stored yet; ACLs that it inherits are. `umask` is for directories without a
+    default ACL."""
+    access: Acl = ()
+    default: Acl = ()
+    if parent.flags & Flags.DEFAULT_ACL and not stat.S_ISLNK(mode):
+        _, default = op.tree.acls(parent)
+        access, mode = acl.inherited(default, mode)
+    else:
+        mode &= ~(umask & 0o777)
     gid, mode = child_ownership(parent, op.who, mode)
     inode = Inode(
         op.new_id(), mode, uid=op.who.uid, gid=gid, rdev=rdev, atime_ns=op.now_ns, mtime_ns=op.now_ns,
@@ -54,6 +66,8 @@ def new_inode(op: Op, parent: Inode, mode: int, *, layout: LayoutRule | None = N
     if inode.is_dir:
         inode.nlink = 2
         inode.parent = parent.id
+    if default:
+        op.tree.set_acls(inode, () if acl.is_minimal(access) else access, default if inode.is_dir else ())
     return inode
 
 
@@ -83,7 +97,7 @@ def make_node(op: Op, request: meta_pb2.MakeNodeRequest) -> meta_pb2.InodeReply:
         raise error(Code.NOT_PERMITTED)
     layout = rule_of(request.layout) if request.HasField("layout") else None
     device = request.rdev if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0
-    inode = new_inode(op, parent, mode, layout=layout, rdev=device)
+    inode = new_inode(op, parent, mode, umask=request.umask, layout=layout, rdev=device)
     attach(op, parent, place.name, inode)
     op.files_delta += 1
     return inode_reply(inode, parent)
@@ -104,7 +118,9 @@ def _make_directories(op: Op, request: meta_pb2.MakeNodeRequest, mode: int) -> m
                 raise error(Code.TOO_LARGE, f"more than {PARENTS_MAX} missing directories in one path")
             parent = vacant(op, place)
             last = number + 1 == len(names)
-            inode = new_inode(op, parent, mode if last else mode | 0o300, layout=layout if last else None)
+            # The owner may go on below a directory that was made on the way, whatever the umask says.
+            umask = request.umask if last else request.umask & ~0o300
+            inode = new_inode(op, parent, mode if last else mode | 0o300, umask=umask, layout=layout if last else None)
             attach(op, parent, place.name, inode)
             op.files_delta += 1
             current = inode
@@ -143,10 +159,19 @@ def link(op: Op, request: meta_pb2.LinkRequest) -> meta_pb2.InodeReply:
     if inode.is_dir:
         raise error(Code.NOT_PERMITTED)
     if inode.nlink == 0:
-        raise error(Code.NO_ENTRY, "the file was removed")
+        _require_open(op, inode)
+        op.tree.delete_garbage(inode.id)
+        op.files_delta += 1
     if inode.nlink >= LINKS_MAX:
         raise error(Code.TOO_MANY_LINKS)
     inode.nlink += 1
     inode.ctime_ns = op.now_ns
     attach(op, parent, place.name, inode)
     return inode_reply(inode, parent)
+
+
+def _require_open(op: Op, inode: Inode) -> None:
+    """A file without a name, as O_TMPFILE makes it, can be given one by the client that has it open."""
+    held = any(session.client_id == op.who.client_id for _, session in op.tree.sessions(inode.id))
+    if not held or inode.flags & Flags.COLLECTING:
+        raise error(Code.NO_ENTRY, "the file was removed")

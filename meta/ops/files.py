@@ -9,16 +9,18 @@ from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import FILE_BYTES_MAX, SESSIONS_ENDED_MAX
 from fireflyfs.meta.core.keys import ID_BYTES
 from fireflyfs.meta.core.length import Hint, lengthened, settles
-from fireflyfs.meta.core.permission import READ, WRITE, may, require, without_privilege_bits
-from fireflyfs.meta.core.records import Flags, Inode, Session
+from fireflyfs.meta.core.permission import EXECUTE, READ, WRITE, may, require
+from fireflyfs.meta.core.records import Flags, Garbage, GarbageKind, Inode, Session
 from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.create import attach, new_inode, rule_of, vacant
 from fireflyfs.meta.ops.needs import AskStorage, TrimFirst
+from fireflyfs.meta.ops.privileges import after_write
 from fireflyfs.meta.ops.reply import inode_reply, to_message
-from fireflyfs.meta.ops.resolve import resolve
+from fireflyfs.meta.ops.resolve import resolve, target
 from fireflyfs.meta.ops.truncate import as_told, truncate_to
 from fireflyfs.proto import meta_pb2
 
+O_TMPFILE = os.O_TMPFILE
 _MASKS = {os.O_RDONLY: READ, os.O_WRONLY: WRITE, os.O_RDWR: READ | WRITE}
 
 
@@ -32,6 +34,8 @@ def open_file(op: Op, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
     mask = _MASKS.get(flags & os.O_ACCMODE)
     if mask is None:
         raise error(Code.INVALID, f"open flags {flags:o}")
+    if flags & O_TMPFILE == O_TMPFILE:
+        return _open_nameless(op, request, mask)
     exclusive = flags & os.O_CREAT and flags & os.O_EXCL
     place = resolve(op.tree, op.who, request.at, follow=False if exclusive else None)
     inode = place.inode
@@ -42,7 +46,7 @@ def open_file(op: Op, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
             raise error(Code.IS_DIRECTORY)
         parent = vacant(op, place)
         layout = rule_of(request.layout) if request.HasField("layout") else None
-        inode = new_inode(op, parent, stat.S_IFREG | request.mode & 0o7777, layout=layout)
+        inode = new_inode(op, parent, stat.S_IFREG | request.mode & 0o7777, umask=request.umask, layout=layout)
         _start_session(op, request, inode, mask)
         attach(op, parent, place.name, inode)
         op.files_delta += 1
@@ -58,6 +62,25 @@ def open_file(op: Op, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
         if _start_session(op, request, inode, mask) or changed:
             op.tree.put(inode)
     return meta_pb2.OpenReply(inode=to_message(as_told(op, inode)))
+
+
+def _open_nameless(op: Op, request: meta_pb2.OpenRequest, mask: int) -> meta_pb2.OpenReply:
+    """A file in no directory, which only its session keeps: garbage from the start, until it is linked."""
+    if not mask & WRITE or not request.session:
+        raise error(Code.INVALID, "a file without a name is opened for writing, with a session")
+    parent = target(op.tree, op.who, request.at)
+    if not parent.is_dir:
+        raise error(Code.NOT_DIRECTORY)
+    if parent.nlink == 0:
+        raise error(Code.NO_ENTRY, "the directory was removed")
+    require(parent, op.who, WRITE | EXECUTE)
+    layout = rule_of(request.layout) if request.HasField("layout") else None
+    inode = new_inode(op, parent, stat.S_IFREG | request.mode & 0o7777, umask=request.umask, layout=layout)
+    inode.nlink = 0
+    _start_session(op, request, inode, mask)
+    op.tree.put(inode)
+    op.tree.put_garbage(inode.id, Garbage(GarbageKind.FILE, op.now_ns, op.who.uid))
+    return meta_pb2.OpenReply(inode=to_message(inode), created=True)
 
 
 def _check_existing(op: Op, inode: Inode, flags: int, mask: int) -> None:
@@ -148,7 +171,7 @@ def sync_file(op: Op, request: meta_pb2.SyncRequest) -> meta_pb2.InodeReply:
 
 def _written(op: Op, inode: Inode, request: meta_pb2.CloseRequest | meta_pb2.SyncRequest) -> bool:
     """Take what a client says of its writes into `inode`; whether that changed it."""
-    before = (inode.length, inode.mtime_ns, inode.atime_ns, inode.mode)
+    before = (inode.length, inode.mtime_ns, inode.atime_ns, inode.mode, inode.flags)
     if request.HasField("hint") and inode.is_file:
         hint = Hint(request.hint.length, request.hint.truncate_version)
         if hint.length > FILE_BYTES_MAX:
@@ -161,10 +184,12 @@ def _written(op: Op, inode: Inode, request: meta_pb2.CloseRequest | meta_pb2.Syn
         inode.atime_ns = request.atime.ns
     if request.HasField("mtime"):
         inode.mtime_ns = request.mtime.ns
-    if op.who.uid != 0 and (request.HasField("hint") or request.HasField("mtime")):
-        inode.mode = without_privilege_bits(inode.mode)
-    after = (inode.length, inode.mtime_ns, inode.atime_ns, inode.mode)
-    if before[0::3] != after[0::3] or before[1] != after[1]:
+    if request.HasField("hint") or request.HasField("mtime"):
+        newer = not request.HasField("mtime") or request.mtime.ns > inode.ctime_ns
+        if newer and not request.privileges_taken:
+            after_write(op, inode)
+    after = (inode.length, inode.mtime_ns, inode.atime_ns, inode.mode, inode.flags)
+    if before[:2] != after[:2] or before[3:] != after[3:]:
         inode.ctime_ns = op.now_ns
     return before != after
 

@@ -7,7 +7,7 @@ from fireflyfs.meta.core.permission import EXECUTE, READ, WRITE, Who, may, requi
 from fireflyfs.meta.core.records import Flags, Garbage, GarbageKind, Inode
 from fireflyfs.meta.ops import trash
 from fireflyfs.meta.ops.context import Op
-from fireflyfs.meta.ops.reply import to_message
+from fireflyfs.meta.ops.reply import to_attributes, to_message
 from fireflyfs.meta.ops.resolve import resolve
 from fireflyfs.meta.store.tree import Tree
 from fireflyfs.proto import meta_pb2
@@ -48,7 +48,7 @@ def remove(op: Op, request: meta_pb2.RemoveRequest) -> meta_pb2.RemoveReply:
         drop_name(op, parent, place.name, inode)
     touch(op, parent)
     op.tree.put(parent)
-    return meta_pb2.RemoveReply(directory=to_message(parent))
+    return meta_pb2.RemoveReply(directory=to_message(parent), inode=to_attributes(inode))
 
 
 def touch(op: Op, directory: Inode) -> None:
@@ -76,14 +76,16 @@ def drop_link(op: Op, inode: Inode) -> None:
         op.tree.put_garbage(inode.id, Garbage(GarbageKind.FILE, op.now_ns, op.who.uid))
         op.garbage.append(inode.id)
     else:
-        op.tree.delete(inode.id)
+        op.tree.delete(inode)
 
 
 def drop_directory(op: Op, parent: Inode, name: bytes, inode: Inode) -> None:
     """Take an empty directory away. The caller stores `parent`."""
     op.tree.unlink(parent.id, name)
     parent.nlink -= 1
-    op.tree.delete(inode.id)
+    inode.nlink = 0
+    inode.ctime_ns = op.now_ns
+    op.tree.delete(inode)
     op.files_delta -= 1
 
 

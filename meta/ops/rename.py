@@ -9,7 +9,7 @@ from fireflyfs.meta.core.permission import EXECUTE, WRITE, require, require_unli
 from fireflyfs.meta.core.records import Inode
 from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.remove import drop_directory, drop_name, touch
-from fireflyfs.meta.ops.reply import to_message
+from fireflyfs.meta.ops.reply import to_attributes, to_message
 from fireflyfs.meta.ops.resolve import resolve
 from fireflyfs.meta.store.tree import Tree
 from fireflyfs.proto import meta_pb2
@@ -41,6 +41,8 @@ def rename(op: Op, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply:
         check_new_name(new.name)
     if (old.must_be_dir or new.must_be_dir) and not inode.is_dir:
         raise error(Code.NOT_DIRECTORY)
+    if other is not None and other.id == inode.id:
+        return meta_pb2.RenameReply()  # two names of one file: POSIX says to do nothing
     _check_cycles(tree, source, inode, goal, other, exchange=bool(flags & EXCHANGE))
     require_unlink(source, inode, who)
     if other is None:
@@ -53,8 +55,6 @@ def rename(op: Op, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply:
         for moved in (inode, other if flags & EXCHANGE else None):
             if moved is not None and moved.is_dir:
                 require(moved, who, WRITE)  # its `..` changes
-    if other is not None and other.id == inode.id:
-        return meta_pb2.RenameReply()  # two names of one file: POSIX says to do nothing
     if flags & EXCHANGE:
         assert other is not None
         _place(op, source, goal, new.name, inode)
@@ -67,7 +67,9 @@ def rename(op: Op, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply:
     for directory in (source, goal):
         touch(op, directory)
         tree.put(directory)
-    reply = meta_pb2.RenameReply(old_directory=to_message(source))
+    reply = meta_pb2.RenameReply(old_directory=to_message(source), inode=to_attributes(inode))
+    if other is not None:
+        reply.other.CopyFrom(to_attributes(other))
     if goal is not source:
         reply.new_directory.CopyFrom(to_message(goal))
     return reply

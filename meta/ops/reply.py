@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from fireflyfs.meta.core.records import Inode
+from fireflyfs.meta.core.records import Flags, Inode
 from fireflyfs.proto import common_pb2, meta_pb2
+
+ATTRIBUTE_FLAGS = Flags.XATTRS | Flags.ACL | Flags.DEFAULT_ACL | Flags.CAPABILITY
 
 
 def layout_of(inode: Inode) -> common_pb2.Layout:
@@ -15,7 +17,8 @@ def layout_of(inode: Inode) -> common_pb2.Layout:
     )
 
 
-def to_message(inode: Inode) -> meta_pb2.Inode:
+def to_attributes(inode: Inode) -> meta_pb2.Inode:
+    """Without layout: for whoever knows the inode, and will not read it for the first time."""
     message = meta_pb2.Inode(
         id=inode.id,
         mode=inode.mode,
@@ -32,6 +35,16 @@ def to_message(inode: Inode) -> meta_pb2.Inode:
         parent=inode.parent,
         symlink_target=inode.target,
     )
+    if inode.flags & ATTRIBUTE_FLAGS:
+        message.xattrs = bool(inode.flags & Flags.XATTRS)
+        message.acl = bool(inode.flags & Flags.ACL)
+        message.default_acl = bool(inode.flags & Flags.DEFAULT_ACL)
+        message.capability = bool(inode.flags & Flags.CAPABILITY)
+    return message
+
+
+def to_message(inode: Inode) -> meta_pb2.Inode:
+    message = to_attributes(inode)
     if inode.chunk_size:
         layout = message.layout
         layout.chunk_size = inode.chunk_size

@@ -5,10 +5,10 @@ from __future__ import annotations
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import FILE_BYTES_MAX
 from fireflyfs.meta.core.length import needs_trim, trimmed
-from fireflyfs.meta.core.permission import without_privilege_bits
 from fireflyfs.meta.core.records import Flags, Inode, Trim
 from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.needs import TrimFirst
+from fireflyfs.meta.ops.privileges import after_write
 
 
 def truncate_to(op: Op, inode: Inode, length: int) -> None:
@@ -24,8 +24,7 @@ def truncate_to(op: Op, inode: Inode, length: int) -> None:
         raise TrimFirst(inode.id)
     written = bool(inode.flags & Flags.WRITTEN)
     inode.mtime_ns = inode.ctime_ns = op.now_ns
-    if op.who.uid != 0:
-        inode.mode = without_privilege_bits(inode.mode)
+    after_write(op, inode)
     if needs_trim(inode, length, open_for_writing=written and op.tree.has_writers(inode.id)):
         inode.flags |= Flags.TRIMMING
         op.trims[inode.id] = Trim(length, inode.truncate_version + 1)

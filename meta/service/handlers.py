@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from fireflyfs.common.net.methods import Method
-from fireflyfs.meta.ops import attributes, create, files, inventory, query, remove, rename, trash
+from fireflyfs.meta.ops import attributes, create, files, inventory, query, remove, rename, trash, xattr
 from fireflyfs.meta.service.runner import GroupSync, Runner
 from fireflyfs.meta.service.space import Space
 from fireflyfs.proto import meta_pb2
@@ -106,6 +106,18 @@ class MetaHandlers:
         self, request: meta_pb2.EmptyTrashRequest
     ) -> meta_pb2.EmptyTrashReply | Awaitable[meta_pb2.EmptyTrashReply]:
         return self._mutate(Method.META_EMPTY_TRASH, request, trash.empty)
+
+    def get_xattr(self, request: meta_pb2.GetXattrRequest) -> meta_pb2.GetXattrReply:
+        return self._query(request, xattr.get_xattr)
+
+    def list_xattr(self, request: meta_pb2.ListXattrRequest) -> meta_pb2.ListXattrReply:
+        return self._query(request, xattr.list_xattr)
+
+    def set_xattr(self, request: meta_pb2.SetXattrRequest) -> InodeAnswer:
+        return self._mutate(Method.META_SET_XATTR, request, xattr.set_xattr)
+
+    def remove_xattr(self, request: meta_pb2.RemoveXattrRequest) -> InodeAnswer:
+        return self._mutate(Method.META_REMOVE_XATTR, request, xattr.remove_xattr)
 
     async def stat_fs(self, request: meta_pb2.StatFsRequest) -> meta_pb2.StatFsReply:
         return await self._space.reply()

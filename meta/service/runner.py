@@ -202,6 +202,8 @@ REPLIES: dict[Method, type[Message]] = {
     Method.META_SET_ATTR: meta_pb2.InodeReply,
     Method.META_RESTORE_TRASH: meta_pb2.InodeReply,
     Method.META_EMPTY_TRASH: meta_pb2.EmptyTrashReply,
+    Method.META_SET_XATTR: meta_pb2.InodeReply,
+    Method.META_REMOVE_XATTR: meta_pb2.InodeReply,
 }
 
 

@@ -12,11 +12,14 @@ from fireflyfs.meta.core.layout import LayoutRule, checked
 from fireflyfs.meta.core.records import Inode
 from fireflyfs.meta.store.tree import Tree
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # docs/format/meta_records.md has the history
 
 
 def prepare(engine: KvEngine, now_ns: int, *, uid: int, gid: int, mode: int, layout: LayoutRule) -> bool:
-    """Make the root if there is none; whether it was made. Raises VERSION_MISMATCH on a newer store."""
+    """Make the root if there is none; whether it was made. An older store becomes one of this version.
+
+    Raises VERSION_MISMATCH on a newer store.
+    """
     checked(layout)
 
     def body(txn: Transaction) -> bool:
@@ -28,6 +31,8 @@ def prepare(engine: KvEngine, now_ns: int, *, uid: int, gid: int, mode: int, lay
                     Code.VERSION_MISMATCH,
                     f"the metadata store has format {version}, this release reads up to {FORMAT_VERSION}",
                 )
+            if version < FORMAT_VERSION:  # all that is in it stays as it is; older releases must not open it any more
+                txn.put(keys.FORMAT, FORMAT_VERSION.to_bytes(4, "big"))
             return False
         txn.put(keys.FORMAT, FORMAT_VERSION.to_bytes(4, "big"))
         Tree(txn).put(

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.kv.interface import Transaction
-from fireflyfs.meta.core import keys
-from fireflyfs.meta.core.records import Garbage, Inode, Session, Trash, Trim, pack_dentry, unpack_dentry
+from fireflyfs.meta.core import acl, keys, xattrs
+from fireflyfs.meta.core.acl import Acl
+from fireflyfs.meta.core.records import Flags, Garbage, Inode, Session, Trash, Trim, pack_dentry, unpack_dentry
 
 
 class Tree:
@@ -20,20 +21,75 @@ class Tree:
 
     def find(self, inode_id: int) -> Inode | None:
         data = self.txn.get(keys.inode(inode_id))
-        return None if data is None else Inode.unpack(inode_id, data)
+        return None if data is None else self._unpack(inode_id, data)
+
+    def _unpack(self, inode_id: int, data: bytes) -> Inode:
+        inode = Inode.unpack(inode_id, data)
+        if inode.flags & Flags.ACL:
+            inode.acl, _ = self.acls(inode)
+        return inode
 
     def inode(self, inode_id: int) -> Inode:
         """Raises STALE_HANDLE: whoever knows an inode by its id knew it when it existed."""
         data = self.txn.get(keys.inode(inode_id))
         if data is None:
             raise error(Code.STALE_HANDLE)
-        return Inode.unpack(inode_id, data)
+        return self._unpack(inode_id, data)
 
     def put(self, inode: Inode) -> None:
         self.txn.put(keys.inode(inode.id), inode.pack())
 
-    def delete(self, inode_id: int) -> None:
-        self.txn.delete(keys.inode(inode_id))
+    def delete(self, inode: Inode) -> None:
+        """The inode, its extended attributes and its ACLs: up to three writes."""
+        self.txn.delete(keys.inode(inode.id))
+        if inode.flags & Flags.XATTRS:
+            self.txn.delete(keys.xattrs(inode.id))
+        if inode.flags & (Flags.ACL | Flags.DEFAULT_ACL):
+            self.txn.delete(keys.acls(inode.id))
+
+    def acls(self, inode: Inode) -> tuple[Acl, Acl]:
+        """(access, default); an empty one is none."""
+        if not inode.flags & (Flags.ACL | Flags.DEFAULT_ACL):
+            return (), ()
+        data = self.txn.get(keys.acls(inode.id))
+        if data is None:
+            raise error(Code.IO_ERROR, f"the ACLs of inode {inode.id} are gone")
+        return acl.unpack_record(data)
+
+    def set_acls(self, inode: Inode, access: Acl, default: Acl) -> None:
+        """Store both; the caller stores `inode`, whose flags change with them."""
+        before = inode.flags & (Flags.ACL | Flags.DEFAULT_ACL)
+        inode.flags &= ~(Flags.ACL | Flags.DEFAULT_ACL)
+        inode.acl = access
+        if access:
+            inode.flags |= Flags.ACL
+        if default:
+            inode.flags |= Flags.DEFAULT_ACL
+        if access or default:
+            self.txn.put(keys.acls(inode.id), acl.pack_record(access, default))
+        elif before:
+            self.txn.delete(keys.acls(inode.id))
+
+    def xattrs(self, inode: Inode) -> dict[bytes, bytes]:
+        """All but the ACLs, by name."""
+        if not inode.flags & Flags.XATTRS:
+            return {}
+        data = self.txn.get(keys.xattrs(inode.id))
+        if data is None:
+            raise error(Code.IO_ERROR, f"the extended attributes of inode {inode.id} are gone")
+        return xattrs.unpack(data)
+
+    def set_xattrs(self, inode: Inode, values: dict[bytes, bytes]) -> None:
+        """Store all of them; the caller stores `inode`, whose flags change with them."""
+        before = inode.flags & Flags.XATTRS
+        inode.flags &= ~(Flags.XATTRS | Flags.CAPABILITY)
+        if values:
+            inode.flags |= Flags.XATTRS
+            if xattrs.CAPABILITY in values:
+                inode.flags |= Flags.CAPABILITY
+            self.txn.put(keys.xattrs(inode.id), xattrs.pack(values))
+        elif before:
+            self.txn.delete(keys.xattrs(inode.id))
 
     def child(self, parent: int, name: bytes) -> Inode | None:
         data = self.txn.get(keys.dentry(parent, name))

@@ -25,4 +25,4 @@ def test_packed_sizes_are_what_the_format_says() -> None:
         storage_wire.EXTENT.itemsize,
         storage_wire.UPDATE_RESULT.itemsize,
     ]
-    assert sizes == [32, 24, 48, 40, 16, 24]
+    assert sizes == [32, 24, 48, 48, 16, 24]

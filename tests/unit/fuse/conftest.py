@@ -50,6 +50,7 @@ class MemoryMeta:
         self.inodes: dict[int, m.Inode] = {}
         self.children: dict[int, dict[bytes, int]] = {1: {}}
         self.sessions: dict[int, set[bytes]] = {}
+        self.xattrs: dict[int, dict[bytes, bytes]] = {}
         self.next_id = 2
         self.calls: list[tuple[str, object]] = []
         now = time.time_ns()
@@ -122,6 +123,8 @@ class MemoryMeta:
             self.backend.data.files.pop(inode.id, None)
 
     def stat(self, request):
+        if not request.at.path and request.at.dir not in self.inodes:
+            raise error(Code.STALE_HANDLE)
         return self._reply(self._at(request.at))
 
     def lookup(self, request):
@@ -138,7 +141,7 @@ class MemoryMeta:
             if getattr(exc, "code", None) is not Code.NO_ENTRY or not request.flags & os.O_CREAT:
                 raise
             layout = Layout(chunk_size=1 << 20, stripe_size=1, chains=[1])
-            inode = self._add(request.at, request.mode, request.caller, layout=layout)
+            inode = self._add(request.at, request.mode & ~request.umask, request.caller, layout=layout)
             created = True
         if stat.S_ISDIR(inode.mode):
             raise error(Code.IS_DIRECTORY)
@@ -165,6 +168,8 @@ class MemoryMeta:
                 inode.length = max(inode.length, len(self.backend.data.files.get(inode.id, b"")))
         if request.HasField("mtime"):
             inode.mtime_ns = inode.ctime_ns = request.mtime.ns
+        if request.HasField("atime"):
+            inode.atime_ns = request.atime.ns
 
     def close(self, request):
         inode = self._inode(request.inode)
@@ -191,7 +196,8 @@ class MemoryMeta:
     def make_node(self, request):
         isdir = stat.S_ISDIR(request.mode)
         parent = {"parent": request.at.dir} if isdir else {}
-        inode = self._add(request.at, request.mode, request.caller, rdev=request.rdev, **parent)
+        mode = request.mode & ~request.umask
+        inode = self._add(request.at, mode, request.caller, rdev=request.rdev, **parent)
         if isdir:
             self.children[inode.id] = {}
             inode.nlink = 2
@@ -225,6 +231,7 @@ class MemoryMeta:
             if self.children[number]:
                 raise error(Code.NOT_EMPTY)
             del self.children[number], self.inodes[number]
+            inode.nlink = 0
             self.inodes[request.at.dir].nlink -= 1
         elif stat.S_ISDIR(inode.mode):
             raise error(Code.IS_DIRECTORY)
@@ -232,7 +239,7 @@ class MemoryMeta:
             self._drop(inode)
         del names[name]
         self._touch(request.at.dir)
-        return m.RemoveReply(directory=self.inodes[request.at.dir])
+        return m.RemoveReply(directory=self.inodes[request.at.dir], inode=inode)
 
     def rename(self, request):
         old_names, old_name, old = self._child(request.old)
@@ -300,6 +307,33 @@ class MemoryMeta:
 
     def access(self, request):
         return self._reply(self._at(request.at))
+
+    def get_xattr(self, request):
+        try:
+            return m.GetXattrReply(value=self.xattrs[self._at(request.at).id][request.name])
+        except KeyError:
+            raise error(Code.NO_DATA) from None
+
+    def list_xattr(self, request):
+        return m.ListXattrReply(names=self.xattrs.get(self._at(request.at).id, {}))
+
+    def set_xattr(self, request):
+        inode = self._at(request.at)
+        self.xattrs.setdefault(inode.id, {})[request.name] = request.value
+        return self._attributes_changed(inode)
+
+    def remove_xattr(self, request):
+        inode = self._at(request.at)
+        if self.xattrs.get(inode.id, {}).pop(request.name, None) is None:
+            raise error(Code.NO_DATA)
+        return self._attributes_changed(inode)
+
+    def _attributes_changed(self, inode):
+        names = self.xattrs[inode.id]
+        inode.xattrs = bool(names)
+        inode.capability = b"security.capability" in names
+        inode.ctime_ns = time.time_ns()
+        return self._reply(inode)
 
 
 class MemoryData:

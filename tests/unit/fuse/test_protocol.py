@@ -42,6 +42,9 @@ SIZES = {
     "fuse_statfs_out": p.STATFS_OUT,
     "fuse_fsync_in": p.FSYNC_IN,
     "fuse_access_in": p.ACCESS_IN,
+    "fuse_setxattr_in": p.SETXATTR_IN,
+    "fuse_getxattr_in": p.GETXATTR_IN,
+    "fuse_getxattr_out": p.GETXATTR_OUT,
     "fuse_init_out": p.INIT_OUT,
     "fuse_interrupt_in": p.INTERRUPT_IN,
     "fuse_fallocate_in": p.FALLOCATE_IN,
@@ -141,6 +144,11 @@ def test_negotiation_takes_what_is_offered_and_wanted():
     _, session = handshake.negotiate(p.InitRequest(7, 31, 4096, int(p.InitFlag.ASYNC_READ)), 1 << 20)
     assert session.flags == p.InitFlag.ASYNC_READ
     assert session.minor == 31
+    both = p.InitFlag.HANDLE_KILLPRIV | p.InitFlag.HANDLE_KILLPRIV_V2
+    _, session = handshake.negotiate(p.InitRequest(7, 45, 4096, int(both)), 1 << 20)
+    assert session.flags == p.InitFlag.HANDLE_KILLPRIV_V2
+    _, session = handshake.negotiate(p.InitRequest(7, 32, 4096, int(p.InitFlag.HANDLE_KILLPRIV)), 1 << 20)
+    assert session.flags == p.InitFlag.HANDLE_KILLPRIV
 
 
 def test_a_kernel_too_old_is_refused_with_both_numbers():

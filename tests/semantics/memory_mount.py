@@ -1,0 +1,195 @@
+"""A mount of the real metadata service, with its store and the files' bytes in memory, on the directory it is given.
+
+Everything that decides about names and permissions is the product's; only disks and sockets are left out. Prints
+"ready" when it is mounted, and serves until SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fireflyfs.client.routing import Chain, Routing
+from fireflyfs.client.striping import FileLayout
+from fireflyfs.common.clock import SystemClock
+from fireflyfs.common.kv.memory import MemoryKv
+from fireflyfs.common.limits import MiB
+from fireflyfs.common.net.api import Piece, Slice
+from fireflyfs.fuse.mount import Mount
+from fireflyfs.meta.core.layout import LayoutRule
+from fireflyfs.meta.service.assembly import assemble
+from fireflyfs.proto import mgmtd_pb2
+from fireflyfs.proto.common_pb2 import Layout
+from fireflyfs.proto.storage_pb2 import TargetSpace
+
+CHUNK = MiB
+
+
+class PlainMemory:
+    def __init__(self, length: int) -> None:
+        self.view = memoryview(bytearray(length))
+
+    def slice(self, offset: int, length: int) -> Slice:
+        return Slice(self, offset, length)
+
+    def close(self) -> None:
+        pass
+
+
+class PlainPool:
+    def allocate(self, length: int) -> PlainMemory:
+        return PlainMemory(length)
+
+
+class End(NamedTuple):
+    index: int
+    length: int
+
+
+class Step(NamedTuple):
+    removed: int
+    more: bool
+
+
+class Bytes:
+    """What all files hold: for the mount (blocking) and for meta (asyncio)."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.files: dict[int, dict[int, bytearray]] = {}
+
+    def read(self, file: FileLayout, offset: int, into: Piece) -> None:
+        view = into.view if isinstance(into, Slice) else into
+        with self.lock:
+            chunks = self.files.get(file.inode, {})
+            done = 0
+            while done < len(view):
+                index, start = divmod(offset + done, file.chunk_size)
+                count = min(len(view) - done, file.chunk_size - start)
+                found = chunks.get(index, bytearray())[start : start + count]
+                view[done : done + count] = bytes(found) + bytes(count - len(found))
+                done += count
+
+    def write(self, file: FileLayout, extents: Sequence[tuple[int, Piece]]) -> None:
+        with self.lock:
+            chunks = self.files.setdefault(file.inode, {})
+            for offset, piece in extents:
+                view = piece.view if isinstance(piece, Slice) else piece
+                done = 0
+                while done < len(view):
+                    index, start = divmod(offset + done, file.chunk_size)
+                    count = min(len(view) - done, file.chunk_size - start)
+                    chunk = chunks.setdefault(index, bytearray())
+                    if len(chunk) < start:
+                        chunk.extend(bytes(start - len(chunk)))
+                    chunk[start : start + count] = view[done : done + count]
+                    done += count
+
+    def sync(self, file: FileLayout) -> None:
+        pass
+
+    async def query_last_chunk(self, inode: int, layout: Layout) -> End | None:
+        with self.lock:
+            chunks = self.files.get(inode)
+            return End(max(chunks), len(chunks[max(chunks)])) if chunks else None
+
+    async def remove_chunks(self, inode: int, layout: Layout, begin: int = 0, limit: int = 1024) -> Step:
+        with self.lock:
+            chunks = self.files.get(inode, {})
+            gone = [index for index in chunks if index >= begin]
+            for index in gone:
+                del chunks[index]
+            return Step(len(gone), False)
+
+    async def remove_files(self, chain_id: int, inodes: Sequence[int], limit: int = 1024) -> list[int]:
+        with self.lock:
+            for inode in inodes:
+                self.files.pop(inode, None)
+        return []
+
+    async def truncate_chunk(self, inode: int, layout: Layout, index: int, length: int) -> None:
+        with self.lock:
+            chunk = self.files.get(inode, {}).get(index)
+            if chunk is not None:
+                del chunk[length:]
+
+    async def sync_chains(self, chains: Iterable[int] | Layout) -> None:
+        pass
+
+    async def space(self) -> list[TargetSpace]:
+        return [TargetSpace(target_id=1, capacity_bytes=1 << 40, free_bytes=1 << 39)]
+
+
+class OneChain:
+    """Chain table 1 with chain 1."""
+
+    def __init__(self) -> None:
+        table = mgmtd_pb2.ChainTableInfo(table_id=1, version=1, chains=[1])
+        chains = {1: Chain(1, 1, ((1, mgmtd_pb2.PUBLIC_SERVING),))}
+        self.routing = Routing(version=1, chains=chains, chain_tables={1: table})
+
+    def current(self) -> Routing:
+        return self.routing
+
+    async def wait_newer(self, version: int, timeout_s: float) -> Routing:
+        return self.routing
+
+
+class MetaDoor:
+    """The service's handlers as blocking calls: each runs in the service's event loop."""
+
+    def __init__(self, handlers: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._handlers = handlers
+        self._loop = loop
+        self._requests = 0
+
+    def __getattr__(self, name: str) -> Any:
+        handler = getattr(self._handlers, name)
+
+        async def answer(request: Any) -> Any:
+            if "mutation" in request.DESCRIPTOR.fields_by_name and not request.mutation.request_id:
+                self._requests += 1
+                request.mutation.request_id = self._requests.to_bytes(16, "big")
+            reply = handler(request)
+            return await reply if inspect.isawaitable(reply) else reply
+
+        def call(request: Any) -> Any:
+            return asyncio.run_coroutine_threadsafe(answer(request), self._loop).result()
+
+        setattr(self, name, call)
+        return call
+
+
+class Backend:
+    def __init__(self) -> None:
+        self.data = Bytes()
+        self.pool = PlainPool()
+        self.client_id = b"m" * 16
+        loop = asyncio.new_event_loop()
+        parts = assemble(
+            MemoryKv(), SystemClock(), self.data, OneChain(), root=(0, 0, 0o755), layout=LayoutRule(CHUNK, 1, 1)
+        )
+        self.meta: Any = MetaDoor(parts.handlers, loop)
+        threading.Thread(target=loop.run_forever, name="meta", daemon=True).start()
+        self.collecting = asyncio.run_coroutine_threadsafe(parts.collector.run(), loop)
+
+    def give_up(self) -> None:
+        pass
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING)
+    mount = Mount(Backend(), Path(sys.argv[1]))
+    mount.start()
+    print("ready", flush=True)
+    mount.run()
+
+
+if __name__ == "__main__":
+    main()
