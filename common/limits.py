@@ -23,6 +23,10 @@ LIST_ENTRIES_MAX = 4096
 BATCH_STAT_MAX = 4096
 GROUPS_MAX = 256
 SESSIONS_ENDED_MAX = 40  # in one request: each is three operations of one transaction
+LOCKS_INODE_MAX = 8192  # locked ranges of one inode, of all its owners
+LOCKS_CLIENT_MAX = 65_536  # locked ranges and queued requests of one client
+LOCKS_QUEUED_MAX = 1024  # requests that wait for locks of one inode
+LOCKS_AWAITED_MAX = 4096  # requests of one client that may wait at a time
 
 # The data link
 FRAME_BODY_BYTES_MAX = 4 * MiB  # the packed or protobuf part of a frame

@@ -108,6 +108,18 @@ class PatientMeta:
     def access(self, request: m.AccessRequest, /) -> m.InodeReply:
         return self._call(self._meta.access, request)
 
+    def get_lock(self, request: m.GetLockRequest, /) -> m.GetLockReply:
+        return self._call(self._meta.get_lock, request)
+
+    def set_lock(self, request: m.SetLockRequest, /) -> m.SetLockReply:
+        return self._call(self._meta.set_lock, request)
+
+    def await_locks(self, request: m.AwaitLocksRequest, /) -> m.AwaitLocksReply:
+        return self._call(self._meta.await_locks, request)
+
+    def cancel_lock(self, request: m.CancelLockRequest, /) -> m.CancelLockReply:
+        return self._call(self._meta.cancel_lock, request)
+
 
 class PatientData:
     """`DataCalls` on a StorageClient."""

@@ -19,6 +19,7 @@ class MountOptions:
     entry_timeout_s: float = 1.0  # how long the kernel may trust a name
     attr_timeout_s: float = 1.0  # how long the kernel may trust attributes
     negative_timeout_s: float = 0.0  # how long the kernel may trust that a name is missing
+    local_locks: bool = False  # flock and fcntl locks are the kernel's: they hold among this mount's programs only
     write_behind: bool = True  # False: each write is stored before its system call returns
     dirty_bytes_max: int = 64 * MiB
     dirty_age_s: float = 0.5

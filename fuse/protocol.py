@@ -144,6 +144,8 @@ class Notify(IntEnum):
 WRITE_CACHE = 1 << 0  # a page written back: by no particular handle, at an exact offset
 GETATTR_FH = 1 << 0
 FSYNC_FDATASYNC = 1 << 0
+LK_FLOCK = 1 << 0  # of lk_flags: flock(2), not fcntl(2)
+RELEASE_FLOCK_UNLOCK = 1 << 1  # of release_flags: the open file may have an flock lock, lock_owner's
 # FUSE_DEV_IOC_CLONE, _IOR(229, 0, uint32_t)
 DEV_IOC_CLONE = 0x8004E500
 
@@ -183,6 +185,8 @@ INIT_IN = struct.Struct("=4I")  # major, minor, max_readahead, flags; then flags
 # map_alignment, flags2, unused[7]
 INIT_OUT = struct.Struct("=4IHHIIHHI28x")
 INTERRUPT_IN = struct.Struct("=Q")  # unique of the request that its caller gave up on
+LK_IN = struct.Struct("=4Q4I")  # fh, owner, start, end (inclusive), type, pid, lk_flags, padding
+LK_OUT = struct.Struct("=QQII")  # start, end, type, pid
 FALLOCATE_IN = struct.Struct("=3QII")  # fh, offset, length, mode, padding
 LSEEK_IN = struct.Struct("=QQII")  # fh, offset, whence, padding
 LSEEK_OUT = struct.Struct("=Q")

@@ -17,6 +17,7 @@ from fireflyfs.fuse import protocol
 from fireflyfs.fuse.backend import Backend
 from fireflyfs.fuse.callers import Callers
 from fireflyfs.fuse.inodes import ChangedDirectories, Handles, InodeTable, LiveInode, attributes_of
+from fireflyfs.fuse.locks import LockClient
 from fireflyfs.fuse.options import MountOptions
 from fireflyfs.fuse.request import Request
 from fireflyfs.fuse.segments import SegmentPool
@@ -50,6 +51,7 @@ class Volume:
             self._store, self.segments, clock, dirty_bytes_max=options.dirty_bytes_max, age_s=options.dirty_age_s
         )
         self.session_ender = SessionEnder(self._end_sessions)
+        self.locks = LockClient(backend.meta, self.callers.root)
         self.entry_valid = protocol.Valid.of(options.entry_timeout_s)
         self.attr_valid = protocol.Valid.of(options.attr_timeout_s)
         self.negative_valid = protocol.Valid.of(options.negative_timeout_s)

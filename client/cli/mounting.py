@@ -38,6 +38,11 @@ ERROR_BYTES_MAX = 64 << 10
     "--threads", type=click.IntRange(1, 64), default=4, show_default=True, help="Threads that answer the kernel."
 )
 @click.option("--allow-other/--only-me", default=None, help="Who may use it.  [default: everyone when root mounts]")
+@click.option(
+    "--local-locks",
+    is_flag=True,
+    help="Keep flock and fcntl locks in this machine's kernel: faster, and unknown to other mounts.",
+)
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--log-file", type=click.Path(path_type=Path), help="Where a background mount logs.")
@@ -50,6 +55,7 @@ def mount(
     entry_timeout: float,
     threads: int,
     allow_other: bool | None,
+    local_locks: bool,
     read_only: bool,
     ready_fd: int | None,
     log_file: Path | None,
@@ -64,6 +70,7 @@ def mount(
         options = [f"--attr-timeout={attr_timeout}", f"--entry-timeout={entry_timeout}", f"--threads={threads}"]
         options += ["--allow-other" if allow_other else "--only-me"]
         options += ["--read-only"] if read_only else []
+        options += ["--local-locks"] if local_locks else []
         options += [f"--log-file={log_file}"] if log_file else []
         mount_in_background(settings, mountpoint, options)
         output.done(settings, f"mounted at {mountpoint.resolve()}", mountpoint=str(mountpoint.resolve()))
@@ -88,6 +95,7 @@ def mount(
             "entry_timeout_s": entry_timeout,
             "threads": threads,
             "allow_other": allow_other,
+            "local_locks": local_locks,
         },
     )
 

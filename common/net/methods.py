@@ -52,6 +52,10 @@ class Method(IntEnum):
     META_ACCESS = 0x0212
     META_END_SESSIONS = 0x0213
     META_LIST_FILES = 0x0220
+    META_GET_LOCK = 0x0230
+    META_SET_LOCK = 0x0231
+    META_AWAIT_LOCKS = 0x0232
+    META_CANCEL_LOCK = 0x0233
 
 
 def service_methods(prefix: str) -> dict[str, Method]:

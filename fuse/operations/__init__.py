@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from errno import ENOTTY
 
-from fireflyfs.fuse.operations import attributes, directories, files, names
+from fireflyfs.fuse.operations import attributes, directories, files, locks, names
 from fireflyfs.fuse.protocol import Opcode
 from fireflyfs.fuse.request import Reply, Request
 from fireflyfs.fuse.volume import Volume
@@ -47,6 +47,10 @@ HANDLERS: dict[int, Handler] = {
     Opcode.FSYNC: files.fsync,
     Opcode.LSEEK: files.lseek,
     Opcode.FALLOCATE: files.fallocate,
+    Opcode.GETLK: locks.getlk,
+    Opcode.SETLK: locks.setlk,
+    Opcode.SETLKW: locks.setlkw,
+    Opcode.INTERRUPT: locks.interrupt,
     Opcode.OPENDIR: directories.opendir,
     Opcode.READDIR: directories.readdir,
     Opcode.READDIRPLUS: directories.readdirplus,

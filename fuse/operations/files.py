@@ -84,7 +84,8 @@ def _opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes,
     if not reply.created and volume.table.kernel_attributes_differ(inode):
         # The kernel's length would cut reads short until its time is up: have it ask (we answer from `live`).
         volume.notify(protocol.encode_inval_inode(live.id, -1, 0))
-    how = (_KEEP_CACHE if keep else 0) | (0 if writes else _NOFLUSH)  # close has nothing to say of what was only read
+    # Close has nothing to say of what was only read, unless it drops locks.
+    how = (_KEEP_CACHE if keep else 0) | (_NOFLUSH if volume.options.local_locks and not writes else 0)
     return protocol.OPEN_OUT.pack(handle.fh, how, 0)
 
 
@@ -157,11 +158,14 @@ def write(volume: Volume, request: Request) -> Reply:
 
 def flush(volume: Volume, request: Request) -> Reply:
     """close(2): what was written here is stored and its length recorded before the call returns."""
-    fh, _, _, _ = protocol.FLUSH_IN.unpack_from(request.body)
+    fh, _, _, owner = protocol.FLUSH_IN.unpack_from(request.body)
     handle = volume.handles.file(fh)
-    if handle.writes:
-        volume.flush(handle.live)
-        volume.record(handle.live)
+    try:
+        if handle.writes:
+            volume.flush(handle.live)
+            volume.record(handle.live)
+    finally:
+        volume.locks.closed(handle.live.id, owner)
     return b""
 
 
@@ -169,7 +173,7 @@ def release(volume: Volume, request: Request) -> Reply:
     fh, _, _, _ = protocol.RELEASE_IN.unpack_from(request.body)
     handle = volume.handles.pop_file(fh)
     if handle is not None:
-        volume.release(handle.live, writes=handle.writes)
+        _release(volume, handle)
     return b""
 
 
@@ -218,4 +222,12 @@ def fallocate(volume: Volume, request: Request) -> Reply:
 def drop_handle(volume: Volume, handle: FileHandle) -> None:
     """At the end of the mount: as RELEASE does."""
     volume.handles.pop_file(handle.fh)
-    volume.release(handle.live, writes=handle.writes)
+    _release(volume, handle)
+
+
+def _release(volume: Volume, handle: FileHandle) -> None:
+    """What was written is stored before others may have the locks that kept them from reading it."""
+    try:
+        volume.release(handle.live, writes=handle.writes)
+    finally:
+        volume.locks.released(handle.live.id, handle.fh)

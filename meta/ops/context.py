@@ -17,7 +17,8 @@ class Op:
 
     `learned` holds what storage said: inode id to (truncate version when asked, end of the last chunk).
     `trims` and `garbage` collect inode ids whose chunks must be seen to once the transaction is committed;
-    `files_delta` is how many inodes it adds.
+    `files_delta` is how many inodes it adds. `granted` collects clients to whom queued locks were given, `regrant` the
+    queues (inode id, kind of lock) that had more to give than one transaction holds.
     """
 
     tree: Tree
@@ -29,3 +30,5 @@ class Op:
     trims: list[int] = field(default_factory=list)
     garbage: list[int] = field(default_factory=list)
     files_delta: int = 0
+    granted: set[bytes] = field(default_factory=set)
+    regrant: list[tuple[int, int]] = field(default_factory=list)

@@ -13,6 +13,7 @@ from fireflyfs.meta.background.trims import Trimmer
 from fireflyfs.meta.core.layout import LayoutRule, choose_chains
 from fireflyfs.meta.ops.needs import AskRouting
 from fireflyfs.meta.service.handlers import MetaHandlers
+from fireflyfs.meta.service.lock_news import LockNews
 from fireflyfs.meta.service.runner import GroupSync, Runner
 from fireflyfs.meta.service.space import Space
 from fireflyfs.meta.service.storage import ChunkStore, RoutingNow
@@ -99,4 +100,4 @@ def assemble(
     collector = GarbageCollector(runner, at_once=garbage_at_once, files_per_s=garbage_files_per_s)
     sync = GroupSync(engine)
     space = Space(runner, routing)
-    return MetaParts(runner, MetaHandlers(runner, sync, space), trimmer, collector, sync, space)
+    return MetaParts(runner, MetaHandlers(runner, sync, space, LockNews(runner)), trimmer, collector, sync, space)

@@ -44,6 +44,7 @@ SIZES = {
     "fuse_access_in": p.ACCESS_IN,
     "fuse_init_out": p.INIT_OUT,
     "fuse_interrupt_in": p.INTERRUPT_IN,
+    "fuse_lk_in": p.LK_IN,
     "fuse_fallocate_in": p.FALLOCATE_IN,
     "fuse_lseek_in": p.LSEEK_IN,
     "fuse_lseek_out": p.LSEEK_OUT,
@@ -136,7 +137,9 @@ def test_negotiation_takes_what_is_offered_and_wanted():
     fields = p.INIT_OUT.unpack(reply)
     assert fields[6] == 1 << 20
     assert fields[8] == 256
-    assert fields[3] == session.flags == handshake.WANTED
+    assert fields[3] == session.flags == handshake.WANTED | handshake.LOCKS
+    _, local = handshake.negotiate(offer, 1 << 20, local_locks=True)
+    assert local.flags == handshake.WANTED
     assert not session.flags & p.InitFlag.WRITEBACK_CACHE
     _, session = handshake.negotiate(p.InitRequest(7, 31, 4096, int(p.InitFlag.ASYNC_READ)), 1 << 20)
     assert session.flags == p.InitFlag.ASYNC_READ
