@@ -142,6 +142,9 @@ class MetaClient:
     def set_attr(self, request: meta_pb2.SetAttrRequest) -> meta_pb2.InodeReply:
         return self._change(Method.META_SET_ATTR, request, request.caller, request.mutation, meta_pb2.InodeReply())
 
+    def append(self, request: meta_pb2.AppendRequest) -> meta_pb2.AppendReply:
+        return self._change(Method.META_APPEND, request, request.caller, request.mutation, meta_pb2.AppendReply())
+
     def set_lock(self, request: meta_pb2.SetLockRequest) -> meta_pb2.SetLockReply:
         return self._change(Method.META_SET_LOCK, request, request.caller, request.mutation, meta_pb2.SetLockReply())
 

@@ -45,4 +45,7 @@ GRPC_MESSAGE_BYTES_MAX = 16 * MiB
 CHUNK_EXTENTS_MAX = 256  # pieces of one chunk that one update may change
 UPDATE_ITEMS_MAX = 1024  # chunks in one update request
 READ_ITEMS_MAX = 4096
+RANGE_CHUNKS_MAX = 4096  # chunks listed in one answer
+COPY_PIECES_MAX = 256  # of one request to copy
+COPY_BYTES_MAX = 8 * MiB  # the same
 REPLICAS_MAX = 16

@@ -29,6 +29,8 @@ WANTED: Final = (
     | InitFlag.PARALLEL_DIROPS
     | InitFlag.MAX_PAGES
     | InitFlag.CACHE_SYMLINKS
+    | InitFlag.INIT_EXT
+    | InitFlag.DIRECT_IO_ALLOW_MMAP
 )
 # Left out where locks need hold among the programs of one mount only: they are the kernel's then.
 LOCKS: Final = InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS
@@ -55,7 +57,7 @@ def negotiate(
             f"the kernel speaks FUSE {offer.major}.{offer.minor}, "
             f"{protocol.KERNEL_MAJOR}.{protocol.KERNEL_MINOR_MIN} is the least that works",
         )
-    flags = (WANTED if local_locks else WANTED | LOCKS) & InitFlag(offer.flags & 0x7FFFFFFF)
+    flags = (WANTED if local_locks else WANTED | LOCKS) & InitFlag(offer.flags)
     reply = protocol.encode_init(
         max_readahead=max(request_bytes_max, offer.max_readahead),
         flags=int(flags),

@@ -602,3 +602,27 @@ class CancelLockReply(_message.Message):
     GRANTED_FIELD_NUMBER: _ClassVar[int]
     granted: bool
     def __init__(self, granted: _Optional[bool] = ...) -> None: ...
+
+class AppendRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "inode", "session", "size", "hint")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    inode: int
+    session: bytes
+    size: int
+    hint: LengthHint
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., inode: _Optional[int] = ..., session: _Optional[bytes] = ..., size: _Optional[int] = ..., hint: _Optional[_Union[LengthHint, _Mapping]] = ...) -> None: ...
+
+class AppendReply(_message.Message):
+    __slots__ = ("offset", "inode")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    inode: Inode
+    def __init__(self, offset: _Optional[int] = ..., inode: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...

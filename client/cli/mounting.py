@@ -39,6 +39,11 @@ ERROR_BYTES_MAX = 64 << 10
 )
 @click.option("--allow-other/--only-me", default=None, help="Who may use it.  [default: everyone when root mounts]")
 @click.option(
+    "--strict",
+    is_flag=True,
+    help="Every mount sees what this one has written, and the other way round, at once: no caches, no write-behind.",
+)
+@click.option(
     "--local-locks",
     is_flag=True,
     help="Keep flock and fcntl locks in this machine's kernel: faster, and unknown to other mounts.",
@@ -55,6 +60,7 @@ def mount(
     entry_timeout: float,
     threads: int,
     allow_other: bool | None,
+    strict: bool,
     local_locks: bool,
     read_only: bool,
     ready_fd: int | None,
@@ -70,6 +76,7 @@ def mount(
         options = [f"--attr-timeout={attr_timeout}", f"--entry-timeout={entry_timeout}", f"--threads={threads}"]
         options += ["--allow-other" if allow_other else "--only-me"]
         options += ["--read-only"] if read_only else []
+        options += ["--strict"] if strict else []
         options += ["--local-locks"] if local_locks else []
         options += [f"--log-file={log_file}"] if log_file else []
         mount_in_background(settings, mountpoint, options)
@@ -95,6 +102,7 @@ def mount(
             "entry_timeout_s": entry_timeout,
             "threads": threads,
             "allow_other": allow_other,
+            "strict": strict,
             "local_locks": local_locks,
         },
     )

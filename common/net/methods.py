@@ -30,6 +30,8 @@ class Method(IntEnum):
     STORAGE_SYNC_WRITERS = 0x0122
     STORAGE_LIST_CHUNKS = 0x0120
     STORAGE_DROP_CHUNKS = 0x0121
+    STORAGE_LIST_RANGE = 0x0130
+    STORAGE_COPY_CHUNKS = 0x0131
 
     # Metadata, protobuf (proto/meta.proto)
     META_STAT = 0x0201
@@ -56,6 +58,7 @@ class Method(IntEnum):
     META_SET_LOCK = 0x0231
     META_AWAIT_LOCKS = 0x0232
     META_CANCEL_LOCK = 0x0233
+    META_APPEND = 0x0234
 
 
 def service_methods(prefix: str) -> dict[str, Method]:

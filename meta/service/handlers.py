@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from fireflyfs.common.net.methods import Method
-from fireflyfs.meta.ops import attributes, create, files, inventory, locks, query, remove, rename
+from fireflyfs.meta.ops import append, attributes, create, files, inventory, locks, query, remove, rename
 from fireflyfs.meta.service.lock_news import LockNews
 from fireflyfs.meta.service.runner import GroupSync, Runner
 from fireflyfs.meta.service.space import Space
@@ -100,6 +100,9 @@ class MetaHandlers:
 
     async def stat_fs(self, request: meta_pb2.StatFsRequest) -> meta_pb2.StatFsReply:
         return await self._space.reply()
+
+    def append(self, request: meta_pb2.AppendRequest) -> meta_pb2.AppendReply | Awaitable[meta_pb2.AppendReply]:
+        return self._mutate(Method.META_APPEND, request, append.append)
 
     def get_lock(self, request: meta_pb2.GetLockRequest) -> meta_pb2.GetLockReply:
         return self._query(request, locks.get_lock)

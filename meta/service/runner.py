@@ -195,6 +195,7 @@ REPLIES: dict[Method, type[Message]] = {
     Method.META_REMOVE: meta_pb2.RemoveReply,
     Method.META_RENAME: meta_pb2.RenameReply,
     Method.META_SET_ATTR: meta_pb2.InodeReply,
+    Method.META_APPEND: meta_pb2.AppendReply,
     Method.META_SET_LOCK: meta_pb2.SetLockReply,
     Method.META_CANCEL_LOCK: meta_pb2.CancelLockReply,
 }

@@ -16,7 +16,7 @@ from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.core import forward, target
 from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, ChunkState, Done, DoneChunk, Extent, Writer
-from fireflyfs.storage.service import inventory
+from fireflyfs.storage.service import copying, inventory
 from fireflyfs.storage.service.reading import Reader
 from fireflyfs.storage.service.repair import Repairer
 from fireflyfs.storage.service.replica import DONE_PAGE, LocalTarget, Replicas, to_its_end
@@ -36,6 +36,7 @@ class StorageService:
         self.repairer = Repairer(replicas)
         self.updater = Updater(replicas, self.repairer)
         self.reader = Reader(replicas)
+        self._copier = copying.Copier(replicas, self.reader)
         # For removals and truncations whose sender names no channel: each is its own request.
         self._own_client = secrets.token_bytes(16)
         self._own_sequence = 0
@@ -109,6 +110,19 @@ class StorageService:
         more = len(states) > limit
         removed = await self._remove(where.chain_id, where.chain_version, request, states[:limit])
         return storage_pb2.RemoveChunksReply(removed=removed, more=more)
+
+    async def list_range(self, request: storage_pb2.ListRangeRequest) -> storage_pb2.ListRangeReply:
+        local = await self._head(request.range.chain_id, request.range.chain_version)
+        return await inventory.list_range(local, request)
+
+    async def copy_chunks(self, request: storage_pb2.CopyChunksRequest) -> storage_pb2.CopyChunksReply:
+        await self._head(request.chain_id, request.chain_version)
+        writer = self._writer(request.client_id, request.channel, request.sequence)
+        with self._copier.gate.enter(copying.checked_bytes(request)):
+            items = await self._copier.items(request, self._deadline_s())
+            results = await self._results_of(request.chain_id, request.chain_version, writer, items)
+        codes = {item.key: int(result.code) for item, result in zip(items, results, strict=True)}
+        return storage_pb2.CopyChunksReply(statuses=[codes[_key(piece.target)] for piece in request.pieces])
 
     async def remove_files(self, request: storage_pb2.RemoveFilesRequest) -> storage_pb2.RemoveFilesReply:
         if not 0 < len(request.inodes) <= UPDATE_ITEMS_MAX:
