@@ -1,4 +1,4 @@
-"""Room at the end of a file: what O_APPEND needs when several clients append (docs/semantics.md, Appending)."""
+"""Room at the end of a file: what O_APPEND needs when several clients append (docs/data_and_locks.md, Appending)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Advisory locks as transactions: asking, setting, queueing, granting, dropping (docs/semantics.md, Locks).
+"""Advisory locks as transactions: asking, setting, queueing, granting, dropping (docs/data_and_locks.md, Locks).
 
 A lock that is dropped is given to whoever waits for it in the same transaction: nobody can come in between.
 """

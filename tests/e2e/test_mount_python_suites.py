@@ -20,16 +20,24 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("test.test_fcntl") is None, reason="needs Python's own tests"),
 ]
 
-SUITES = [
-    ["test_fcntl", "test_mmap", "test_largefile", "test_fileio", "test_sqlite3"],
-    ["test_os", "test_posix", "test_shutil", "test_tempfile"],
-    ["test_zipfile", "test_tarfile", "test_mailbox", "test_fileinput", "test_filecmp", "test_dbm_dumb"],
+SMALL = ["test_fcntl", "test_mmap", "test_largefile", "test_fileio", "test_sqlite3", "test_posix", "test_filecmp"]
+OTHERS = [
+    ["test_os", "test_shutil", "test_tempfile"],
+    ["test_zipfile", "test_tarfile", "test_mailbox", "test_fileinput", "test_dbm_dumb"],
 ]
 COMMAND_S = 280
 
 
-@pytest.mark.parametrize("options", [(), ("--strict",)], ids=["cached", "strict"])
-@pytest.mark.parametrize("suites", SUITES, ids=lambda suites: suites[0])
+@pytest.mark.parametrize(
+    ("suites", "options"),
+    [(SMALL, ()), *((suites, ()) for suites in OTHERS), (SMALL, ("--strict",))],
+    ids=[
+        "small",
+        "names",
+        "archives",
+        "strict",
+    ],  # strict mounts ask for every name: the larger ones take minutes there
+)
 def test_suites(cluster: Any, mount_of: Any, suites: list[str], options: tuple[str, ...]) -> None:
     folder = mount_of(cluster, *options).point / f"suites{time.time_ns()}"
     folder.mkdir()
