@@ -147,8 +147,11 @@ def write(volume: Volume, request: Request) -> Reply:
         if flags & os.O_APPEND and not write_flags & protocol.WRITE_CACHE:
             asked, offset = offset, volume.append_offset(live, size)
             if offset != asked:
-                # The kernel believes an older length. Its pages now show the bytes at the wrong place: drop them.
+                # The kernel believes an older length, and drops the pages of the wrong place.
                 request.after_reply = protocol.encode_inval_inode(live.id, 0, 0)
+            elif live.handles > 1:
+                # It drops pages before it writes: who reads at the old end meanwhile has it keep zeros behind it.
+                request.after_reply = protocol.encode_inval_inode(live.id, offset, size)
         if offset + size > FILE_BYTES_MAX:
             raise error(Code.TOO_BIG)
         if not live.sessions:

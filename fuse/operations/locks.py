@@ -81,7 +81,7 @@ def _unlock(volume: Volume, request: Request, lock: m.Lock) -> Reply:
     try:
         if live is not None:
             volume.flush(live)
-            volume.record(live)
+            volume.record(live, keep=True)  # who locks and unlocks writes again
     finally:
         if live is not None:
             volume.release(live, writes=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -78,6 +80,31 @@ def test_appends_of_several_mounts_all_land_whole(
         assert mine == sorted(mine), "one writer's records out of order"
 
 
+def test_a_reader_of_the_same_mount_follows_an_appender(
+    two: tuple[Path, Path], programs: Callable[..., Any], name: str
+) -> None:
+    """As tail -f does, through cached pages: never a byte that was not appended."""
+    path = two[0] / name
+    path.touch()
+    appender, reader = programs(path=str(path)), programs(path=str(path))
+    reader(
+        "fd = os.open(path, os.O_RDONLY)\n"
+        "def follow(total):\n"
+        "    seen = b''\n"
+        "    while len(seen) < total:\n"
+        "        seen += os.read(fd, 5000)\n"
+        "    return seen.count(b'a') == len(seen) == total\n"
+    )
+    reader.send("follow(1500 * 137)")
+    appender(
+        "fd = os.open(path, os.O_WRONLY | os.O_APPEND)\n"
+        "for _ in range(1500):\n"
+        "    os.write(fd, b'a' * 137)\n"
+        "os.close(fd)"
+    )
+    assert reader.answer(60) is True
+
+
 def test_an_appender_that_died_leaves_no_room_of_its_own_for_ever(two: tuple[Path, Path], name: str) -> None:
     """What was handed out and written counts; the file ends where bytes end once both have closed."""
     one, other = (os.open(point / name, os.O_RDWR | os.O_CREAT | os.O_APPEND) for point in two)
@@ -103,6 +130,32 @@ def test_writers_of_different_ranges_both_win(two: tuple[Path, Path], name: str)
         os.close(fd)
     want = b"".join(b"%d" % (start // 1000 % 2) * 1000 for start in range(0, size - 1000, 1000)) + bytes(1000)
     for point in two:
+        assert (point / name).read_bytes() == want
+
+
+@pytest.mark.parametrize("how", ["two", "strict"])
+def test_writers_of_different_ranges_at_the_same_time(
+    how: str, request: pytest.FixtureRequest, programs: Callable[..., Any], name: str
+) -> None:
+    """Four processes on two mounts, each every fourth block of one file, which grows meanwhile."""
+    points = request.getfixturevalue(how)
+    (points[0] / name).touch()
+    block, rounds = 1777, 150
+    writers = [programs(path=str(points[number % 2] / name), me=number, size=block) for number in range(4)]
+    for writer in writers:
+        writer(
+            "fd = os.open(path, os.O_WRONLY)\n"
+            "def go(rounds):\n"
+            "    for n in range(rounds):\n"
+            "        assert os.pwrite(fd, b'%d' % me * size, (4 * n + me) * size) == size\n"
+            "    os.close(fd)\n"
+        )
+    for writer in writers:
+        writer.send(f"go({rounds})")
+    for writer in writers:
+        writer.answer(100)
+    want = b"".join(b"%d" % (place % 4) * block for place in range(4 * rounds))
+    for point in points:
         assert (point / name).read_bytes() == want
 
 
@@ -142,6 +195,20 @@ def test_strict_mounts_map_files(strict: tuple[Path, Path], name: str, programs:
     assert (strict[1] / name).read_bytes() == b"-" * 4000 + b"m" * 100 + b"-" * 5900
     one("m[0:1] = b'z'; m.close(); os.close(fd)")
     assert (strict[1] / name).read_bytes()[:2] == b"z-"
+
+
+@pytest.mark.skipif(not shutil.which("fio"), reason="needs fio")
+@pytest.mark.parametrize(("how", "engine"), [("two", "mmap"), ("strict", "psync")])
+def test_fio_verifies(how: str, engine: str, request: pytest.FixtureRequest, tmp_path: Path, name: str) -> None:
+    points = request.getfixturevalue(how)
+    (points[0] / name).mkdir()
+    command = [
+        "fio", "--name=x", f"--directory={points[0] / name}", "--rw=randrw", "--bsrange=4k-256k", "--size=16M",
+        "--verify=crc32c", f"--ioengine={engine}", "--verify_fatal=1", "--do_verify=1", "--randrepeat=0",
+        f"--randseed={int.from_bytes(os.urandom(4), 'little')}",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def test_truncated_on_open_by_another_mount(two: tuple[Path, Path], name: str) -> None:

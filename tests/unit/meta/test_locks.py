@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 import pytest
@@ -265,4 +266,82 @@ def test_nonsense_is_refused(locks: Locks) -> None:
     assert code(ONE, 1, WRITE, 0, 1, kind=FLOCK) is Code.INVALID
     assert code(b"short", 1, WRITE) is Code.INVALID
     assert code(ONE, 1, WRITE, inode=99) is Code.STALE_HANDLE
+    assert locks.records() == []
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_sequence_of_owners_leaves_what_single_bytes_say(locks: Locks, seed: int) -> None:
+    """Against a model that keeps for each byte who has it; restarts, cancellations and grants in between."""
+    rng = random.Random(seed)
+    cells = 10
+    owners = [(client, number) for client in (ONE, TWO) for number in (1, 2)]
+    held: dict[tuple[bytes, int], list[bool | None]] = {owner: [None] * cells for owner in owners}
+    waiting: dict[bytes, tuple[tuple[bytes, int], int, int, bool, int]] = {}
+
+    def free(owner: tuple[bytes, int], start: int, end: int, write: bool) -> bool:
+        return not any(
+            other != owner and any(cell is not None and (cell or write) for cell in cells_of[start : end + 1])
+            for other, cells_of in held.items()
+        )
+
+    def put(owner: tuple[bytes, int], start: int, end: int, write: bool | None) -> None:
+        held[owner][start : end + 1] = [write] * (end + 1 - start)
+
+    def hear() -> None:
+        for client in (ONE, TWO):
+            granted = list(locks.news(client).granted)
+            for request_id in granted:
+                owner, start, end, write, _ = waiting.pop(request_id)
+                put(owner, start, end, write)
+            locks.news(client, heard=granted)
+
+    for _ in range(250):
+        owner = rng.choice(owners)
+        start = rng.randrange(cells)
+        end = rng.randrange(start, cells)
+        action = rng.choice(["lock", "lock", "wait", "unlock", "unlock", "cancel", "get", "restart"])
+        if action == "unlock":
+            locks.set(*owner, UNLOCK, start, end)
+            put(owner, start, end, None)
+        elif action in ("lock", "get"):
+            write = rng.random() < 0.5
+            wanted = free(owner, start, end, write)
+            if action == "get":
+                assert (locks.get(*owner, WRITE if write else READ, start, end) is None) is wanted
+            else:
+                assert locks.set(*owner, WRITE if write else READ, start, end).granted is wanted
+                if wanted:
+                    put(owner, start, end, write)
+        elif action == "wait" and len(waiting) < 6:
+            write, request_id = rng.random() < 0.5, locks.request_id()
+            try:
+                reply = locks.set(*owner, WRITE if write else READ, start, end, wait=True, request_id=request_id)
+            except FfsError as exc:
+                if exc.code is not Code.DEADLOCK or free(owner, start, end, write):
+                    raise
+                continue
+            if reply.granted:
+                assert free(owner, start, end, write)
+                put(owner, start, end, write)
+            else:
+                waiting[request_id] = (owner, start, end, write, reply.ticket)
+        elif action == "cancel" and waiting:
+            request_id = rng.choice(sorted(waiting))
+            who, begin, last, write, ticket = waiting.pop(request_id)
+            if locks.cancel(who[0], ticket, request_id):
+                put(who, begin, last, write)
+        elif action == "restart" and rng.random() < 0.2:
+            locks.meta = locks.meta.restarted()
+        hear()
+        for place in range(cells):
+            modes = [cells_of[place] for cells_of in held.values() if cells_of[place] is not None]
+            assert len(modes) < 2 or not any(modes), "a writer beside somebody"
+    for _ in range(20):
+        for owner in owners:
+            locks.set(*owner, UNLOCK)
+            put(owner, 0, cells - 1, None)
+        hear()
+    assert not waiting, "nobody has anything, and somebody waits"
+    for owner in owners:
+        locks.set(*owner, UNLOCK)
     assert locks.records() == []
