@@ -168,19 +168,26 @@ def drop_some_of(op: Op, client_id: bytes, limit: int) -> bool:
     owned = table.owned_by(client_id, limit)
     queued = table.blocked_by(client_id, limit)
     unheard = table.granted(client_id, limit)
-    for _, inode_id, kind, ticket in queued:
+    for owner, inode_id, kind, ticket in queued:
         waiter = table.waiter(inode_id, kind, ticket)
-        if waiter is not None:
+        if waiter is not None and waiter.owner == owner:
             table.dequeue(inode_id, kind, waiter)
+        else:
+            table.unmark_blocked(owner, inode_id, kind, ticket)
     for owner, kind, inode_id in owned:
         mine = table.held(inode_id, kind).get(owner)
         if mine is not None:
             table.put_held(inode_id, kind, mine, mine._replace(spans=()))
+        else:
+            table.unmark_owned(owner, kind, inode_id)
     for request_id in unheard:
         table.heard(client_id, request_id)
     # Given out in transactions of their own: many locks of many queues would be too much for this one.
     op.regrant += sorted({(inode, int(kind)) for _, inode, kind, _ in queued} | {(i, int(k)) for _, k, i in owned})
-    return max(len(owned), len(queued), len(unheard)) == limit
+    more = max(len(owned), len(queued), len(unheard)) == limit
+    if not more:
+        table.forget(client_id)
+    return more
 
 
 def _waits_for(

@@ -117,3 +117,15 @@ class LockTable:
     def blocked_by(self, client_id: bytes, limit: int) -> list[tuple[Owner, int, Kind, int]]:
         begin, end = lock_keys.blocked_of_client(client_id)
         return [lock_keys.unpack_blocked(key) for key, _ in self._txn.scan(begin, end, limit=limit)]
+
+    def unmark_owned(self, owner: Owner, kind: Kind, inode: int) -> None:
+        """A mark that leads nowhere."""
+        self._txn.delete(lock_keys.owned(owner, kind, inode))
+
+    def unmark_blocked(self, owner: Owner, inode: int, kind: Kind, ticket: int) -> None:
+        """The same of a queued request."""
+        self._txn.delete(lock_keys.blocked(owner, inode, kind, ticket))
+
+    def forget(self, client_id: bytes) -> None:
+        """The client has nothing any more, whatever was counted."""
+        self._txn.delete(lock_keys.count(client_id))

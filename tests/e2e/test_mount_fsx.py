@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import random
@@ -38,10 +39,16 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 class Exerciser:
-    """`fds` are of one file, of one mount or of several that promise to see each other's work at once."""
+    """`fds` are of one file, of one mount or of several that promise to see each other's work at once.
 
-    def __init__(self, paths: list[Path], seed: int, *, flags: int = 0, mapped: bool = True) -> None:
-        self.paths, self.flags = paths, flags
+    `locked`: they promise it to those who lock the file, so each step does.
+    """
+
+    def __init__(
+        self, paths: list[Path], seed: int, *, flags: int = 0, mapped: bool = True, locked: bool = False
+    ) -> None:
+        self.paths, self.flags, self.locked = paths, flags, locked
+        self.chosen = 0
         self.rng = random.Random(seed)
         self.seed = seed
         self.model = bytearray()
@@ -57,7 +64,7 @@ class Exerciser:
     def run(self, steps: int) -> None:
         try:
             for _ in range(steps):
-                self.done.append(self.rng.choice(self.operations)())
+                self.step(self.rng.choice(self.operations))
             self.whole()
             self.reopen()
             self.whole()
@@ -68,9 +75,23 @@ class Exerciser:
             for fd in self.fds:
                 os.close(fd)
 
+    def step(self, operation: Callable[[], str]) -> None:
+        self.chosen = self.rng.randrange(len(self.fds))
+        lock = self.rng.choice([fcntl.flock, fcntl.lockf])
+        if not self.locked or operation == self.reopen:
+            self.done.append(f"{self.chosen}: {operation()}")
+            return
+        lock(self.fd, fcntl.LOCK_EX)
+        self.done.append(f"{self.chosen}: {operation()}")
+        lock(self.fd, fcntl.LOCK_UN)
+
     @property
     def fd(self) -> int:
-        return self.rng.choice(self.fds)
+        return self.fds[self.chosen]
+
+    @property
+    def path(self) -> Path:
+        return self.paths[self.chosen]
 
     def extent(self, end: int) -> tuple[int, int]:
         """(offset, length) below `end`: often small, often at the edge of a page or of a chunk."""
@@ -99,11 +120,15 @@ class Exerciser:
 
     def whole(self) -> None:
         for fd in self.fds:
+            if self.locked:
+                fcntl.flock(fd, fcntl.LOCK_EX)
             data = os.pread(fd, FILE_MAX + 1, 0)
             while len(data) < len(self.model) and (more := os.pread(fd, FILE_MAX, len(data))):
                 data += more
             assert len(data) == len(self.model) == os.fstat(fd).st_size
             self.same(0, data, "at the end")
+            if self.locked:
+                fcntl.flock(fd, fcntl.LOCK_UN)
 
     def read(self) -> str:
         offset, length = self.extent(FILE_MAX)
@@ -124,7 +149,7 @@ class Exerciser:
         if self.rng.random() < 0.5:
             os.ftruncate(self.fd, length)
         else:
-            os.truncate(self.rng.choice(self.paths), length)
+            os.truncate(self.path, length)
         del self.model[length:]
         self.grow(length)
         return f"truncate {length}"
@@ -201,7 +226,7 @@ class Exerciser:
 
     def stat(self) -> str:
         assert os.fstat(self.fd).st_size == len(self.model)
-        assert self.rng.choice(self.paths).stat().st_size == len(self.model)
+        assert self.path.stat().st_size == len(self.model)
         return "stat"
 
     def map_read(self) -> str:
@@ -242,3 +267,9 @@ def test_two_descriptors_and_o_direct(cluster: Any, mount_of: Any) -> None:
 def test_two_strict_mounts_see_each_other(cluster: Any, mount_of: Any) -> None:
     paths = [mount_of(cluster, "--strict").point / f"{NAME}two" for _ in range(2)]
     Exerciser(paths, SEED, mapped=False).run(STEPS)
+
+
+def test_two_cached_mounts_under_locks(cluster: Any, mount_of: Any) -> None:
+    """Who locks sees what was done under the lock before, through caches, mappings and write-behind."""
+    paths = [mount_of(cluster).point / f"{NAME}locked" for _ in range(2)]
+    Exerciser(paths, SEED, locked=True).run(STEPS)

@@ -11,7 +11,8 @@ import pytest
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.limits import LOCKS_CLIENT_MAX, LOCKS_INODE_MAX, LOCKS_QUEUED_MAX
 from fireflyfs.meta.background.sessions import LOCK_GRACE_NS, SessionReaper
-from fireflyfs.meta.core.locks import RANGE_END
+from fireflyfs.meta.core import lock_keys
+from fireflyfs.meta.core.locks import RANGE_END, Kind, Owner
 from fireflyfs.proto import common_pb2, meta_pb2, mgmtd_pb2
 
 ONE, TWO = b"1" * 16, b"2" * 16
@@ -222,6 +223,24 @@ def test_a_dead_clients_locks_go_to_those_who_wait(locks: Locks) -> None:
     assert locks.news(TWO).granted == [b"w".ljust(16)]
     locks.set(TWO, 1, UNLOCK)
     locks.news(TWO, heard=[b"w".ljust(16)])
+    assert locks.records() == []
+
+
+def test_marks_that_lead_nowhere_do_not_keep_a_dead_client(locks: Locks) -> None:
+    """Damage that no code makes must not have the reaper go round for ever."""
+    owner = Owner(ONE, 5)
+    with locks.meta.kv.transaction() as txn:
+        for inode in range(100, 130):
+            txn.put(lock_keys.owned(owner, Kind.RANGE, inode), lock_keys.MARK)
+            txn.put(lock_keys.blocked(owner, inode, Kind.RANGE, 3), lock_keys.MARK)
+        txn.put(lock_keys.count(ONE), lock_keys.pack_count(lock_keys.Count(3, 4, 0)))
+        txn.commit()
+
+    async def sessions() -> mgmtd_pb2.ListSessionsReply:
+        return mgmtd_pb2.ListSessionsReply(complete=True)
+
+    locks.meta.clock.advance(LOCK_GRACE_NS / 1e9 + 1)
+    locks.meta.wait(SessionReaper(locks.meta.parts.runner, sessions).reap())
     assert locks.records() == []
 
 
