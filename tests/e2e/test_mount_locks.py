@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,6 +183,52 @@ def test_a_wait_is_interrupted(two: tuple[Any, Any]) -> None:
         assert caught.value.errno == errno.EINTR
     one("lock(UN); try_flock(UN)")
     one("lock(EX | NB); try_flock(EX | NB)")  # nobody was left in the queue
+
+
+HAMMER = """
+class Stop(Exception):
+    pass
+def stop(*_):
+    raise Stop
+_ = signal.signal(signal.SIGALRM, stop)
+import random
+def hammer(seconds, seed):
+    rng, had, gave_up, end = random.Random(seed), 0, 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        call = rng.choice([lock, try_flock]) if seed % 2 else lock
+        try:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0003, 0.02))
+                call(EX)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except Stop:
+            gave_up += 1
+            call(UN)  # it may have been granted in the very moment
+            continue
+        inside = None
+        if call is lock:
+            inside = os.open(witness, os.O_CREAT | os.O_EXCL)
+            os.close(inside)
+            os.unlink(witness)
+        had += 1
+        call(UN)
+    return had, gave_up
+"""
+
+
+def test_interrupted_waits_by_the_hundred(two: tuple[Any, Any], programs: Callable[..., Any], tmp_path: Path) -> None:
+    """Nobody hangs, nothing stays queued or locked, and never two have it."""
+    paths = [program("path") for program in two]
+    hammers = [_open(programs(path=paths[number % 2], witness=str(tmp_path / "witness"))) for number in range(6)]
+    for number, program in enumerate(hammers):
+        program(HAMMER)
+        program.send(f"hammer(4.0, {number})")
+    results = [program.answer(30) for program in hammers]
+    assert all(had for had, _ in results), results
+    assert sum(gave_up for _, gave_up in results) > 20, results
+    two[0].send("lock(EX); try_flock(EX)")
+    two[0].answer(5)
 
 
 def test_a_killed_process_leaves_nothing(two: tuple[Any, Any], programs: Callable[..., Any]) -> None:
