@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from fireflyfs.client.handle import OpenInode
+from fireflyfs.client.storage_codec import length_of
 from fireflyfs.common.errors import FfsError
 from fireflyfs.common.limits import MiB
 from fireflyfs.common.net.api import Piece, Slice
@@ -142,7 +143,11 @@ class File(io.RawIOBase):
         self._check_open()
         with self._moving:
             if self._append:
-                self._position = self.handle.length
+                piece = as_piece(data)
+                size = length_of(piece)
+                with self._errors():
+                    self._position = self.handle.append(piece) + size
+                return size
             count = self.pwrite(data, self._position)
             self._position += count
             return count

@@ -138,6 +138,21 @@ class OpenInode:
         self.wrote(end, version)
         return total
 
+    def append(self, data: Piece) -> int:
+        """Store all of `data` behind the end of the file, whoever else appends; where it was placed."""
+        self.check_writable()
+        size = length_of(data)
+        if not size:
+            return self._state.length
+        hint, _ = self._state.report()
+        request = meta_pb2.AppendRequest(
+            inode=self._state.file.inode, session=self._session, size=size, hint=hint, caller=self._caller
+        )
+        reply = self._context.meta.append(request)
+        self._state.learn(reply.inode)
+        self.pwrite(reply.offset, data)
+        return reply.offset
+
     @property
     def truncate_version(self) -> int:
         """For `wrote`: as known before the bytes are sent."""

@@ -121,6 +121,13 @@ class MetaClient:
     def list_xattr(self, request: meta_pb2.ListXattrRequest) -> meta_pb2.ListXattrReply:
         return self._read(Method.META_LIST_XATTR, request, request.caller, meta_pb2.ListXattrReply())
 
+    def get_lock(self, request: meta_pb2.GetLockRequest) -> meta_pb2.GetLockReply:
+        return self._read(Method.META_GET_LOCK, request, request.caller, meta_pb2.GetLockReply())
+
+    def await_locks(self, request: meta_pb2.AwaitLocksRequest) -> meta_pb2.AwaitLocksReply:
+        """Returns when there is news, or after the request's `wait_ms`, which is below a call's deadline."""
+        return self._read(Method.META_AWAIT_LOCKS, request, request.caller, meta_pb2.AwaitLocksReply())
+
     # Changing
     def open(self, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
         return self._change(Method.META_OPEN, request, request.caller, request.mutation, meta_pb2.OpenReply())
@@ -166,6 +173,16 @@ class MetaClient:
 
     def remove_xattr(self, request: meta_pb2.RemoveXattrRequest) -> meta_pb2.InodeReply:
         return self._change(Method.META_REMOVE_XATTR, request, request.caller, request.mutation, meta_pb2.InodeReply())
+
+    def append(self, request: meta_pb2.AppendRequest) -> meta_pb2.AppendReply:
+        return self._change(Method.META_APPEND, request, request.caller, request.mutation, meta_pb2.AppendReply())
+
+    def set_lock(self, request: meta_pb2.SetLockRequest) -> meta_pb2.SetLockReply:
+        return self._change(Method.META_SET_LOCK, request, request.caller, request.mutation, meta_pb2.SetLockReply())
+
+    def cancel_lock(self, request: meta_pb2.CancelLockRequest) -> meta_pb2.CancelLockReply:
+        reply = meta_pb2.CancelLockReply()
+        return self._change(Method.META_CANCEL_LOCK, request, request.caller, request.mutation, reply)
 
     def _read(self, method: Method, request: Message, caller: Caller, reply: R) -> R:
         self._fill(request, caller)

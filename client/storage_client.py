@@ -23,6 +23,7 @@ from fireflyfs.client.routing import Chain, Routing
 from fireflyfs.client.routing_view import RoutingView
 from fireflyfs.client.storage_calls import LastChunk, Removed
 from fireflyfs.client.storage_codec import WriteSpan, length_of, part_of
+from fireflyfs.client.storage_ranges import StorageRanges
 from fireflyfs.client.storage_reader import Ios, StorageReader, single_io
 from fireflyfs.client.storage_writer import StorageWriter
 from fireflyfs.client.striping import FileLayout, chunk_pieces
@@ -78,6 +79,16 @@ class StorageClient:
         )
         self._writer = StorageWriter(
             link, routing, client_id, self._channels, self._policy, self._clock, self._random, sleep
+        )
+
+        self.ranges = StorageRanges(
+            link,
+            client_id,
+            self._channels,
+            self._on_chain,
+            self.write,
+            lambda file, begin, end: self.remove(file, begin=begin, end=end),
+            routing.current,
         )
 
     def read(self, spans: Sequence[ReadSpan]) -> dict[int, FfsError]:

@@ -32,6 +32,8 @@ class Code(IntEnum):
     TOO_BIG = errno.EFBIG
     NO_SPACE = errno.ENOSPC
     READ_ONLY = errno.EROFS
+    DEADLOCK = errno.EDEADLK
+    NO_LOCKS = errno.ENOLCK
     TOO_MANY_LINKS = errno.EMLINK
     NAME_TOO_LONG = errno.ENAMETOOLONG
     NOT_EMPTY = errno.ENOTEMPTY

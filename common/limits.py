@@ -28,6 +28,10 @@ XATTR_LIST_BYTES_MAX = 64 * KiB  # all names of one inode, a NUL after each
 XATTRS_BYTES_MAX = 256 * KiB  # all extended attributes of one inode: they are one record
 ACL_BYTES_MAX = 4096  # of one ACL as an extended attribute, 511 entries: what the kernel passes through FUSE
 SESSIONS_ENDED_MAX = 40  # in one request: each is three operations of one transaction
+LOCKS_INODE_MAX = 8192  # locked ranges of one inode, of all its owners
+LOCKS_CLIENT_MAX = 65_536  # locked ranges and queued requests of one client
+LOCKS_QUEUED_MAX = 1024  # requests that wait for locks of one inode
+LOCKS_AWAITED_MAX = 4096  # requests of one client that may wait at a time
 
 # The data link
 FRAME_BODY_BYTES_MAX = 4 * MiB  # the packed or protobuf part of a frame
@@ -46,4 +50,7 @@ GRPC_MESSAGE_BYTES_MAX = 16 * MiB
 CHUNK_EXTENTS_MAX = 256  # pieces of one chunk that one update may change
 UPDATE_ITEMS_MAX = 1024  # chunks in one update request
 READ_ITEMS_MAX = 4096
+RANGE_CHUNKS_MAX = 4096  # chunks listed in one answer
+COPY_PIECES_MAX = 256  # of one request to copy
+COPY_BYTES_MAX = 8 * MiB  # the same
 REPLICAS_MAX = 16

@@ -29,6 +29,10 @@ for program in "${!PROGRAM[@]}"; do
   command -v "$program" >/dev/null || missing+=("${PROGRAM[$program]}")
 done
 "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+if [ "${1:-run}" != run ]; then # Python's own tests run on a mount
+  "${PYTHON:-python3}" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("test.test_fcntl"))' \
+    2>/dev/null || missing+=(libpython3-testsuite)
+fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
 

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from fireflyfs.client.storage_ranges import DataRange
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.net.api import MemoryPool, Piece
 from fireflyfs.proto import meta_pb2 as m
@@ -36,6 +37,11 @@ class MetaCalls(Protocol):
     def list_xattr(self, request: m.ListXattrRequest, /) -> m.ListXattrReply: ...
     def set_xattr(self, request: m.SetXattrRequest, /) -> m.InodeReply: ...
     def remove_xattr(self, request: m.RemoveXattrRequest, /) -> m.InodeReply: ...
+    def append(self, request: m.AppendRequest, /) -> m.AppendReply: ...
+    def get_lock(self, request: m.GetLockRequest, /) -> m.GetLockReply: ...
+    def set_lock(self, request: m.SetLockRequest, /) -> m.SetLockReply: ...
+    def await_locks(self, request: m.AwaitLocksRequest, /) -> m.AwaitLocksReply: ...
+    def cancel_lock(self, request: m.CancelLockRequest, /) -> m.CancelLockReply: ...
 
 
 class DataCalls(Protocol):
@@ -46,6 +52,15 @@ class DataCalls(Protocol):
 
     def write(self, file: FileLayout, extents: Sequence[tuple[int, Piece]]) -> None:
         """Store (offset, bytes) pieces that do not overlap. On an error any of them may have been stored."""
+
+    def ranges(self, file: FileLayout, start: int, end: int, *, few: bool = False) -> Iterator[DataRange]:
+        """Where storage has bytes of [start, end), in order; `few`: only the first ones are wanted."""
+
+    def punch(self, file: FileLayout, offset: int, length: int) -> None:
+        """The range reads as zeros; whole chunks of it are given back."""
+
+    def copy(self, source: FileLayout, source_offset: int, into: FileLayout, into_offset: int, length: int) -> None:
+        """Copy between files, or between ranges of one that do not overlap, within the cluster."""
 
     def sync(self, file: FileLayout) -> None:
         """What was written to the file's chains before survives a power cut afterwards."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
 from fireflyfs.client.meta_client import MetaClient
 from fireflyfs.client.session import ClientContext
 from fireflyfs.client.storage_client import StorageClient, WriteSpan
+from fireflyfs.client.storage_ranges import DataRange
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.errors import Code, FfsError, Reaction
+from fireflyfs.common.limits import RANGE_CHUNKS_MAX
 from fireflyfs.common.net.api import MemoryPool, Piece
 from fireflyfs.fuse.backend import DataCalls, MetaCalls
 from fireflyfs.proto import meta_pb2 as m
@@ -26,6 +28,7 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 
 PAUSE_S: Final = 0.5  # after the library has given up
+FEW_CHUNKS: Final = 16  # of each chain, asked for where the first data is wanted
 
 
 class Patience:
@@ -120,6 +123,21 @@ class PatientMeta:
     def remove_xattr(self, request: m.RemoveXattrRequest, /) -> m.InodeReply:
         return self._call(self._meta.remove_xattr, request)
 
+    def append(self, request: m.AppendRequest, /) -> m.AppendReply:
+        return self._call(self._meta.append, request)
+
+    def get_lock(self, request: m.GetLockRequest, /) -> m.GetLockReply:
+        return self._call(self._meta.get_lock, request)
+
+    def set_lock(self, request: m.SetLockRequest, /) -> m.SetLockReply:
+        return self._call(self._meta.set_lock, request)
+
+    def await_locks(self, request: m.AwaitLocksRequest, /) -> m.AwaitLocksReply:
+        return self._call(self._meta.await_locks, request)
+
+    def cancel_lock(self, request: m.CancelLockRequest, /) -> m.CancelLockReply:
+        return self._call(self._meta.cancel_lock, request)
+
 
 class PatientData:
     """`DataCalls` on a StorageClient."""
@@ -148,6 +166,33 @@ class PatientData:
             first = next(iter(failed.values()))
             spans = [spans[place] for place in failed]
             self._patience.again(first, "write")
+
+    def ranges(self, file: FileLayout, start: int, end: int, *, few: bool = False) -> Iterator[DataRange]:
+        page = FEW_CHUNKS if few else RANGE_CHUNKS_MAX
+        while True:
+            try:
+                for found in self._storage.ranges.data(file, start, end, page=page):
+                    yield found
+                    start = found.end
+                return
+            except FfsError as exc:
+                self._patience.again(exc, "list chunks")
+
+    def punch(self, file: FileLayout, offset: int, length: int) -> None:
+        while True:
+            try:
+                self._storage.ranges.punch(file, offset, length)
+                return
+            except FfsError as exc:
+                self._patience.again(exc, "punch")
+
+    def copy(self, source: FileLayout, source_offset: int, into: FileLayout, into_offset: int, length: int) -> None:
+        while True:
+            try:
+                self._storage.ranges.copy(source, source_offset, into, into_offset, length)
+                return
+            except FfsError as exc:
+                self._patience.again(exc, "copy")
 
     def sync(self, file: FileLayout) -> None:
         while True:

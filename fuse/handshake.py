@@ -18,7 +18,6 @@ log = logging.getLogger(__name__)
 # WRITEBACK_CACHE: the kernel would decide about length and mtime, and close-to-open could not be held.
 # HANDLE_KILLPRIV: its second version says who may keep set-id bits; without it a writer who is not the owner would have
 # to change the mode.
-# POSIX_LOCKS, FLOCK_LOCKS: locks are the kernel's, so they hold among the programs of one mount.
 # AUTO_INVAL_DATA: our own writes change mtime too; pages are checked at open instead.
 WANTED: Final = (
     InitFlag.ASYNC_READ
@@ -34,7 +33,11 @@ WANTED: Final = (
     | InitFlag.DONT_MASK  # with default ACLs only meta knows whether the umask counts
     | InitFlag.HANDLE_KILLPRIV_V2
     | InitFlag.SETXATTR_EXT
+    | InitFlag.INIT_EXT
+    | InitFlag.DIRECT_IO_ALLOW_MMAP
 )
+# Left out where locks need hold among the programs of one mount only: they are the kernel's then.
+LOCKS: Final = InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS
 BACKGROUND_MAX: Final = 64  # asynchronous requests (readahead, writing mapped pages) under way
 CONGESTED: Final = 48
 PAGE_BYTES: Final = 4 * KiB
@@ -48,7 +51,9 @@ class Session(NamedTuple):
     request_bytes_max: int
 
 
-def negotiate(offer: protocol.InitRequest, request_bytes_max: int) -> tuple[bytes, Session]:
+def negotiate(
+    offer: protocol.InitRequest, request_bytes_max: int, *, local_locks: bool = False
+) -> tuple[bytes, Session]:
     """The reply's message to `offer`, and what holds from then on. Raises VERSION_MISMATCH for a kernel too old."""
     if offer.major != protocol.KERNEL_MAJOR or offer.minor < protocol.KERNEL_MINOR_MIN:
         raise error(
@@ -56,8 +61,8 @@ def negotiate(offer: protocol.InitRequest, request_bytes_max: int) -> tuple[byte
             f"the kernel speaks FUSE {offer.major}.{offer.minor}, "
             f"{protocol.KERNEL_MAJOR}.{protocol.KERNEL_MINOR_MIN} is the least that works",
         )
-    offered = InitFlag(offer.flags & 0x7FFFFFFF)
-    flags = WANTED & offered
+    offered = InitFlag(offer.flags)
+    flags = (WANTED if local_locks else WANTED | LOCKS) & offered
     if not flags & InitFlag.HANDLE_KILLPRIV_V2:  # before Linux 5.11: the mount tells by itself whose write it is
         flags |= offered & InitFlag.HANDLE_KILLPRIV
     reply = protocol.encode_init(
@@ -71,7 +76,7 @@ def negotiate(offer: protocol.InitRequest, request_bytes_max: int) -> tuple[byte
     return reply, Session(min(offer.minor, protocol.KERNEL_MINOR), flags, request_bytes_max)
 
 
-def handshake(fd: int, request_bytes_max: int) -> Session:
+def handshake(fd: int, request_bytes_max: int, *, local_locks: bool = False) -> Session:
     """Answer INIT on a fresh session's descriptor."""
     buffer = bytearray(request_bytes_max + protocol.REQUEST_EXTRA_BYTES)
     while True:
@@ -85,7 +90,7 @@ def handshake(fd: int, request_bytes_max: int) -> Session:
             os.write(fd, protocol.reply_header(unique, 8) + protocol.INIT_IN.pack(7, protocol.KERNEL_MINOR, 0, 0)[:8])
             continue
         try:
-            reply, session = negotiate(offer, request_bytes_max)
+            reply, session = negotiate(offer, request_bytes_max, local_locks=local_locks)
         except BaseException:
             os.write(fd, protocol.reply_header(unique, 0, errno.EPROTO))
             raise

@@ -69,7 +69,7 @@ class Mount:
             use_helper=options.use_helper,
         )
         try:
-            session = handshake(self._session_fd, options.request_bytes_max)
+            session = handshake(self._session_fd, options.request_bytes_max, local_locks=options.local_locks)
             self._request_bytes_max = session.request_bytes_max
             self.volume.kernel_says_who_keeps_set_id = bool(session.flags & InitFlag.HANDLE_KILLPRIV_V2)
             if not session.flags & InitFlag.SETXATTR_EXT:
@@ -87,6 +87,7 @@ class Mount:
         for _ in range(options.flush_threads):
             self._spawn(self.volume.write_behind.run_background, "flush")
         self._spawn(self.volume.session_ender.run, "sessions")
+        self._spawn(self.volume.locks.run, "locks")
         self._spawn(self._maintain, "maintain")
         log.info("mounted on %s", self.mountpoint)
 
@@ -209,6 +210,7 @@ class Mount:
             drop_handle(self.volume, handle)
         self.volume.write_behind.stop_background(self.options.flush_threads)
         self.volume.session_ender.stop()
+        self.volume.locks.stop()
         with contextlib.suppress(OSError):
             if device.is_mounted(self.mountpoint):
                 device.unmount(self.mountpoint)

@@ -12,13 +12,15 @@ THREADS_MAX: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """Times are seconds, sizes are bytes."""
+    """Times are seconds, sizes are bytes. `strict` sets the options that it stands for, whatever they were."""
 
     allow_other: bool = True  # users other than the one who mounts may enter
     use_helper: bool = False  # mount through fusermount3 even as root
     entry_timeout_s: float = 1.0  # how long the kernel may trust a name
     attr_timeout_s: float = 1.0  # how long the kernel may trust attributes
     negative_timeout_s: float = 0.0  # how long the kernel may trust that a name is missing
+    strict: bool = False  # what one mount has written, every mount sees: nothing is kept, nothing waits
+    local_locks: bool = False  # flock and fcntl locks are the kernel's: they hold among this mount's programs only
     write_behind: bool = True  # False: each write is stored before its system call returns
     dirty_bytes_max: int = 64 * MiB
     dirty_age_s: float = 0.5
@@ -33,6 +35,10 @@ class MountOptions:
     source: str = "fireflyfs"  # what `df` and `mount` show
 
     def __post_init__(self) -> None:
+        if self.strict:
+            kept = {"entry_timeout_s": 0.0, "attr_timeout_s": 0.0, "negative_timeout_s": 0.0, "write_behind": False}
+            for name, value in kept.items():
+                object.__setattr__(self, name, value)
         if not 1 <= self.threads <= self.threads_max <= THREADS_MAX:
             raise ValueError(f"threads must be 1 to threads_max, threads_max at most {THREADS_MAX}")
         if self.request_bytes_max % (4 * KiB) or not 128 * KiB <= self.request_bytes_max <= MiB:

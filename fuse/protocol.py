@@ -8,6 +8,7 @@ opcode, then names or data. A reply is `OUT_HEADER`, then the message; `error` i
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
@@ -103,6 +104,8 @@ class InitFlag(IntFlag):
     HANDLE_KILLPRIV_V2 = 1 << 28
     SETXATTR_EXT = 1 << 29
     INIT_EXT = 1 << 30
+    # From here on in flags2
+    DIRECT_IO_ALLOW_MMAP = 1 << 36
 
 
 class SetAttr(IntFlag):
@@ -146,6 +149,8 @@ GETATTR_FH = 1 << 0
 FSYNC_FDATASYNC = 1 << 0
 WRITE_KILL_SUIDGID = 1 << 2  # set-uid and set-gid bits go, as the writer may not keep them
 SETXATTR_ACL_KILL_SGID = 1 << 0  # the set-gid bit goes: the owner is not in the group
+LK_FLOCK = 1 << 0  # of lk_flags: flock(2), not fcntl(2)
+RELEASE_FLOCK_UNLOCK = 1 << 1  # of release_flags: the open file may have an flock lock, lock_owner's
 # FUSE_DEV_IOC_CLONE, _IOR(229, 0, uint32_t)
 DEV_IOC_CLONE = 0x8004E500
 
@@ -189,7 +194,10 @@ INIT_IN = struct.Struct("=4I")  # major, minor, max_readahead, flags; then flags
 # map_alignment, flags2, unused[7]
 INIT_OUT = struct.Struct("=4IHHIIHHI28x")
 INTERRUPT_IN = struct.Struct("=Q")  # unique of the request that its caller gave up on
+LK_IN = struct.Struct("=4Q4I")  # fh, owner, start, end (inclusive), type, pid, lk_flags, padding
+LK_OUT = struct.Struct("=QQII")  # start, end, type, pid
 FALLOCATE_IN = struct.Struct("=3QII")  # fh, offset, length, mode, padding
+COPY_FILE_RANGE_IN = struct.Struct("=7Q")  # fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
 LSEEK_IN = struct.Struct("=QQII")  # fh, offset, whence, padding
 LSEEK_OUT = struct.Struct("=Q")
 DIRENT = struct.Struct("=QQII")  # ino, off, namelen, type; then the name, padded to 8 bytes
@@ -208,7 +216,7 @@ class InitRequest(NamedTuple):
     major: int
     minor: int
     max_readahead: int
-    flags: int
+    flags: int  # 64 bits, when the kernel says more than 32
 
 
 class Attributes(NamedTuple):
@@ -313,19 +321,22 @@ def encode_init(
         KERNEL_MAJOR,
         KERNEL_MINOR,
         max_readahead,
-        flags,
+        flags & 0xFFFFFFFF,
         max_background,
         congestion_threshold,
         max_write,
         1,  # time_gran: nanoseconds
         max_pages,
         0,
-        0,
+        flags >> 32,
     )
 
 
 def decode_init(body: memoryview) -> InitRequest:
-    return InitRequest(*INIT_IN.unpack_from(body))
+    major, minor, max_readahead, flags = INIT_IN.unpack_from(body)
+    if flags & InitFlag.INIT_EXT and len(body) >= INIT_IN.size + 4:
+        flags |= int.from_bytes(body[INIT_IN.size : INIT_IN.size + 4], sys.byteorder) << 32
+    return InitRequest(major, minor, max_readahead, flags)
 
 
 def decode_setattr(body: memoryview) -> SetAttrRequest:

@@ -24,6 +24,7 @@ _QUIET = frozenset(
     {errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR}
     | {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.ESTALE, errno.EINVAL, errno.ENXIO, errno.ENODATA}
     | {errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV, errno.EMLINK, errno.EFBIG}
+    | {errno.EAGAIN, errno.EINTR, errno.EDEADLK}
 )
 
 
@@ -51,7 +52,7 @@ class Service:
         volume, fd, need = self.volume, self.fd, self._request_bytes
         segments, counts = volume.segments, volume.counts
         segment = segments.take()
-        request = Request(segment, self._landing)
+        request = Request(segment, self._landing, fd)
         position = 0
         room = segment.view[:need]
         monotonic = time.monotonic

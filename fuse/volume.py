@@ -17,6 +17,7 @@ from fireflyfs.fuse import protocol
 from fireflyfs.fuse.backend import Backend
 from fireflyfs.fuse.callers import Callers
 from fireflyfs.fuse.inodes import ChangedDirectories, Handles, InodeTable, LiveInode, attributes_of
+from fireflyfs.fuse.locks import LockClient
 from fireflyfs.fuse.options import MountOptions
 from fireflyfs.fuse.request import Request
 from fireflyfs.fuse.segments import SegmentPool
@@ -55,6 +56,7 @@ class Volume:
             self._store, self.segments, clock, dirty_bytes_max=options.dirty_bytes_max, age_s=options.dirty_age_s
         )
         self.session_ender = SessionEnder(self._end_sessions)
+        self.locks = LockClient(backend.meta, self.callers.root)
         self.entry_valid = protocol.Valid.of(options.entry_timeout_s)
         self.attr_valid = protocol.Valid.of(options.attr_timeout_s)
         self.negative_valid = protocol.Valid.of(options.negative_timeout_s)
@@ -139,14 +141,24 @@ class Volume:
             live.sessions.append(session)
         return live.sessions[0]
 
+    def append_offset(self, live: LiveInode, size: int) -> int:
+        """Where `size` bytes appended now go: behind all that anybody appended. Called under `live.lock`."""
+        request = m.AppendRequest(
+            caller=self.callers.root, inode=live.id, session=self.ensure_session(live), size=size, hint=live.hint()
+        )
+        reply = self.meta.append(request)
+        live.learn(reply.inode, self.clock.monotonic_s())
+        return max(reply.offset, live.length)
+
     def _end_sessions(self, ended: Sequence[Ended]) -> None:
         sessions = [m.EndedSession(inode=inode, session=session) for inode, session in ended]
         self.meta.end_sessions(m.EndSessionsRequest(caller=self.callers.root, sessions=sessions))
 
-    def record(self, live: LiveInode, *, durable: bool = False, last: bool = False) -> None:
+    def record(self, live: LiveInode, *, durable: bool = False, last: bool = False, keep: bool = False) -> None:
         """Tell meta the length and time of what was stored.
 
-        Unless others still write here, the session ends with it: one round trip, and RELEASE has nothing left to do.
+        Unless others still write here, or `keep` says so, the session ends with it: one round trip, and RELEASE has
+        nothing left to do.
         """
         with live.lock:
             hint = live.hint()
@@ -159,7 +171,7 @@ class Volume:
                 self.session_ender.add(live.id, live.sessions)
                 live.sessions.clear()
                 return
-            end_session = live.sessions and (last or (live.writers <= 1 and live.inode.nlink > 0))
+            end_session = live.sessions and (last or (not keep and live.writers <= 1 and live.inode.nlink > 0))
             inode: m.Inode | None = None
             if durable or not end_session:
                 inode = self.meta.sync(

@@ -13,9 +13,25 @@ class RemoveKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REMOVE_UNLINK: _ClassVar[RemoveKind]
     REMOVE_RMDIR: _ClassVar[RemoveKind]
     REMOVE_RECURSIVE: _ClassVar[RemoveKind]
+
+class LockKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOCK_RANGE: _ClassVar[LockKind]
+    LOCK_FLOCK: _ClassVar[LockKind]
+
+class LockType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOCK_READ: _ClassVar[LockType]
+    LOCK_WRITE: _ClassVar[LockType]
+    LOCK_UNLOCK: _ClassVar[LockType]
 REMOVE_UNLINK: RemoveKind
 REMOVE_RMDIR: RemoveKind
 REMOVE_RECURSIVE: RemoveKind
+LOCK_RANGE: LockKind
+LOCK_FLOCK: LockKind
+LOCK_READ: LockType
+LOCK_WRITE: LockType
+LOCK_UNLOCK: LockType
 
 class PathAt(_message.Message):
     __slots__ = ("dir", "path", "follow")
@@ -634,3 +650,133 @@ class AccessRequest(_message.Message):
     at: PathAt
     mask: int
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., mask: _Optional[int] = ...) -> None: ...
+
+class Lock(_message.Message):
+    __slots__ = ("kind", "type", "start", "end", "owner", "pid")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    kind: LockKind
+    type: LockType
+    start: int
+    end: int
+    owner: int
+    pid: int
+    def __init__(self, kind: _Optional[_Union[LockKind, str]] = ..., type: _Optional[_Union[LockType, str]] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., owner: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class GetLockRequest(_message.Message):
+    __slots__ = ("caller", "inode", "lock")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    LOCK_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    inode: int
+    lock: Lock
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inode: _Optional[int] = ..., lock: _Optional[_Union[Lock, _Mapping]] = ...) -> None: ...
+
+class GetLockReply(_message.Message):
+    __slots__ = ("conflict",)
+    CONFLICT_FIELD_NUMBER: _ClassVar[int]
+    conflict: Lock
+    def __init__(self, conflict: _Optional[_Union[Lock, _Mapping]] = ...) -> None: ...
+
+class SetLockRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "inode", "lock", "wait")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    LOCK_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    inode: int
+    lock: Lock
+    wait: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., inode: _Optional[int] = ..., lock: _Optional[_Union[Lock, _Mapping]] = ..., wait: _Optional[bool] = ...) -> None: ...
+
+class SetLockReply(_message.Message):
+    __slots__ = ("granted", "conflict", "ticket", "inode")
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    CONFLICT_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    granted: bool
+    conflict: Lock
+    ticket: int
+    inode: Inode
+    def __init__(self, granted: _Optional[bool] = ..., conflict: _Optional[_Union[Lock, _Mapping]] = ..., ticket: _Optional[int] = ..., inode: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
+
+class QueuedLock(_message.Message):
+    __slots__ = ("inode", "kind", "ticket", "request_id")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    kind: LockKind
+    ticket: int
+    request_id: bytes
+    def __init__(self, inode: _Optional[int] = ..., kind: _Optional[_Union[LockKind, str]] = ..., ticket: _Optional[int] = ..., request_id: _Optional[bytes] = ...) -> None: ...
+
+class AwaitLocksRequest(_message.Message):
+    __slots__ = ("caller", "heard", "waiting", "wait_ms")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    HEARD_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    heard: _containers.RepeatedScalarFieldContainer[bytes]
+    waiting: _containers.RepeatedCompositeFieldContainer[QueuedLock]
+    wait_ms: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., heard: _Optional[_Iterable[bytes]] = ..., waiting: _Optional[_Iterable[_Union[QueuedLock, _Mapping]]] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+
+class AwaitLocksReply(_message.Message):
+    __slots__ = ("granted", "lost")
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    granted: _containers.RepeatedScalarFieldContainer[bytes]
+    lost: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, granted: _Optional[_Iterable[bytes]] = ..., lost: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class CancelLockRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "queued")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    queued: QueuedLock
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., queued: _Optional[_Union[QueuedLock, _Mapping]] = ...) -> None: ...
+
+class CancelLockReply(_message.Message):
+    __slots__ = ("granted",)
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    granted: bool
+    def __init__(self, granted: _Optional[bool] = ...) -> None: ...
+
+class AppendRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "inode", "session", "size", "hint")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    inode: int
+    session: bytes
+    size: int
+    hint: LengthHint
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., inode: _Optional[int] = ..., session: _Optional[bytes] = ..., size: _Optional[int] = ..., hint: _Optional[_Union[LengthHint, _Mapping]] = ...) -> None: ...
+
+class AppendReply(_message.Message):
+    __slots__ = ("offset", "inode")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    inode: Inode
+    def __init__(self, offset: _Optional[int] = ..., inode: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...

@@ -135,6 +135,64 @@ class RemoveChunksReply(_message.Message):
     more: bool
     def __init__(self, removed: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
 
+class ListRangeRequest(_message.Message):
+    __slots__ = ("range", "limit")
+    RANGE_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    range: ChunkRange
+    limit: int
+    def __init__(self, range: _Optional[_Union[ChunkRange, _Mapping]] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ListRangeReply(_message.Message):
+    __slots__ = ("indexes", "lengths", "more")
+    INDEXES_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    indexes: _containers.RepeatedScalarFieldContainer[int]
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    more: bool
+    def __init__(self, indexes: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class CopyPiece(_message.Message):
+    __slots__ = ("source", "source_chain", "source_offset", "target", "target_offset", "length")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_CHAIN_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    TARGET_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    source: ChunkId
+    source_chain: int
+    source_offset: int
+    target: ChunkId
+    target_offset: int
+    length: int
+    def __init__(self, source: _Optional[_Union[ChunkId, _Mapping]] = ..., source_chain: _Optional[int] = ..., source_offset: _Optional[int] = ..., target: _Optional[_Union[ChunkId, _Mapping]] = ..., target_offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class CopyChunksRequest(_message.Message):
+    __slots__ = ("chain_id", "chain_version", "chunk_size", "pieces", "client_id", "channel", "sequence")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PIECES_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    chunk_size: int
+    pieces: _containers.RepeatedCompositeFieldContainer[CopyPiece]
+    client_id: bytes
+    channel: int
+    sequence: int
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., chunk_size: _Optional[int] = ..., pieces: _Optional[_Iterable[_Union[CopyPiece, _Mapping]]] = ..., client_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class CopyChunksReply(_message.Message):
+    __slots__ = ("statuses",)
+    STATUSES_FIELD_NUMBER: _ClassVar[int]
+    statuses: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, statuses: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class RemoveFilesRequest(_message.Message):
     __slots__ = ("chain_id", "chain_version", "inodes", "limit", "client_id", "channel", "sequence")
     CHAIN_ID_FIELD_NUMBER: _ClassVar[int]

@@ -27,6 +27,8 @@ SWITCHES = {
     "only_me": "--only-me",
     "relatime": "--relatime",
     "noatime": "--noatime",
+    "strict": "--strict",
+    "local_locks": "--local-locks",
     "libfuse": "--libfuse",
 }
 

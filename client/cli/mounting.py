@@ -58,6 +58,16 @@ class _LikeMount(click.Command):
 @click.option(
     "--relatime/--noatime", default=False, show_default=True, help="Whether reading a file sets its access time."
 )
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Every mount sees what this one has written, and the other way round, at once: no caches, no write-behind.",
+)
+@click.option(
+    "--local-locks",
+    is_flag=True,
+    help="Keep flock and fcntl locks in this machine's kernel: faster, and unknown to other mounts.",
+)
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--log-file", type=click.Path(path_type=Path), help="Where a background mount logs.")
@@ -72,6 +82,8 @@ def mount(
     allow_other: bool | None,
     libfuse: bool,
     relatime: bool,
+    strict: bool,
+    local_locks: bool,
     read_only: bool,
     kernel: tuple[str, ...],
     ready_fd: int | None,
@@ -90,6 +102,8 @@ def mount(
         options = [f"--attr-timeout={attr_timeout}", f"--entry-timeout={entry_timeout}", f"--threads={threads}"]
         options += ["--allow-other" if allow_other else "--only-me"]
         options += ["--relatime"] if relatime else []
+        options += ["--strict"] if strict else []
+        options += ["--local-locks"] if local_locks else []
         options += [f"--kernel={option}" for option in kernel]
         options += ["--libfuse"] if libfuse else []
         options += [f"--log-file={log_file}"] if log_file else []
@@ -118,6 +132,8 @@ def mount(
             "threads": threads,
             "allow_other": allow_other,
             "relatime": relatime,
+            "strict": strict,
+            "local_locks": local_locks,
         },
     )
 

@@ -31,6 +31,8 @@ class Method(IntEnum):
     STORAGE_LIST_CHUNKS = 0x0120
     STORAGE_DROP_CHUNKS = 0x0121
     STORAGE_SEE_CHUNKS = 0x0123
+    STORAGE_LIST_RANGE = 0x0130
+    STORAGE_COPY_CHUNKS = 0x0131
 
     # Metadata, protobuf (proto/meta.proto)
     META_STAT = 0x0201
@@ -60,6 +62,11 @@ class Method(IntEnum):
     META_LIST_TRASH = 0x0240
     META_RESTORE_TRASH = 0x0241
     META_EMPTY_TRASH = 0x0242
+    META_GET_LOCK = 0x0250
+    META_SET_LOCK = 0x0251
+    META_AWAIT_LOCKS = 0x0252
+    META_CANCEL_LOCK = 0x0253
+    META_APPEND = 0x0254
 
 
 def service_methods(prefix: str) -> dict[str, Method]:

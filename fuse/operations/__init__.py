@@ -1,7 +1,7 @@
 """What each opcode does: `HANDLERS[opcode](volume, request)` returns the reply's message.
 
 An FfsError or OSError becomes the reply's errno. Opcodes that are not here answer ENOSYS, and the kernel then does
-what it does without them (copy_file_range, for one, becomes reads and writes).
+what it does without them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from errno import ENOTTY
 
-from fireflyfs.fuse.operations import attributes, directories, files, nameless, names, xattrs
+from fireflyfs.fuse.operations import attributes, directories, files, locks, nameless, names, ranges, xattrs
 from fireflyfs.fuse.protocol import Opcode
 from fireflyfs.fuse.request import Reply, Request
 from fireflyfs.fuse.volume import Volume
@@ -45,8 +45,13 @@ HANDLERS: dict[int, Handler] = {
     Opcode.FLUSH: files.flush,
     Opcode.RELEASE: files.release,
     Opcode.FSYNC: files.fsync,
-    Opcode.LSEEK: files.lseek,
-    Opcode.FALLOCATE: files.fallocate,
+    Opcode.LSEEK: ranges.lseek,
+    Opcode.FALLOCATE: ranges.fallocate,
+    Opcode.COPY_FILE_RANGE: ranges.copy_file_range,
+    Opcode.GETLK: locks.getlk,
+    Opcode.SETLK: locks.setlk,
+    Opcode.SETLKW: locks.setlkw,
+    Opcode.INTERRUPT: locks.interrupt,
     Opcode.OPENDIR: directories.opendir,
     Opcode.READDIR: directories.readdir,
     Opcode.READDIRPLUS: directories.readdirplus,

@@ -1,4 +1,4 @@
-"""OPEN, CREATE, READ, WRITE, FLUSH, RELEASE, FSYNC, LSEEK, FALLOCATE."""
+"""OPEN, CREATE, READ, WRITE, FLUSH, RELEASE, FSYNC."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fireflyfs.proto import meta_pb2 as m
 
 FMODE_EXEC = 0x20  # the kernel opens a program to run it
 _OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_APPEND
-_KEEP_CACHE, _NOFLUSH = int(OpenReply.KEEP_CACHE), int(OpenReply.NOFLUSH)
+_KEEP_CACHE, _NOFLUSH, _DIRECT_IO = int(OpenReply.KEEP_CACHE), int(OpenReply.NOFLUSH), int(OpenReply.DIRECT_IO)
 _CREATE_FLAGS = _OPEN_FLAGS | os.O_CREAT | os.O_EXCL
 
 
@@ -87,7 +87,13 @@ def opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes, 
     if not reply.created and volume.table.kernel_attributes_differ(inode):
         # The kernel's length would cut reads short until its time is up: have it ask (we answer from `live`).
         volume.notify(protocol.encode_inval_inode(live.id, -1, 0))
-    how = (_KEEP_CACHE if keep else 0) | (0 if writes else _NOFLUSH)  # close has nothing to say of what was only read
+    # Close has nothing to say of what was only read, unless it drops locks.
+    how = _NOFLUSH if volume.options.local_locks and not writes else 0
+    if volume.options.strict or flags & os.O_APPEND:
+        # Through its pages the kernel would cut an append where a page ends, and others append in between.
+        how |= _DIRECT_IO
+    elif keep:
+        how |= _KEEP_CACHE
     return protocol.OPEN_OUT.pack(handle.fh, how, 0)
 
 
@@ -124,8 +130,8 @@ def read(volume: Volume, request: Request) -> Reply:
         if live.atime_is_old(now_ns):
             live.atime_ns = now_ns
     length = live.length
-    if offset + size > length:
-        length = _length_now(volume, live)
+    if offset + size > length or volume.options.strict:
+        length = length_now(volume, live)
         size = min(size, length - offset)
         if size <= 0:
             return b""
@@ -135,7 +141,7 @@ def read(volume: Volume, request: Request) -> Reply:
     return (request.landing_view[:size],)
 
 
-def _length_now(volume: Volume, live: LiveInode) -> int:
+def length_now(volume: Volume, live: LiveInode) -> int:
     """The length for a read at the end: asked anew when what we know is older than attributes may be."""
     if volume.clock.monotonic_s() - live.checked_s >= volume.options.attr_timeout_s:
         volume.stat(live.id, volume.callers.root)
@@ -147,10 +153,14 @@ def write(volume: Volume, request: Request) -> Reply:
     handle = volume.handles.file(fh)
     live = handle.live
     with live.lock:
-        if flags & os.O_APPEND and not write_flags & protocol.WRITE_CACHE and offset != live.length:
-            # The kernel believes an older length. Its pages now show the bytes at the wrong place: drop them.
-            offset = live.length
-            request.after_reply = protocol.encode_inval_inode(live.id, 0, 0)
+        if flags & os.O_APPEND and not write_flags & protocol.WRITE_CACHE:
+            asked, offset = offset, volume.append_offset(live, size)
+            if offset != asked:
+                # The kernel believes an older length, and drops the pages of the wrong place.
+                request.after_reply = protocol.encode_inval_inode(live.id, 0, 0)
+            elif live.handles > 1:
+                # It drops pages before it writes: who reads at the old end meanwhile has it keep zeros behind it.
+                request.after_reply = protocol.encode_inval_inode(live.id, offset, size)
         if offset + size > FILE_BYTES_MAX:
             raise error(Code.TOO_BIG)
         if not live.sessions:
@@ -163,16 +173,21 @@ def write(volume: Volume, request: Request) -> Reply:
     volume.write_behind.write(live.id, offset, request.segment, position, size)
     if not volume.options.write_behind:
         volume.flush(live)
+    if volume.options.strict:
+        volume.record(live, keep=True)
     return protocol.WRITE_OUT.pack(size, 0)
 
 
 def flush(volume: Volume, request: Request) -> Reply:
     """close(2): what was written here is stored and its length recorded before the call returns."""
-    fh, _, _, _ = protocol.FLUSH_IN.unpack_from(request.body)
+    fh, _, _, owner = protocol.FLUSH_IN.unpack_from(request.body)
     handle = volume.handles.file(fh)
-    if handle.writes:
-        volume.flush(handle.live)
-        volume.record(handle.live)
+    try:
+        if handle.writes:
+            volume.flush(handle.live)
+            volume.record(handle.live)
+    finally:
+        volume.locks.closed(handle.live.id, owner)
     return b""
 
 
@@ -180,7 +195,7 @@ def release(volume: Volume, request: Request) -> Reply:
     fh, _, _, _ = protocol.RELEASE_IN.unpack_from(request.body)
     handle = volume.handles.pop_file(fh)
     if handle is not None:
-        volume.release(handle.live, writes=handle.writes)
+        _release(volume, handle)
     return b""
 
 
@@ -193,40 +208,15 @@ def fsync(volume: Volume, request: Request) -> Reply:
     return b""
 
 
-def lseek(volume: Volume, request: Request) -> Reply:
-    """SEEK_DATA and SEEK_HOLE as if a file had one hole, at its end."""
-    fh, offset, whence, _ = protocol.LSEEK_IN.unpack_from(request.body)
-    length = _length_now(volume, volume.handles.file(fh).live)
-    if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
-        raise error(Code.INVALID, f"lseek with whence {whence}")
-    if offset >= length:
-        raise OSError(6, "no data behind the end")  # ENXIO
-    return protocol.LSEEK_OUT.pack(offset if whence == os.SEEK_DATA else length)
-
-
-def fallocate(volume: Volume, request: Request) -> Reply:
-    """Only growing: nothing is reserved, and holes cannot be punched."""
-    fh, offset, length, mode, _ = protocol.FALLOCATE_IN.unpack_from(request.body)
-    if mode:
-        raise error(Code.NOT_SUPPORTED, f"fallocate with mode {mode:#x}")
-    live = volume.handles.file(fh).live
-    with live.lock:
-        if offset + length > live.length:
-            volume.write_behind.flush(live.id)
-            inode = volume.meta.set_attr(
-                m.SetAttrRequest(
-                    caller=volume.caller(request),
-                    at=m.PathAt(dir=live.id),
-                    length=offset + length,
-                    session=volume.ensure_session(live),
-                )
-            ).inode
-            live.written_end = -1
-            live.learn(inode, volume.clock.monotonic_s())
-    return b""
-
-
 def drop_handle(volume: Volume, handle: FileHandle) -> None:
     """At the end of the mount: as RELEASE does."""
     volume.handles.pop_file(handle.fh)
-    volume.release(handle.live, writes=handle.writes)
+    _release(volume, handle)
+
+
+def _release(volume: Volume, handle: FileHandle) -> None:
+    """What was written is stored before others may have the locks that kept them from reading it."""
+    try:
+        volume.release(handle.live, writes=handle.writes)
+    finally:
+        volume.locks.released(handle.live.id, handle.fh)

@@ -21,6 +21,7 @@ VERSION = 1
 _INODE = Struct("<BBHIIIIIQQqqqqQIIIH")  # followed by chain ids (4 bytes each) and the symbolic link's target
 _DENTRY = Struct("<BHQ")
 _SESSION = Struct("<BBq16s")
+_APPENDING = Struct("<QQ")  # behind a session that was given bytes to append to
 _TRIM = Struct("<BQQ")
 _GARBAGE = Struct("<BBqI")
 _OUTCOME = Struct("<BHBq")
@@ -131,19 +132,31 @@ def unpack_dentry(data: bytes) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """An open file: whose it is, since when, and whether it may write."""
+    """An open file: whose it is, since when, and whether it may write.
+
+    `appending_to` is the end of what it was given to append and has perhaps not recorded yet, under
+    `truncate_version`; 0: nothing.
+    """
 
     client_id: bytes
     write: bool
     opened_ns: int
+    appending_to: int = 0
+    truncate_version: int = 0
 
     def pack(self) -> bytes:
-        return _SESSION.pack(VERSION, self.write, self.opened_ns, self.client_id)
+        head = _SESSION.pack(VERSION, self.write, self.opened_ns, self.client_id)
+        return head + _APPENDING.pack(self.appending_to, self.truncate_version) if self.appending_to else head
 
     @classmethod
     def unpack(cls, data: bytes) -> Session:
         _, write, opened_ns, client_id = _unpack(_SESSION, data, "session")
-        return cls(client_id, bool(write), opened_ns)
+        if len(data) == _SESSION.size:
+            return cls(client_id, bool(write), opened_ns)
+        try:
+            return cls(client_id, bool(write), opened_ns, *_APPENDING.unpack(data[_SESSION.size :]))
+        except struct_error as exc:
+            raise _damaged("session") from exc
 
 
 @dataclass(frozen=True, slots=True)

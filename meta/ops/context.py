@@ -19,6 +19,8 @@ class Op:
     `learned` holds what storage said: inode id to (truncate version when asked, end of the last chunk).
     `trims` (what is to be cut off) and `garbage` collect inode ids whose chunks must be seen to once the transaction is
     committed; `files_delta` is how many inodes it adds. `trash`: what loses its last name is kept for a while.
+    `granted` collects clients to whom queued locks were given, `regrant` the queues (inode id, kind of lock) that had
+    more to give than one transaction holds.
     """
 
     tree: Tree
@@ -31,3 +33,5 @@ class Op:
     garbage: list[int] = field(default_factory=list)
     files_delta: int = 0
     trash: bool = False
+    granted: set[bytes] = field(default_factory=set)
+    regrant: list[tuple[int, int]] = field(default_factory=list)

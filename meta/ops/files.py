@@ -101,7 +101,9 @@ def _start_session(op: Op, request: meta_pb2.OpenRequest, inode: Inode, mask: in
     if request.session:
         if len(request.session) != ID_BYTES or len(op.who.client_id) != ID_BYTES:
             raise error(Code.INVALID, f"session and client id have {ID_BYTES} bytes")
-        op.tree.put_session(inode.id, request.session, Session(op.who.client_id, bool(mask & WRITE), op.now_ns))
+        known = op.tree.session(inode.id, request.session)
+        if known is None or known.client_id != op.who.client_id or (mask & WRITE and not known.write):
+            op.tree.put_session(inode.id, request.session, Session(op.who.client_id, bool(mask & WRITE), op.now_ns))
     if mask & WRITE and not inode.flags & Flags.WRITTEN:
         inode.flags |= Flags.WRITTEN
         return True
@@ -148,7 +150,7 @@ def end_session(op: Op, request: meta_pb2.CloseRequest, *, settle: bool) -> meta
     if inode.nlink == 0:
         op.garbage.append(inode.id)
     elif settle:
-        length = lengthened(inode, _stored_end(op, inode))
+        length = lengthened(inode, stored_end(op, inode))
         if length != inode.length:
             inode.length = length
             inode.mtime_ns = inode.ctime_ns = op.now_ns
@@ -179,7 +181,7 @@ def _written(op: Op, inode: Inode, request: meta_pb2.CloseRequest | meta_pb2.Syn
         if settles(inode, hint):
             inode.length = lengthened(inode, hint.length)
         else:
-            inode.length = lengthened(inode, _stored_end(op, inode))
+            inode.length = lengthened(inode, stored_end(op, inode))
     if request.HasField("atime"):
         inode.atime_ns = request.atime.ns
     if request.HasField("mtime"):
@@ -194,7 +196,7 @@ def _written(op: Op, inode: Inode, request: meta_pb2.CloseRequest | meta_pb2.Syn
     return before != after
 
 
-def _stored_end(op: Op, inode: Inode) -> int:
+def stored_end(op: Op, inode: Inode) -> int:
     if inode.flags & Flags.TRIMMING:
         raise TrimFirst(inode.id)
     asked = op.learned.get(inode.id)

@@ -14,6 +14,7 @@ from fireflyfs.meta.background.trims import Trimmer
 from fireflyfs.meta.core.layout import LayoutRule, choose_chains
 from fireflyfs.meta.ops.needs import AskRouting
 from fireflyfs.meta.service.handlers import MetaHandlers
+from fireflyfs.meta.service.lock_news import LockNews
 from fireflyfs.meta.service.runner import GroupSync, Runner
 from fireflyfs.meta.service.space import Space
 from fireflyfs.meta.service.storage import ChunkStore, RoutingNow
@@ -105,4 +106,5 @@ def assemble(
     sync = GroupSync(engine)
     space = Space(runner, routing)
     cleaner = TrashCleaner(runner, trash_keep_s)
-    return MetaParts(runner, MetaHandlers(runner, sync, space), trimmer, collector, sync, space, cleaner)
+    handlers = MetaHandlers(runner, sync, space, LockNews(runner))
+    return MetaParts(runner, handlers, trimmer, collector, sync, space, cleaner)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from fireflyfs.common.net.methods import Method
-from fireflyfs.meta.ops import attributes, create, files, inventory, query, remove, rename, trash, xattr
+from fireflyfs.meta.ops import append, attributes, create, files, inventory, locks, query, remove, rename, trash, xattr
+from fireflyfs.meta.service.lock_news import LockNews
 from fireflyfs.meta.service.runner import GroupSync, Runner
 from fireflyfs.meta.service.space import Space
 from fireflyfs.proto import meta_pb2
@@ -19,12 +20,13 @@ InodeAnswer = meta_pb2.InodeReply | Awaitable[meta_pb2.InodeReply]
 class MetaHandlers:
     """One object for both lanes."""
 
-    def __init__(self, runner: Runner, sync: GroupSync, space: Space) -> None:
+    def __init__(self, runner: Runner, sync: GroupSync, space: Space, lock_news: LockNews) -> None:
         self._runner = runner
         self._query = runner.query
         self._mutate = runner.mutate
         self._group_sync = sync
         self._space = space
+        self._lock_news = lock_news
 
     def stat(self, request: meta_pb2.StatRequest) -> meta_pb2.InodeReply:
         return self._query(request, query.stat)
@@ -121,3 +123,20 @@ class MetaHandlers:
 
     async def stat_fs(self, request: meta_pb2.StatFsRequest) -> meta_pb2.StatFsReply:
         return await self._space.reply()
+
+    def append(self, request: meta_pb2.AppendRequest) -> meta_pb2.AppendReply | Awaitable[meta_pb2.AppendReply]:
+        return self._mutate(Method.META_APPEND, request, append.append)
+
+    def get_lock(self, request: meta_pb2.GetLockRequest) -> meta_pb2.GetLockReply:
+        return self._query(request, locks.get_lock)
+
+    def set_lock(self, request: meta_pb2.SetLockRequest) -> meta_pb2.SetLockReply | Awaitable[meta_pb2.SetLockReply]:
+        return self._mutate(Method.META_SET_LOCK, request, locks.set_lock)
+
+    def cancel_lock(
+        self, request: meta_pb2.CancelLockRequest
+    ) -> meta_pb2.CancelLockReply | Awaitable[meta_pb2.CancelLockReply]:
+        return self._mutate(Method.META_CANCEL_LOCK, request, locks.cancel_lock)
+
+    async def await_locks(self, request: meta_pb2.AwaitLocksRequest) -> meta_pb2.AwaitLocksReply:
+        return await self._lock_news.wait(request)

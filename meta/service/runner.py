@@ -76,6 +76,7 @@ class Runner:
         self.clock = clock
         self.storage = storage
         self.on_garbage: Callable[[], None] = lambda: None
+        self.on_grants: Callable[[set[bytes], list[tuple[int, int]]], None] = lambda granted, regrant: None
         self.files = 0  # change in the number of inodes since this process started
         self.commits = 0  # grows with every mutation; says whether there is something to sync
         self._ids = ids
@@ -160,6 +161,8 @@ class Runner:
         self.files += op.files_delta
         if op.garbage:
             self.on_garbage()
+        if op.granted or op.regrant:
+            self.on_grants(op.granted, op.regrant)
         return reply, op
 
     def _op(self, txn: Transaction, who: Who, learned: dict[int, tuple[int, int]]) -> Op:
@@ -204,6 +207,9 @@ REPLIES: dict[Method, type[Message]] = {
     Method.META_EMPTY_TRASH: meta_pb2.EmptyTrashReply,
     Method.META_SET_XATTR: meta_pb2.InodeReply,
     Method.META_REMOVE_XATTR: meta_pb2.InodeReply,
+    Method.META_APPEND: meta_pb2.AppendReply,
+    Method.META_SET_LOCK: meta_pb2.SetLockReply,
+    Method.META_CANCEL_LOCK: meta_pb2.CancelLockReply,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fireflyfs.common.errors import Code, error
-from fireflyfs.common.limits import UPDATE_ITEMS_MAX
+from fireflyfs.common.limits import RANGE_CHUNKS_MAX, UPDATE_ITEMS_MAX
 from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.core import target
@@ -46,6 +46,18 @@ async def list_chunks(replicas: Replicas, request: storage_pb2.ListChunksRequest
     page = await local.call(local.engine.scan, after, limit)
     reply.chunks.extend(_listed(local, state.key, state, False, writers=False) for state in page)
     reply.more = len(page) == limit
+    return reply
+
+
+async def list_range(local: LocalTarget, request: storage_pb2.ListRangeRequest) -> storage_pb2.ListRangeReply:
+    """Committed chunks of one file: at the head, what it has not committed yet nobody was told of."""
+    where = request.range
+    limit = min(request.limit or RANGE_CHUNKS_MAX, RANGE_CHUNKS_MAX)
+    states = await local.call(local.engine.scan_inode, where.inode, where.begin, where.end, limit + 1)
+    reply = storage_pb2.ListRangeReply(more=len(states) > limit)
+    for state in states[:limit]:
+        reply.indexes.append(state.key.chunk_index)
+        reply.lengths.append(state.committed.length if state.committed is not None else 0)
     return reply
 
 

@@ -15,16 +15,16 @@ from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.core import forward, target
 from fireflyfs.storage.core.target import Public
-from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, ChunkState, Done, DoneChunk, Extent, Writer
-from fireflyfs.storage.service import inventory
+from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, ChunkState, Extent, Writer
+from fireflyfs.storage.service import copying, inventory
 from fireflyfs.storage.service.reading import Reader
 from fireflyfs.storage.service.repair import Repairer
-from fireflyfs.storage.service.replica import DONE_PAGE, LocalTarget, Replicas, to_its_end
+from fireflyfs.storage.service.replica import LocalTarget, Replicas, to_its_end
+from fireflyfs.storage.service.syncing import Successor
 from fireflyfs.storage.service.update import Updater
 from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, decode_update, encode_results
 
 CONTROL_DEADLINE_S = 30.0
-PAGE_MAX = 2048  # chunk states in one SyncStart reply
 DAMAGED_LISTED_MAX = 1000
 
 
@@ -36,6 +36,8 @@ class StorageService:
         self.repairer = Repairer(replicas)
         self.updater = Updater(replicas, self.repairer)
         self.reader = Reader(replicas)
+        self._successor = Successor(replicas)
+        self._copier = copying.Copier(replicas, self.reader)
         # For removals and truncations whose sender names no channel: each is its own request.
         self._own_client = secrets.token_bytes(16)
         self._own_sequence = 0
@@ -110,6 +112,19 @@ class StorageService:
         removed = await self._remove(where.chain_id, where.chain_version, request, states[:limit])
         return storage_pb2.RemoveChunksReply(removed=removed, more=more)
 
+    async def list_range(self, request: storage_pb2.ListRangeRequest) -> storage_pb2.ListRangeReply:
+        local = await self._head(request.range.chain_id, request.range.chain_version)
+        return await inventory.list_range(local, request)
+
+    async def copy_chunks(self, request: storage_pb2.CopyChunksRequest) -> storage_pb2.CopyChunksReply:
+        await self._head(request.chain_id, request.chain_version)
+        writer = self._writer(request.client_id, request.channel, request.sequence)
+        with self._copier.gate.enter(copying.checked_bytes(request)):
+            items = await self._copier.items(request, self._deadline_s())
+            results = await self._results_of(request.chain_id, request.chain_version, writer, items)
+        codes = {item.key: int(result.code) for item, result in zip(items, results, strict=True)}
+        return storage_pb2.CopyChunksReply(statuses=[codes[_key(piece.target)] for piece in request.pieces])
+
     async def remove_files(self, request: storage_pb2.RemoveFilesRequest) -> storage_pb2.RemoveFilesReply:
         if not 0 < len(request.inodes) <= UPDATE_ITEMS_MAX:
             raise error(Code.INVALID, f"{len(request.inodes)} files to remove, 1 to {UPDATE_ITEMS_MAX} are taken")
@@ -160,7 +175,8 @@ class StorageService:
             outcome = await self._results_of(request.chain_id, request.chain_version, writer, items)
             results = dict(zip((item.key for item in items), outcome, strict=True))
         # One that is not stored any more is as good as dropped.
-        codes = [results[key].code if key in results else Code.OK for key in map(_key_of_seen, request.chunks)]
+        keys = [_key(seen.chunk) for seen in request.chunks]
+        codes = [results[key].code if key in results else Code.OK for key in keys]
         return storage_pb2.DropChunksReply(statuses=map(int, codes))
 
     async def _through_chain(
@@ -338,41 +354,13 @@ class StorageService:
     # Recovery, at the SYNCING successor
 
     async def sync_start(self, request: storage_pb2.SyncStartRequest) -> storage_pb2.SyncStartReply:
-        await self._replicas.catch_up(request.chain_id, request.chain_version)
-        local = self._syncing(request.chain_id, request.chain_version)
-        after = _key(request.after) if request.HasField("after") else None
-        limit = min(request.limit or PAGE_MAX, PAGE_MAX)
-        states = await local.call(local.engine.scan, after, limit)
-        return storage_pb2.SyncStartReply(chunks=map(inventory.state_message, states), more=len(states) == limit)
+        return await self._successor.start(request)
 
     async def sync_writers(self, request: storage_pb2.SyncWritersRequest) -> storage_pb2.SyncWritersReply:
-        await self._replicas.catch_up(request.chain_id, request.chain_version)
-        local = self._syncing(request.chain_id, request.chain_version)
-        if len(request.done) > DONE_PAGE:
-            raise error(Code.TOO_LARGE, f"{len(request.done)} requests, at most {DONE_PAGE}")
-        done = [_done(message) for message in request.done]
-        await local.call(local.engine.adopt, done)
-        local.know(done)
-        return storage_pb2.SyncWritersReply()
+        return await self._successor.writers(request)
 
     async def sync_done(self, request: storage_pb2.SyncDoneRequest) -> storage_pb2.SyncDoneReply:
-        await self._replicas.catch_up(request.chain_id, request.chain_version)
-        local = self._syncing(request.chain_id, request.chain_version)
-        # What was fsynced on the other replicas before this one came must be on its disk before it counts as one.
-        await local.call(local.engine.sync)
-        local = self._syncing(request.chain_id, request.chain_version)
-        local.set_state(target.on_sync_done(local.state, local.public))
-        return storage_pb2.SyncDoneReply()
-
-    def _syncing(self, chain_id: int, chain_version: int) -> LocalTarget:
-        self._replicas.check_fence()
-        local = self._replicas.local(chain_id)
-        ours = local.chain.version if local.chain is not None else 0
-        if ours != chain_version:
-            raise error(Code.CHAIN_VERSION, f"chain {chain_id} has version {ours} here, not {chain_version}")
-        if local.public is not Public.SYNCING or not target.may_receive(local.state, local.public):
-            raise error(Code.TARGET_OFFLINE, f"target {local.target_id} is not syncing")
-        return local
+        return await self._successor.done(request)
 
     async def _head(self, chain_id: int, chain_version: int) -> LocalTarget:
         await self._replicas.catch_up(chain_id, chain_version)
@@ -412,20 +400,6 @@ def _chunks_of(engine: ChunkEngine, inodes: list[int], limit: int) -> tuple[list
         if len(states) > room:
             left.append(inode)
     return found, left
-
-
-def _done(message: storage_pb2.DoneRequest) -> Done:
-    if len(message.client_id) != 16 or len(message.chunks) > UPDATE_ITEMS_MAX:
-        raise error(Code.INVALID, f"a client id of {len(message.client_id)} bytes, {len(message.chunks)} chunks")
-    chunks = tuple(
-        DoneChunk(_key(found.chunk), found.version, found.chain_version, found.length, found.crc32c)
-        for found in message.chunks
-    )
-    return Done(Writer(message.client_id, message.channel, message.sequence), chunks)
-
-
-def _key_of_seen(seen: storage_pb2.SeenChunk) -> ChunkKey:
-    return _key(seen.chunk)
 
 
 def _key(chunk: storage_pb2.ChunkId) -> ChunkKey:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fireflyfs.common.limits import GiB
 from fireflyfs.deploy.local import ClusterSpec, LocalCluster
+from fireflyfs.fuse import device
 
 CAPACITY_BYTES = 4 * GiB  # of each target; tests share a disk
 
@@ -56,3 +65,133 @@ def cluster_factory(tmp_path: Path) -> Iterator[ClusterFactory]:
 def own_cluster(cluster_factory: ClusterFactory) -> LocalCluster:
     """A cluster for one test, which may do to it what it likes."""
     return cluster_factory()
+
+
+class Mounted:
+    """A mount of `cluster` at `point`, in its own process."""
+
+    def __init__(self, cluster: LocalCluster, point: Path, *options: str) -> None:
+        self.point = point
+        self.log = point.with_suffix(".log")
+        read_end, write_end = os.pipe()
+        command = [sys.executable, "-m", "fireflyfs.client.cli.main", "--mgmtd", ",".join(cluster.mgmtd_addresses())]
+        command += ["mount", str(point), f"--ready-fd={write_end}", f"--log-file={self.log}", *options]
+        self.process = subprocess.Popen(command, pass_fds=[write_end], cwd="/")
+        os.close(write_end)
+        with open(read_end, "rb") as ready:
+            assert ready.readline() == b"ready\n", self.log.read_text() if self.log.exists() else "no log"
+
+    def kill(self) -> None:
+        """As a machine that dies: nothing is stored, told or given back."""
+        self.process.kill()
+        self.process.wait()
+        device.unmount(self.point, force=True)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                number = device.device_number(self.point)
+                if number is not None:
+                    device.abort_connection(number)
+                self.process.kill()
+                self.process.wait()
+        if device.is_mounted(self.point):
+            with contextlib.suppress(OSError):
+                device.unmount(self.point, force=True)
+
+
+@pytest.fixture
+def mount_of(tmp_path: Path) -> Iterator[Callable[..., Mounted]]:
+    """mount_of(cluster, *options): a mount of a cluster for one test."""
+    made: list[Mounted] = []
+
+    def make(cluster: LocalCluster, *options: str) -> Mounted:
+        point = tmp_path / f"point{len(made)}"
+        point.mkdir()
+        made.append(Mounted(cluster, point, *options))
+        return made[-1]
+
+    yield make
+    for mounted in made:
+        mounted.end()
+    assert not [mounted.point for mounted in made if device.is_mounted(mounted.point)]
+
+
+class Program:
+    """A Python process of its own that runs lines and answers with their last expression's value, or its errno.
+
+    So that a test holds locks, descriptors and mappings in several processes at a time.
+    """
+
+    SCRIPT = (
+        "import ast, ctypes, errno, fcntl, mmap, os, signal, struct, sys, threading, time\n"
+        "names = globals()\n"
+        "for line in sys.stdin:\n"
+        "    try:\n"
+        "        tree = ast.parse(eval(line))\n"
+        "        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None\n"
+        "        exec(compile(tree, 'test', 'exec'), names)\n"
+        "        value = eval(compile(ast.Expression(last.value), 'test', 'eval'), names) if last else None\n"
+        "        print(repr(('ok', value)), flush=True)\n"
+        "    except OSError as exc:\n"
+        "        print(repr(('errno', exc.errno)), flush=True)\n"
+        "    except BaseException as exc:\n"
+        "        print(repr(('failed', repr(exc))), flush=True)\n"
+    )
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-S", "-c", self.SCRIPT],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, cwd="/",
+        )  # fmt: skip
+        self.pid = self.process.pid
+
+    def send(self, lines: str) -> None:
+        """Begin, without waiting for the answer."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(repr(lines) + "\n")
+        self.process.stdin.flush()
+
+    def answered(self, within_s: float = 0.0) -> bool:
+        """Whether the answer is there, or comes in time."""
+        return bool(select.select([self.process.stdout], [], [], within_s)[0])
+
+    def answer(self, within_s: float = 60.0) -> Any:
+        """The value; an OSError is raised here with its errno."""
+        assert self.answered(within_s), "no answer"
+        assert self.process.stdout is not None
+        kind, value = ast.literal_eval(self.process.stdout.readline())
+        if kind == "errno":
+            raise OSError(value, os.strerror(value))
+        assert kind == "ok", value
+        return value
+
+    def __call__(self, lines: str, within_s: float = 60.0) -> Any:
+        self.send(lines)
+        return self.answer(within_s)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+@pytest.fixture
+def programs() -> Iterator[Callable[..., Program]]:
+    """programs(): a new process that does what it is told; `**names` are set in it first."""
+    made: list[Program] = []
+
+    def make(**names: object) -> Program:
+        made.append(Program())
+        for name, value in names.items():
+            made[-1](f"{name} = {value!r}")
+        return made[-1]
+
+    yield make
+    for program in made:
+        program.end()

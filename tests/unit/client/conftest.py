@@ -311,6 +311,12 @@ class FakeMeta:
                 return inode
         raise error(Code.NO_ENTRY)
 
+    def append(self, request: meta_pb2.AppendRequest) -> meta_pb2.AppendReply:
+        inode = self.by_id(request.inode)
+        offset = max(inode.length, request.hint.length, self.cluster.appended.get(inode.id, 0))
+        self.cluster.appended[inode.id] = offset + request.size
+        return meta_pb2.AppendReply(offset=offset, inode=inode)
+
     def open(self, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
         created = False
         if request.at.path not in self.cluster.names:
@@ -385,6 +391,7 @@ class FakeMeta:
         return meta_pb2.RemoveReply()
 
     HANDLERS: dict[Method, tuple[Callable[[FakeMeta, Any], Message], type[Any]]] = {  # noqa: RUF012
+        Method.META_APPEND: (append, meta_pb2.AppendRequest),
         Method.META_OPEN: (open, meta_pb2.OpenRequest),
         Method.META_CLOSE: (report, meta_pb2.CloseRequest),
         Method.META_SYNC: (report, meta_pb2.SyncRequest),
@@ -432,6 +439,7 @@ class FakeCluster:
         self.lock = threading.Lock()
         self.pool = PrivatePool()
         self.names: dict[bytes, meta_pb2.Inode] = {}
+        self.appended: dict[int, int] = {}
         self.outcomes: dict[bytes, bytes] = {}
         self.sessions: dict[bytes, int] = {}
         self.meta_servers = {number: FakeMeta(self) for number in (1, 2)}

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from fireflyfs.client.storage_ranges import DataRange
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.errors import Code, error
+from fireflyfs.common.limits import MiB
 from fireflyfs.common.net.api import Piece, Slice
 from fireflyfs.fuse import device
 from fireflyfs.fuse.mount import Mount
@@ -52,6 +54,7 @@ class MemoryMeta:
         self.sessions: dict[int, set[bytes]] = {}
         self.xattrs: dict[int, dict[bytes, bytes]] = {}
         self.next_id = 2
+        self.appended: dict[int, int] = {}
         self.calls: list[tuple[str, object]] = []
         now = time.time_ns()
         self.inodes[1] = m.Inode(
@@ -179,6 +182,13 @@ class MemoryMeta:
         reply.inode.CopyFrom(inode)
         self._collect(inode)
         return reply
+
+    def append(self, request):
+        inode = self._inode(request.inode)
+        offset = max(inode.length, request.hint.length, self.appended.get(inode.id, 0))
+        self.appended[inode.id] = offset + request.size
+        self.sessions.setdefault(inode.id, set()).add(request.session)
+        return m.AppendReply(offset=offset, inode=inode)
 
     def end_sessions(self, request):
         for ended in request.sessions:
@@ -366,6 +376,24 @@ class MemoryData:
                     data.extend(bytes(offset - len(data)))
                 data[offset : offset + len(view)] = view
             self.writes.append((file.inode, [(o, p.length if isinstance(p, Slice) else len(p)) for o, p in extents]))
+
+    def ranges(self, file, start, end, *, few=False):
+        """Chunks of a MiB that are not all zeros."""
+        data = self.files.get(file.inode, b"")
+        for at in range(start - start % MiB, min(end, len(data)), MiB):
+            if any(data[at : at + MiB]):
+                yield DataRange(max(start, at), min(end, at + MiB, len(data)))
+
+    def punch(self, file, offset, length):
+        with self.lock:
+            data = self.files.get(file.inode, bytearray())
+            end = min(offset + length, len(data))
+            data[offset:end] = bytes(max(0, end - offset))
+
+    def copy(self, source, source_offset, into, into_offset, length):
+        with self.lock:
+            data = bytes(self.files.get(source.inode, b""))[source_offset : source_offset + length]
+        self.write(into, [(into_offset, memoryview(data.ljust(length, b"\0")))])
 
     def sync(self, file: FileLayout) -> None:
         self.syncs.append(file.inode)

@@ -242,7 +242,9 @@ def test_sparse_and_far(root):
     with open(root / "f", "w+b", buffering=0) as file:
         file.seek(1 << 27)
         file.write(b"end")
-        assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == (1 << 27) + 3
+        assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == 0
+        assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == 1 << 27
+        assert os.lseek(file.fileno(), 1 << 27, os.SEEK_HOLE) == (1 << 27) + 3
     assert (root / "f").stat().st_size == (1 << 27) + 3
     with open(root / "f", "rb") as file:
         assert file.read(10) == bytes(10)

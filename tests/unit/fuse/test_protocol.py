@@ -47,7 +47,9 @@ SIZES = {
     "fuse_getxattr_out": p.GETXATTR_OUT,
     "fuse_init_out": p.INIT_OUT,
     "fuse_interrupt_in": p.INTERRUPT_IN,
+    "fuse_lk_in": p.LK_IN,
     "fuse_fallocate_in": p.FALLOCATE_IN,
+    "fuse_copy_file_range_in": p.COPY_FILE_RANGE_IN,
     "fuse_lseek_in": p.LSEEK_IN,
     "fuse_lseek_out": p.LSEEK_OUT,
     "fuse_dirent": p.DIRENT,
@@ -78,6 +80,14 @@ def test_constants_are_the_kernels(prefix, enum):
             continue
         value = 1 << int(match[2]) if match[2] else int(match[1])
         assert value == member, member
+
+
+def test_init_flags_of_64_bits():
+    body = p.INIT_IN.pack(7, 45, 0, p.InitFlag.INIT_EXT) + struct.pack("=I", 1 << 4) + bytes(44)
+    assert p.decode_init(memoryview(body)).flags == p.InitFlag.INIT_EXT | p.InitFlag.DIRECT_IO_ALLOW_MMAP
+    assert p.decode_init(memoryview(body[:16])).flags == p.InitFlag.INIT_EXT
+    without = p.INIT_IN.pack(7, 35, 0, 1) + struct.pack("=I", 1 << 4)
+    assert p.decode_init(memoryview(without)).flags == 1
 
 
 def test_sizes_known_by_heart():
@@ -134,12 +144,14 @@ def test_notifications():
 
 
 def test_negotiation_takes_what_is_offered_and_wanted():
-    offer = p.InitRequest(7, 45, 128 * 1024, 0xFFFFFFFF)
+    offer = p.InitRequest(7, 45, 128 * 1024, (1 << 64) - 1)
     reply, session = handshake.negotiate(offer, 1 << 20)
     fields = p.INIT_OUT.unpack(reply)
     assert fields[6] == 1 << 20
     assert fields[8] == 256
-    assert fields[3] == session.flags == handshake.WANTED
+    assert fields[3] | fields[10] << 32 == session.flags == handshake.WANTED | handshake.LOCKS
+    _, local = handshake.negotiate(offer, 1 << 20, local_locks=True)
+    assert local.flags == handshake.WANTED
     assert not session.flags & p.InitFlag.WRITEBACK_CACHE
     _, session = handshake.negotiate(p.InitRequest(7, 31, 4096, int(p.InitFlag.ASYNC_READ)), 1 << 20)
     assert session.flags == p.InitFlag.ASYNC_READ
