@@ -11,11 +11,12 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fireflyfs.client.routing import Chain, Routing
+from fireflyfs.client.storage_ranges import DataRange
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.clock import SystemClock
 from fireflyfs.common.kv.memory import MemoryKv
@@ -52,8 +53,13 @@ class End(NamedTuple):
     length: int
 
 
-class Step(NamedTuple):
-    removed: int
+class Seen(NamedTuple):
+    """Chunks as they were."""
+
+    inode: int
+    begin: int
+    keep: int  # bytes of chunk `begin`
+    chunks: dict[int, bytes]
     more: bool
 
 
@@ -91,6 +97,28 @@ class Bytes:
                     chunk[start : start + count] = view[done : done + count]
                     done += count
 
+    def ranges(self, file: FileLayout, start: int, end: int, *, few: bool = False) -> Iterator[DataRange]:
+        with self.lock:
+            chunks = sorted(self.files.get(file.inode, {}).items())
+        for index, chunk in chunks:
+            begin = max(start, index * file.chunk_size)
+            stop = min(end, index * file.chunk_size + len(chunk))
+            if begin < stop:
+                yield DataRange(begin, stop)
+
+    def punch(self, file: FileLayout, offset: int, length: int) -> None:
+        with self.lock:
+            for index, chunk in list(self.files.get(file.inode, {}).items()):
+                begin = max(0, offset - index * file.chunk_size)
+                stop = min(len(chunk), offset + length - index * file.chunk_size)
+                if begin < stop:
+                    chunk[begin:stop] = bytes(stop - begin)
+
+    def copy(self, source: FileLayout, source_offset: int, into: FileLayout, into_offset: int, length: int) -> None:
+        view = memoryview(bytearray(length))
+        self.read(source, source_offset, view)
+        self.write(into, [(into_offset, view)])
+
     def sync(self, file: FileLayout) -> None:
         pass
 
@@ -99,25 +127,33 @@ class Bytes:
             chunks = self.files.get(inode)
             return End(max(chunks), len(chunks[max(chunks)])) if chunks else None
 
-    async def remove_chunks(self, inode: int, layout: Layout, begin: int = 0, limit: int = 1024) -> Step:
+    async def see_beyond(self, inode: int, layout: Layout, length: int, limit: int = 1024) -> Seen:
+        begin, keep = divmod(length, layout.chunk_size)
         with self.lock:
             chunks = self.files.get(inode, {})
-            gone = [index for index in chunks if index >= begin]
-            for index in gone:
-                del chunks[index]
-            return Step(len(gone), False)
+            found = {
+                index: bytes(chunk)
+                for index, chunk in chunks.items()
+                if index > begin or (index == begin and len(chunk) > keep)
+            }
+        return Seen(inode, begin, keep, found, False)
+
+    async def drop_seen(self, seen: Seen) -> bool:
+        with self.lock:
+            chunks = self.files.get(seen.inode, {})
+            same = [index for index, data in seen.chunks.items() if chunks.get(index) == data]
+            for index in same:
+                if index == seen.begin and seen.keep:
+                    del chunks[index][seen.keep :]
+                else:
+                    del chunks[index]
+        return len(same) == len(seen.chunks)
 
     async def remove_files(self, chain_id: int, inodes: Sequence[int], limit: int = 1024) -> list[int]:
         with self.lock:
             for inode in inodes:
                 self.files.pop(inode, None)
         return []
-
-    async def truncate_chunk(self, inode: int, layout: Layout, index: int, length: int) -> None:
-        with self.lock:
-            chunk = self.files.get(inode, {}).get(index)
-            if chunk is not None:
-                del chunk[length:]
 
     async def sync_chains(self, chains: Iterable[int] | Layout) -> None:
         pass
