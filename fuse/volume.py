@@ -143,12 +143,17 @@ class Volume:
 
     def append_offset(self, live: LiveInode, size: int) -> int:
         """Where `size` bytes appended now go: behind all that anybody appended. Called under `live.lock`."""
-        request = m.AppendRequest(
-            caller=self.callers.root, inode=live.id, session=self.ensure_session(live), size=size, hint=live.hint()
-        )
-        reply = self.meta.append(request)
-        live.learn(reply.inode, self.clock.monotonic_s())
-        return max(reply.offset, live.length)
+        while True:
+            request = m.AppendRequest(
+                caller=self.callers.root, inode=live.id, session=self.ensure_session(live), size=size, hint=live.hint()
+            )
+            reply = self.meta.append(request)
+            truncated = reply.inode.truncate_version > live.inode.truncate_version and live.mtime_ns != 0
+            live.learn(reply.inode, self.clock.monotonic_s())
+            if not truncated:
+                return max(reply.offset, live.length)
+            # Elsewhere, while appended bytes wait here: they go where they were to go, and these behind them.
+            self.write_behind.flush(live.id)
 
     def _end_sessions(self, ended: Sequence[Ended]) -> None:
         sessions = [m.EndedSession(inode=inode, session=session) for inode, session in ended]

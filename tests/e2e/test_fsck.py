@@ -111,7 +111,7 @@ def at_the_tail_alone(fs: FileSystem, file: FileLayout, index: int, kind: Update
     state = storage_pb2.QueryChunkReply.FromString(bytes(fs.context.link.call(address, call).body)).state
     extents = [Extent(0, memoryview(data), crc32c.crc32c(data))] if data else []
     key = ChunkKey(file.inode, index)
-    item = Item(key, kind, state.committed_version + 1, CHUNK, len(data), extents=extents)
+    item = Item(key, kind, state.committed_version + 1, CHUNK, len(data), extents=extents, base=state.committed_version)
     body, pieces = encode_update(chain.chain_id, chain.version, Writer(os.urandom(16), 1, 1), 0, [item])
     answer = fs.context.link.call(address, Call(Method.STORAGE_UPDATE, body, out=pieces))
     assert decode_results(answer.body, 1)[0].code is Code.OK

@@ -110,11 +110,25 @@ def test_an_appender_that_died_leaves_no_room_of_its_own_for_ever(two: tuple[Pat
     one, other = (os.open(point / name, os.O_RDWR | os.O_CREAT | os.O_APPEND) for point in two)
     os.write(one, b"a" * 10)
     os.write(other, b"b" * 10)
+    os.fsync(other)
     os.ftruncate(one, 5)
     os.write(other, b"c" * 10)
     os.close(one)
     os.close(other)
     assert (two[0] / name).read_bytes() == b"a" * 5 + b"c" * 10
+
+
+def test_a_truncation_between_two_appends_tears_neither(two: tuple[Path, Path], name: str) -> None:
+    """The first one waited on its mount when another mount truncated the file: it comes after that."""
+    one, other = (os.open(point / name, os.O_RDWR | os.O_CREAT | os.O_APPEND) for point in two)
+    os.write(one, b"a" * 10)
+    os.write(other, b"b" * 10)
+    os.ftruncate(one, 5)
+    os.write(other, b"c" * 10)
+    os.close(one)
+    os.close(other)
+    found = (two[0] / name).read_bytes()
+    assert found in (b"a" * 5 + bytes(5) + b"b" * 10 + b"c" * 10, b"a" * 5 + b"c" * 10)
 
 
 def test_writers_of_different_ranges_both_win(two: tuple[Path, Path], name: str) -> None:
