@@ -181,7 +181,12 @@ def test_a_reader_that_leaves_is_no_error_text(cluster: LocalCluster, ffs: Ffs, 
 
 
 def test_an_interrupt_ends_in_one_line(cluster: LocalCluster) -> None:
-    process = subprocess.Popen(command(cluster.root, "bench", "--seconds", "60"), stderr=subprocess.PIPE, text=True)
+    def as_a_terminal() -> None:  # a shell's background jobs, as we may be one, ignore interrupts
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        command(cluster.root, "bench", "--seconds", "60"), stderr=subprocess.PIPE, text=True, preexec_fn=as_a_terminal
+    )
     time.sleep(2)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
