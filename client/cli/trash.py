@@ -38,7 +38,12 @@ def list_trash(settings: Settings, below: str) -> None:
     now_ns = time.time_ns()
     with connect.filesystem(settings) as fs:
         rows = [_row(entry, now_ns) for entry in Trash(fs).list() if top == "/" or entry.path.startswith(top)]
-    output.show_rows(settings, rows, _COLUMNS, empty="the trash is empty")
+    output.show_rows(
+        settings,
+        rows,
+        _COLUMNS,
+        empty="the trash is empty (metadata servers keep nothing in it unless their trash_keep_s says so)",
+    )
 
 
 def _row(entry: Trashed, now_ns: int) -> dict[str, Any]:
