@@ -8,11 +8,11 @@ import click
 
 # The kernel's own: set on the mount once it is made, which needs root.
 KERNEL = {
-    "ro", "nosuid", "nodev", "noexec", "nodiratime", "sync", "dirsync",
+    "ro", "suid", "nosuid", "dev", "nodev", "noexec", "nodiratime", "sync", "dirsync",
 }  # fmt: skip
 # What they undo, which a mount begins with; and what tells others (mount, systemd, the boot) what to do.
 NOTHING = {
-    "rw", "suid", "dev", "exec", "diratime", "async", "defaults",
+    "rw", "exec", "diratime", "async", "defaults",
     "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail", "default_permissions",
 }  # fmt: skip
 # Ours: name to the option of `ffs mount`; those with a value, and those without.

@@ -311,13 +311,14 @@ def test_the_helper_of_mount(cluster: LocalCluster, ffs: Ffs, tmp_path: Path) ->
     addresses = ",".join(cluster.mgmtd_addresses())
     helper = [sys.executable, "-m", "fireflyfs.client.cli.mount_helper"]
     environment = {**os.environ, "FFS_ROOT": str(tmp_path / "logs")}
-    command = [*helper, addresses, str(point), "-v", "-o", "rw,nodev,_netdev,attr_timeout=0"]
+    command = [*helper, addresses, str(point), "-v", "-o", "rw,dev,_netdev,attr_timeout=0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     try:
         (point / "helped").write_text("yes")
         assert ffs("cat", "/helped").stdout == "yes"
-        assert os.statvfs(point).f_flag & os.ST_NODEV
+        assert not os.statvfs(point).f_flag & os.ST_NODEV, "which a mount is unless told otherwise"
+        assert os.statvfs(point).f_flag & os.ST_NOSUID
     finally:
         subprocess.run(["umount", str(point)], check=True)
     done = subprocess.run(

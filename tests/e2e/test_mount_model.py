@@ -294,7 +294,7 @@ def tree(top: Path) -> dict[str, Any]:
 def tmpfs(tmp_path: Path) -> Iterator[Path]:
     point = tmp_path / "model"
     point.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=777", "model", str(point)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=777,nosuid,nodev", "model", str(point)], check=True)
     try:
         yield point
     finally:
