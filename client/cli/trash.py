@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -103,10 +102,9 @@ def empty(settings: Settings, ids: tuple[int, ...], every: bool, older_than: flo
     if sum([bool(ids), every, older_than is not None]) != 1:
         raise click.UsageError("name ids, or --all, or --older-than HOURS")
     before_ns = time.time_ns() - int((older_than or 0) * 3600e9)
-    due: Callable[[Trashed], bool] = lambda entry: every or entry.removed_ns < before_ns  # noqa: E731
     with connect.filesystem(settings) as fs:
         box = Trash(fs)
-        entries = _chosen(box, ids) if ids else [entry for entry in box.list() if due(entry)]
+        entries = _chosen(box, ids) if ids else [entry for entry in box.list() if every or entry.removed_ns < before_ns]
         if entries and not yes:
             click.confirm(f"Give up {len(entries)} entries of the trash for good?", abort=True, err=True)
         count = box.empty(entries)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fireflyfs.common.errors import Code, error
-from fireflyfs.common.ids import ROOT_INODE
 from fireflyfs.meta.core.paths import check_new_name
 from fireflyfs.meta.core.permission import EXECUTE, WRITE, require, require_unlink
 from fireflyfs.meta.core.records import Inode
@@ -16,7 +15,6 @@ from fireflyfs.proto import meta_pb2
 
 NOREPLACE = 1  # the values of renameat2(2)
 EXCHANGE = 2
-ANCESTORS_MAX = 4096  # deeper than any path reaches: a longer way up is a loop
 
 
 def rename(op: Op, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply:
@@ -102,21 +100,11 @@ def _check_cycles(tree: Tree, source: Inode, inode: Inode, goal: Inode, other: I
     """No directory may move below itself. Every directory on the way up is in the transaction's conflict set."""
     if source.id == goal.id:
         return
-    if inode.is_dir and is_above(tree, inode.id, goal):
+    if inode.is_dir and _is_above(tree, inode.id, goal):
         raise error(Code.INVALID, "a directory cannot move below itself")
-    if other is not None and other.is_dir and is_above(tree, other.id, source):
+    if other is not None and other.is_dir and _is_above(tree, other.id, source):
         raise error(Code.INVALID if exchange else Code.NOT_EMPTY)
 
 
-def is_above(tree: Tree, inode_id: int, directory: Inode) -> bool:
-    """Whether `directory` is the inode or below it. Raises NO_ENTRY and LINK_LOOP."""
-    for _ in range(ANCESTORS_MAX):
-        if directory.id == inode_id:
-            return True
-        if directory.id == ROOT_INODE or directory.parent == directory.id:
-            return False
-        parent = tree.find(directory.parent)
-        if parent is None:
-            raise error(Code.NO_ENTRY, "the directory was removed")
-        directory = parent
-    raise error(Code.LINK_LOOP)
+def _is_above(tree: Tree, inode_id: int, directory: Inode) -> bool:
+    return any(one.id == inode_id for one in tree.ancestors(directory))

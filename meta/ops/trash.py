@@ -6,8 +6,9 @@ removed tree is kept by its top: what is below stays as it was.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from fireflyfs.common.errors import Code, FfsError, error
-from fireflyfs.common.ids import ROOT_INODE
 from fireflyfs.meta.core.paths import check_new_name
 from fireflyfs.meta.core.permission import EXECUTE, WRITE, require
 from fireflyfs.meta.core.records import Flags, Garbage, GarbageKind, Inode, Trash
@@ -57,15 +58,15 @@ def list_trash(op: Op, request: meta_pb2.ListTrashRequest) -> meta_pb2.ListTrash
 def _path_of(op: Op, inode_id: int) -> bytes:
     """Where a directory is now; empty when it is gone, or too many names would have to be looked through."""
     names: list[bytes] = []
+    directory = op.tree.find(inode_id)
+    if directory is None:
+        return b""
     try:
-        while inode_id != ROOT_INODE:
-            directory = op.tree.find(inode_id)
-            if directory is None or not directory.nlink:
+        for child, parent in pairwise(op.tree.ancestors(directory)):
+            if not child.nlink:
                 return b""
-            parent = directory.parent
-            children = op.tree.children(parent, limit=NAMES_SEEN_MAX)
-            names.append(next(name for name, child, _ in children if child == inode_id))
-            inode_id = parent
+            children = op.tree.children(parent.id, limit=NAMES_SEEN_MAX)
+            names.append(next(name for name, found, _ in children if found == child.id))
     except (FfsError, StopIteration):
         return b""
     return b"/" + b"/".join(reversed(names))
@@ -102,13 +103,11 @@ def restore(op: Op, request: meta_pb2.RestoreTrashRequest) -> meta_pb2.InodeRepl
 
 def _is_within(op: Op, directory: Inode, inode_id: int) -> bool:
     """Whether `directory` is the trashed inode or below it. Raises NO_ENTRY for one that is below other trash."""
-    while directory.id != ROOT_INODE:
-        if directory.id == inode_id:
+    for one in op.tree.ancestors(directory):
+        if one.id == inode_id:
             return True
-        parent = op.tree.find(directory.parent) if directory.nlink else None
-        if parent is None:
+        if not one.nlink:
             raise error(Code.NO_ENTRY, "the directory was removed")
-        directory = parent
     return False
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fireflyfs.common.errors import Code, error
+from fireflyfs.common.ids import ROOT_INODE
 from fireflyfs.common.kv.interface import Transaction
 from fireflyfs.meta.core import acl, keys, xattrs
 from fireflyfs.meta.core.acl import Acl
 from fireflyfs.meta.core.records import Flags, Garbage, Inode, Session, Trash, Trim, pack_dentry, unpack_dentry
+
+ANCESTORS_MAX = 4096  # deeper than any path reaches: a longer way up is a loop
 
 
 class Tree:
@@ -115,6 +118,18 @@ class Tree:
         for key, value in self.txn.scan(begin, end, limit=limit):
             inode_id, kind = unpack_dentry(value)
             yield keys.dentry_name(key), inode_id, kind
+
+    def ancestors(self, directory: Inode) -> Iterator[Inode]:
+        """The directory itself, then one after another what it is in, up to the root. Raises NO_ENTRY, LINK_LOOP."""
+        for _ in range(ANCESTORS_MAX):
+            yield directory
+            if directory.id == ROOT_INODE or directory.parent == directory.id:
+                return
+            parent = self.find(directory.parent)
+            if parent is None:
+                raise error(Code.NO_ENTRY, "the directory was removed")
+            directory = parent
+        raise error(Code.LINK_LOOP)
 
     def is_empty(self, directory: int) -> bool:
         return not any(True for _ in self.children(directory, limit=1))
