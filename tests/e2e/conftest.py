@@ -81,6 +81,16 @@ class Mounted:
         with open(read_end, "rb") as ready:
             assert ready.readline() == b"ready\n", self.log.read_text() if self.log.exists() else "no log"
 
+    def resident_bytes(self) -> int:
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith(("RssAnon:", "RssShmem:")):
+                name, kib, _ = line.split()
+                if name == "RssAnon:":
+                    anonymous = int(kib)
+                else:
+                    return (anonymous + int(kib)) * 1024
+        raise AssertionError("no memory figures")
+
     def kill(self) -> None:
         """As a machine that dies: nothing is stored, told or given back."""
         self.process.kill()

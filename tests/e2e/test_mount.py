@@ -9,7 +9,6 @@ import contextlib
 import filecmp
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,63 +52,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     local.down()
 
 
-class Mounted:
-    """A mount in its own process."""
-
-    def __init__(self, cluster: LocalCluster, point: Path, *options: str) -> None:
-        self.point = point
-        self.log = point.with_suffix(".log")
-        read_end, write_end = os.pipe()
-        command = [sys.executable, "-m", "fireflyfs.client.cli.main", "--mgmtd", ",".join(cluster.mgmtd_addresses())]
-        command += ["mount", str(point), f"--ready-fd={write_end}", f"--log-file={self.log}", *options]
-        self.process = subprocess.Popen(command, pass_fds=[write_end], cwd="/")
-        os.close(write_end)
-        with open(read_end, "rb") as ready:
-            assert ready.readline() == b"ready\n", self.log.read_text() if self.log.exists() else "no log"
-
-    def resident_bytes(self) -> int:
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith(("RssAnon:", "RssShmem:")):
-                name, kib, _ = line.split()
-                if name == "RssAnon:":
-                    anonymous = int(kib)
-                else:
-                    return (anonymous + int(kib)) * 1024
-        raise AssertionError("no memory figures")
-
-    def end(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            number = device.device_number(self.point)
-            if number is not None:
-                device.abort_connection(number)
-            self.process.kill()
-            self.process.wait()
-        if device.is_mounted(self.point):
-            with contextlib.suppress(OSError):
-                device.unmount(self.point, force=True)
+@pytest.fixture
+def mounts(cluster: LocalCluster, mount_of: Callable[..., Any]) -> Callable[..., Any]:
+    """mounts(*options): a mount of this module's cluster."""
+    return lambda *options: mount_of(cluster, *options)
 
 
 @pytest.fixture
-def mounts(cluster: LocalCluster, tmp_path: Path) -> Iterator[Callable[..., Mounted]]:
-    made: list[Mounted] = []
-
-    def make(*options: str) -> Mounted:
-        point = tmp_path / f"mnt{len(made)}"
-        point.mkdir()
-        made.append(Mounted(cluster, point, *options))
-        return made[-1]
-
-    yield make
-    for mounted in made:
-        mounted.end()
-    assert not [mounted.point for mounted in made if device.is_mounted(mounted.point)]
-
-
-@pytest.fixture
-def root(mounts: Callable[..., Mounted], request: pytest.FixtureRequest) -> Path:
+def root(mounts: Callable[..., Any], request: pytest.FixtureRequest) -> Path:
     folder = mounts().point / request.node.name
     folder.mkdir()
     return folder

@@ -22,6 +22,7 @@ from fireflyfs.common.clock import SystemClock
 from fireflyfs.common.kv.memory import MemoryKv
 from fireflyfs.common.limits import MiB
 from fireflyfs.common.net.api import Piece, Slice
+from fireflyfs.common.net.memory import PrivatePool
 from fireflyfs.fuse.mount import Mount
 from fireflyfs.meta.core.layout import LayoutRule
 from fireflyfs.meta.service.assembly import assemble
@@ -30,22 +31,6 @@ from fireflyfs.proto.common_pb2 import Layout
 from fireflyfs.proto.storage_pb2 import TargetSpace
 
 CHUNK = MiB
-
-
-class PlainMemory:
-    def __init__(self, length: int) -> None:
-        self.view = memoryview(bytearray(length))
-
-    def slice(self, offset: int, length: int) -> Slice:
-        return Slice(self, offset, length)
-
-    def close(self) -> None:
-        pass
-
-
-class PlainPool:
-    def allocate(self, length: int) -> PlainMemory:
-        return PlainMemory(length)
 
 
 class End(NamedTuple):
@@ -205,7 +190,7 @@ class MetaDoor:
 class Backend:
     def __init__(self) -> None:
         self.data = Bytes()
-        self.pool = PlainPool()
+        self.pool = PrivatePool()
         self.client_id = b"m" * 16
         loop = asyncio.new_event_loop()
         parts = assemble(

@@ -26,8 +26,8 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.ids import ClientId
 from fireflyfs.common.kv.interface import Transaction
 from fireflyfs.common.kv.memory import MemoryKv
-from fireflyfs.common.net.api import Slice
 from fireflyfs.common.net.dual import link_handlers
+from fireflyfs.common.net.memory import PrivatePool
 from fireflyfs.meta.core.layout import LayoutRule
 from fireflyfs.meta.server import MetaConfig, run_jobs
 from fireflyfs.meta.service.assembly import assemble
@@ -185,26 +185,6 @@ def _nothing(routing: Routing) -> None:
     pass
 
 
-class _SimMemory:
-    """A `Memory`."""
-
-    def __init__(self, length: int) -> None:
-        self.view = memoryview(bytearray(length))
-
-    def slice(self, offset: int, length: int) -> Slice:
-        return Slice(self, offset, length)
-
-    def close(self) -> None:
-        pass
-
-
-class _SimPool:
-    """A `MemoryPool`."""
-
-    def allocate(self, length: int) -> _SimMemory:
-        return _SimMemory(length)
-
-
 class FileClient(SimClient):
     """A client process with open files and a lease."""
 
@@ -212,7 +192,7 @@ class FileClient(SimClient):
         super().__init__(world, number, policy)
         self.client_id = ClientId(self.name.encode().ljust(16, b"\0"))
         link = self.link
-        link.pool = _SimPool()
+        link.pool = PrivatePool()
         context = ClientContext(
             Parts(link, self.view, self.client_id),  # type: ignore[arg-type]
             caller=Caller(),

@@ -20,27 +20,12 @@ from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import MiB
 from fireflyfs.common.net.api import Piece, Slice
+from fireflyfs.common.net.memory import PrivatePool
 from fireflyfs.fuse import device
 from fireflyfs.fuse.mount import Mount
 from fireflyfs.fuse.options import MountOptions
 from fireflyfs.proto import meta_pb2 as m
 from fireflyfs.proto.common_pb2 import Layout
-
-
-class PlainMemory:
-    def __init__(self, length: int) -> None:
-        self.view = memoryview(bytearray(length))
-
-    def slice(self, offset: int, length: int) -> Slice:
-        return Slice(self, offset, length)
-
-    def close(self) -> None:
-        pass
-
-
-class PlainPool:
-    def allocate(self, length: int) -> PlainMemory:
-        return PlainMemory(length)
 
 
 class MemoryMeta:
@@ -408,7 +393,7 @@ class MemoryBackend:
         self.fail_meta: list[Code] = []
         self.meta = MemoryMeta(self)
         self.data = MemoryData(self)
-        self.pool = PlainPool()
+        self.pool = PrivatePool()
         self.client_id = b"m" * 16
 
     def give_up(self) -> None:
@@ -449,5 +434,5 @@ def mounts(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
 
 
 @pytest.fixture(scope="session")
-def plain_pool_type() -> type[PlainPool]:
-    return PlainPool
+def plain_pool_type() -> type[PrivatePool]:
+    return PrivatePool
