@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import os
 import select
 import signal
@@ -65,6 +66,19 @@ def cluster_factory(tmp_path: Path) -> Iterator[ClusterFactory]:
 def own_cluster(cluster_factory: ClusterFactory) -> LocalCluster:
     """A cluster for one test, which may do to it what it likes."""
     return cluster_factory()
+
+
+def _ffs_json(cluster: LocalCluster, *arguments: object, code: int = 0) -> Any:
+    command = [sys.executable, "-P", "-m", "fireflyfs.client.cli.main", "--root", str(cluster.root), "--json"]
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout[-1500:]}{done.stderr[-1500:]}"
+    return json.loads(done.stdout) if done.stdout else done.stderr
+
+
+@pytest.fixture
+def ffs_json() -> Callable[..., Any]:
+    """ffs_json(cluster, *arguments, code=0): what `ffs --json` answers, or its error line where it answers nothing."""
+    return _ffs_json
 
 
 class Mounted:

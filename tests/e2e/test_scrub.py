@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,14 +25,6 @@ STRIDE = 64 * 1024
 
 def connect(cluster: LocalCluster) -> FileSystem:
     return FileSystem.connect(",".join(cluster.mgmtd_addresses()))
-
-
-def ffs(cluster: LocalCluster, *arguments: object, code: int = 0) -> Any:
-    """What `ffs --json` answers."""
-    command = [sys.executable, "-P", "-m", "fireflyfs.client.cli.main", "--root", str(cluster.root), "--json"]
-    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout[-1500:]}{done.stderr[-1500:]}"
-    return json.loads(done.stdout)
 
 
 def blocks_of(cluster: LocalCluster, target_id: int) -> list[Path]:
@@ -111,7 +100,9 @@ class Reader(threading.Thread):
             self.failure = exc
 
 
-def test_rot_on_one_replica_is_never_read_and_mended(cluster_factory: Callable[..., LocalCluster]) -> None:
+def test_rot_on_one_replica_is_never_read_and_mended(
+    cluster_factory: Callable[..., LocalCluster], ffs_json: Callable[..., Any]
+) -> None:
     cluster = cluster_factory(storage_nodes=2, replicas=2, targets_per_worker=1)
     content = written(cluster)
     target_id = 1001
@@ -120,7 +111,7 @@ def test_rot_on_one_replica_is_never_read_and_mended(cluster_factory: Callable[.
         reader.start()
     wait_for("reads", lambda: all(reader.rounds or reader.failure for reader in readers))
     assert flip(blocks_of(cluster, target_id)) > 50
-    found = ffs(cluster, "targets", "scrub", target_id, "--wait")
+    found = ffs_json(cluster, "targets", "scrub", target_id, "--wait")
     (row,) = found["targets"]
     assert (row["lost"], row["damaged"], row["state"]) == (0, 0, "done")
     assert row["repaired"] > 5  # by the pass, or because a reader was there first
@@ -134,10 +125,10 @@ def test_rot_on_one_replica_is_never_read_and_mended(cluster_factory: Callable[.
         reader.join(60)
         assert reader.failure is None
     # It never left its chain, and alone it has everything.
-    status = ffs(cluster, "status")
+    status = ffs_json(cluster, "status")
     assert (status["healthy"], status["damaged_chunks"], status["resyncs"]) == (True, 0, [])
-    wait_for("the report", lambda: any(each["repaired"] for each in ffs(cluster, "targets", "list")))
-    again = ffs(cluster, "targets", "scrub", target_id, "--wait")["targets"][0]
+    wait_for("the report", lambda: any(each["repaired"] for each in ffs_json(cluster, "targets", "list")))
+    again = ffs_json(cluster, "targets", "scrub", target_id, "--wait")["targets"][0]
     assert (again["found"], again["repaired"]) == (0, row["repaired"])
     cluster.kill("storage-2")
     wait_for("failover", lambda: all(c.serving == (target_id,) for c in cluster.routing().chains.values()))
@@ -146,11 +137,13 @@ def test_rot_on_one_replica_is_never_read_and_mended(cluster_factory: Callable[.
             assert fs.read_bytes(name) == data
 
 
-def test_what_nobody_has_any_more_is_an_error_and_no_hole(cluster_factory: Callable[..., LocalCluster]) -> None:
+def test_what_nobody_has_any_more_is_an_error_and_no_hole(
+    cluster_factory: Callable[..., LocalCluster], ffs_json: Callable[..., Any]
+) -> None:
     cluster = cluster_factory(storage_nodes=1, replicas=1, targets_per_worker=1)
     content = written(cluster)
     flip(blocks_of(cluster, 1001))
-    found = ffs(cluster, "targets", "scrub", "--all", "--wait")
+    found = ffs_json(cluster, "targets", "scrub", "--all", "--wait")
     (row,) = found["targets"]
     chunks = FILES * -(-FILE_BYTES // (1 << 20))
     assert (row["done_chunks"], row["lost"], row["damaged"], row["repaired"]) == (chunks, chunks, chunks, 0)
@@ -161,8 +154,8 @@ def test_what_nobody_has_any_more_is_an_error_and_no_hole(cluster_factory: Calla
                 assert errno_of(fs.read_bytes, name) == errno.EIO
         if turn == 0:
             cluster.restart("storage-1")
-    wait_for("the report", lambda: bool(ffs(cluster, "status")["damaged_chunks"] == chunks))
-    assert [row["target"] for row in ffs(cluster, "status")["damaged"]] == [1001]
+    wait_for("the report", lambda: bool(ffs_json(cluster, "status")["damaged_chunks"] == chunks))
+    assert [row["target"] for row in ffs_json(cluster, "status")["damaged"]] == [1001]
     with connect(cluster) as fs:
         for number, name in enumerate(content):
             if number % 2:
@@ -170,4 +163,4 @@ def test_what_nobody_has_any_more_is_an_error_and_no_hole(cluster_factory: Calla
             else:
                 fs.write_bytes(name, b"written anew" * 1000)
                 assert fs.read_bytes(name) == b"written anew" * 1000
-    wait_for("garbage collection", lambda: ffs(cluster, "status")["damaged_chunks"] == 0)
+    wait_for("garbage collection", lambda: ffs_json(cluster, "status")["damaged_chunks"] == 0)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +17,6 @@ from fireflyfs.deploy.local import LocalCluster
 pytestmark = pytest.mark.e2e
 
 DATA = os.urandom(3_000_000)
-
-
-def ffs(cluster: LocalCluster, *arguments: object, code: int = 0) -> Any:
-    """What `ffs --json` answers; with another code, its error line."""
-    command = [sys.executable, "-P", "-m", "fireflyfs.client.cli.main", "--root", str(cluster.root), "--json"]
-    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout[-1500:]}{done.stderr[-1500:]}"
-    return json.loads(done.stdout) if code == 0 else done.stderr
 
 
 def folder_of(cluster: LocalCluster, target_id: int) -> Path:
@@ -59,7 +48,9 @@ def refused(cluster: LocalCluster) -> list[int]:
     return sorted(target_id for target_id, target in routing.targets.items() if target.note)
 
 
-def test_the_last_replica_comes_back_with_another_disk(cluster_factory: Callable[..., LocalCluster]) -> None:
+def test_the_last_replica_comes_back_with_another_disk(
+    cluster_factory: Callable[..., LocalCluster], ffs_json: Callable[..., Any]
+) -> None:
     cluster = cluster_factory(storage_nodes=1, replicas=1)
     addresses = ",".join(cluster.mgmtd_addresses())
     with FileSystem.connect(addresses) as fs:
@@ -68,15 +59,7 @@ def test_the_last_replica_comes_back_with_another_disk(cluster_factory: Callable
     name = "storage-1"
     exchange(cluster, name, targets, "old", None)
     wait_for("the empty disks are refused", lambda: refused(cluster) == targets)
-    status = json.loads(
-        subprocess.run(
-            [sys.executable, "-P", "-m", "fireflyfs.client.cli.main", "--root", str(cluster.root), "--json", "status"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        ).stdout
-    )
+    status = ffs_json(cluster, "status", code=1)
     assert not status["healthy"]
     assert [row["target"] for row in status["refused"]] == targets
     assert "accept-disk" in status["refused"][0]["note"]
@@ -87,21 +70,23 @@ def test_the_last_replica_comes_back_with_another_disk(cluster_factory: Callable
     assert refused(cluster) == []
     with FileSystem.connect(addresses) as fs:
         assert fs.read_bytes("/file") == DATA
-    assert "not refused" in ffs(cluster, "targets", "accept-disk", targets[0], "--yes", code=5)
-    assert "no target 77" in ffs(cluster, "targets", "accept-disk", 77, "--yes", code=3)
+    assert "not refused" in ffs_json(cluster, "targets", "accept-disk", targets[0], "--yes", code=5)
+    assert "no target 77" in ffs_json(cluster, "targets", "accept-disk", 77, "--yes", code=3)
 
     # They are gone for good, and the chain goes on without what they held.
     exchange(cluster, name, targets, "lost", None)
     wait_for("the empty disks are refused", lambda: refused(cluster) == targets)
     for target_id in targets:
-        ffs(cluster, "targets", "accept-disk", target_id, "--yes")
+        ffs_json(cluster, "targets", "accept-disk", target_id, "--yes")
     cluster.wait_serving()
     with FileSystem.connect(addresses) as fs:
         fs.write_bytes("/new", DATA)
         assert fs.read_bytes("/new") == DATA
 
 
-def test_one_of_three_comes_back_empty(cluster_factory: Callable[..., LocalCluster]) -> None:
+def test_one_of_three_comes_back_empty(
+    cluster_factory: Callable[..., LocalCluster], ffs_json: Callable[..., Any]
+) -> None:
     """While others serve, a new disk is filled like one that is far behind, without a hand."""
     cluster = cluster_factory()
     addresses = ",".join(cluster.mgmtd_addresses())
@@ -114,4 +99,4 @@ def test_one_of_three_comes_back_empty(cluster_factory: Callable[..., LocalClust
         cluster.wait_serving()
         assert refused(cluster) == []
         assert fs.read_bytes("/file") == DATA
-    assert ffs(cluster, "fsck")["findings"] == []
+    assert ffs_json(cluster, "fsck")["findings"] == []
