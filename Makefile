@@ -61,9 +61,11 @@ sim: dev
 	@PYTHONPATH=tests/sim $(BIN)/python -m simulator $(if $(SEED),--seed $(SEED),--runs $(RUNS) --first $(FIRST)) \
 	  --world $(WORLD) $(if $(FAULTS),--faults $(FAULTS))
 
-# Faults done to real clusters, with another seed each time, until SOAK_MINUTES are over or something is found.
-soak: dev test-packages
-	@tests/fault/soak.sh $(SOAK_MINUTES)
+# Faults done to real clusters, with another seed each time, until SOAK_MINUTES are over or something is found; then
+# programs that are hard on a file system (half an hour), and 100,000 random calls.
+soak: dev
+	@deploy/debian-packages.sh soak
+	@tests/soak.sh $(SOAK_MINUTES)
 
 test-packages:
 	@deploy/debian-packages.sh test

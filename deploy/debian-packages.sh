@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs the Debian packages that are missing: `run` (default) what a cluster and a mount need, `test` what the tests
-# need beside that, `bench` what the comparison with another file system needs beside that.
+# need beside that, `soak` what the long tests need beside that, `bench` what the comparison with another file system needs.
 # As root it installs; as another user it prints the one command to run and fails. Nothing missing: it does nothing.
 set -euo pipefail
 
@@ -10,7 +10,11 @@ declare -A PROGRAM=( # program to look for -> Debian package
 need_test() {
   PROGRAM+=([fio]=fio [sqlite3]=sqlite3 [iperf3]=iperf3 [git]=git [mkfs.ext4]=e2fsprogs
             [ip]=iproute2 [nft]=nftables [fsfreeze]=util-linux [nsenter]=util-linux [fuser]=psmisc
-            [setfacl]=acl [setpriv]=util-linux)
+            [setfacl]=acl [setpriv]=util-linux [rsync]=rsync)
+}
+need_soak() {
+  PROGRAM+=([dbench]=dbench [bonnie++]=bonnie++ [stress-ng]=stress-ng [pg_lsclusters]=postgresql [make]=make [gcc]=gcc
+            [bison]=bison [flex]=flex)
 }
 need_bench() {
   PROGRAM+=([mfsmaster]=moosefs-master [mfschunkserver]=moosefs-chunkserver [mfsmount]=moosefs-client)
@@ -19,8 +23,9 @@ need_bench() {
 case "${1:-run}" in
   run) ;;
   test) need_test ;;
+  soak) need_test; need_soak ;;
   bench) need_test; need_bench ;;
-  *) echo "usage: $0 [run|test|bench]" >&2; exit 2 ;;
+  *) echo "usage: $0 [run|test|soak|bench]" >&2; exit 2 ;;
 esac
 
 PATH=$PATH:/usr/sbin:/sbin
@@ -33,6 +38,7 @@ if [ "${1:-run}" != run ]; then # Python's own tests run on a mount
   "${PYTHON:-python3}" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("test.test_fcntl"))' \
     2>/dev/null || missing+=(libpython3-testsuite)
 fi
+[ "${1:-run}" != soak ] || compgen -G '/usr/src/binutils/binutils-*.tar.xz' >/dev/null || missing+=(binutils-source)
 [ ${#missing[@]} -eq 0 ] && exit 0
 mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
 
