@@ -16,6 +16,7 @@ from fireflyfs.common.limits import FRAME_SEGMENTS_MAX, MiB
 from fireflyfs.common.net.api import Address
 from fireflyfs.proto.storage_wire import CACHE_BLOCK, CACHE_HEADER, CACHE_LOOKUP
 
+WAVE_BYTES_MAX = 16 * MiB  # of a batch, under way at once
 GET_ROWS_MAX = 1024
 GET_BYTES_MAX = 8 * MiB  # of one request, except for a single larger block
 
@@ -120,6 +121,18 @@ class Placement:
 
     def _header(self, rows: int) -> bytes:
         return np.array([(self.file.inode, rows, 0)], CACHE_HEADER).tobytes()
+
+
+def waves_of(room: Sequence[int]) -> Iterator[Rows]:
+    """A batch cut into parts that may be under way at once; more than one block only within the bound."""
+    start = nbytes = 0
+    for end, size in enumerate(room):
+        if end > start and nbytes + size > WAVE_BYTES_MAX:
+            yield np.arange(start, end)
+            start, nbytes = end, 0
+        nbytes += size
+    if room:
+        yield np.arange(start, len(room))
 
 
 def requests_of(rows: Rows, room: Sequence[int], pieces: Sequence[int]) -> Iterator[Rows]:
