@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import FfsError
@@ -26,6 +28,9 @@ from fireflyfs.fuse.told import RemovedInodes, XattrKnowledge
 from fireflyfs.fuse.write_behind import WriteBehind
 from fireflyfs.proto import meta_pb2 as m
 from fireflyfs.proto.common_pb2 import Caller
+
+if TYPE_CHECKING:
+    from fireflyfs.fuse.usrbio.host import RingHost
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +66,8 @@ class Volume:
         self.attr_valid = protocol.Valid.of(options.attr_timeout_s)
         self.negative_valid = protocol.Valid.of(options.negative_timeout_s)
         self.counts: Counter[str] = Counter()
+        self.mountpoint = Path("/")
+        self.rings: RingHost | None = None  # where applications' rings are served
 
     def caller(self, request: Request) -> Caller:
         return self.callers.caller(request.uid, request.gid, request.pid)
