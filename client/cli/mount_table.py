@@ -72,7 +72,9 @@ def is_mounted(path: Path) -> bool:
 
 def our_mounts() -> list[tuple[Path, str]]:
     """(mount point, source) of every FireflyFS mount of this machine."""
-    return [(path, source) for path, source, kind in _mount_table() if kind in FS_TYPES and source.startswith(FS_SOURCE)]
+    return [
+        (path, source) for path, source, kind in _mount_table() if kind in FS_TYPES and source.startswith(FS_SOURCE)
+    ]
 
 
 def _mount_table() -> list[tuple[Path, str, str]]:

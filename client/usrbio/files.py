@@ -39,7 +39,7 @@ def is_ours(fd: int) -> bool:
         fcntl.ioctl(fd, ioctls.GET_MAGIC, answer)
     except OSError:
         return False
-    return ioctls.WORD.unpack(answer)[0] == ioctls.MAGIC
+    return bool(ioctls.WORD.unpack(answer)[0] == ioctls.MAGIC)
 
 
 def register_fd(fd: int, flags: int = 0) -> None:
@@ -58,9 +58,7 @@ def register_fd(fd: int, flags: int = 0) -> None:
         except BaseException:
             os.close(dup)
             raise
-        _files[fd] = Registered(
-            ioctls.TOKEN.unpack(answer)[0], dup, access != os.O_WRONLY, access != os.O_RDONLY
-        )
+        _files[fd] = Registered(ioctls.TOKEN.unpack(answer)[0], dup, access != os.O_WRONLY, access != os.O_RDONLY)
 
 
 def deregister_fd(fd: int) -> None:

@@ -1,7 +1,8 @@
 """The memory of a ring, byte for byte: docs/format/usrbio_ring.md. The C library has the same in c/hf3fs_usrbio.c.
 
-All numbers are little-endian. Position `p` (0, 1, 2 ...) of either queue stands in slot `p % entries`. A slot's word in
-`sq_seq` or `cq_seq` becomes `p + 1` after everything else of the slot was written: who finds it there may read the rest.
+All numbers are little-endian. Position `p` (0, 1, 2 ...) of either queue stands in slot `p % entries`. A slot's word
+in `sq_seq` or `cq_seq` becomes `p + 1` after everything else of the slot was written: who finds it there may read the
+rest.
 """
 
 from __future__ import annotations

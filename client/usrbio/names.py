@@ -1,7 +1,7 @@
 """Names of the links in `3fs-virt/iovs`, as 3FS has them. Pure.
 
-`{uuid}[.b{block size}]` registers a region, `{uuid}.{r|w}{io_depth}[.p{h|n|l}].t{timeout ms}[.f{flags, binary}]` a ring.
-What a ring needs stands in its header too, and that counts; the name tells what kind it is.
+`{uuid}[.b{block size}]` registers a region, `{uuid}.{r|w}{io_depth}[.p{h|n|l}].t{timeout ms}[.f{flags, binary}]` a
+ring. What a ring needs stands in its header too, and that counts; the name tells what kind it is.
 """
 
 from __future__ import annotations

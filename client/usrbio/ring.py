@@ -30,7 +30,7 @@ def _fail(number: int, text: str = "") -> OSError:
     return OSError(number, text or os.strerror(number))
 
 
-class ioring:  # noqa: N801  3FS's name
+class ioring:
     """A ring of `entries` I/Os on the mount at `hf3fs_mount_point`. OSError where it cannot be had.
 
     `io_depth`, `timeout` (ms), `flags`, `priority` (None: normal): docs/usrbio.md. `numa` is taken and not looked at.
@@ -165,7 +165,8 @@ class ioring:  # noqa: N801  3FS's name
             while len(found) < most and words[slot := reaped % entries] == reaped + 1 and reaped < self._head:
                 entry = self._pieces[slot]
                 assert entry is not None  # reaped < head
-                piece, piece._userdata = entry
+                piece = entry[0]
+                piece._userdata = entry[1]
                 piece._result = self._results[slot]
                 self._pieces[slot] = None
                 found.append(piece)

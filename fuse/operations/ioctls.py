@@ -55,5 +55,3 @@ def _register(volume: Volume, request: Request, handle: FileHandle) -> int:
         with live.lock:  # once for all that is going to be written
             drop_privileges(volume, request, live, protocol.WRITE_KILL_SUIDGID)
     return volume.rings.files.register(handle)
-
-

@@ -52,7 +52,11 @@ class AgentProcess:
             descriptors = [theirs.fileno(), self.ends.fd]
             arguments = [f"--socket={descriptors[0]}", f"--ends={descriptors[1]}"]
             self.process = subprocess.Popen(
-                [*command, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=descriptors, cwd="/"
+                [*command, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=descriptors,
+                cwd="/",
             )
 
     def send(self, message: Message, fd: int = -1) -> bool:
@@ -70,7 +74,9 @@ class AgentProcess:
 class RingHost:
     """Of one mount. Safe to use from all its threads; FfsError and OSError are a caller's errno."""
 
-    def __init__(self, volume: Volume, mgmtd: Sequence[str], log_file: Path | None, agents_max: int = AGENTS_MAX) -> None:
+    def __init__(
+        self, volume: Volume, mgmtd: Sequence[str], log_file: Path | None, agents_max: int = AGENTS_MAX
+    ) -> None:
         self._volume = volume
         self._command = [sys.executable, "-P", "-m", "fireflyfs.fuse.usrbio.agent", f"--mgmtd={','.join(mgmtd)}"]
         if log_file is not None:

@@ -83,9 +83,7 @@ class Links:
     def __len__(self) -> int:
         return len(self._by_name)
 
-    def make(
-        self, name: bytes, target: bytes, pid: int, uid: int, groups: list[int], now_ns: int
-    ) -> Link:
+    def make(self, name: bytes, target: bytes, pid: int, uid: int, groups: list[int], now_ns: int) -> Link:
         """OSError as `names.parse` and `open_memory`; EEXIST, ENOSPC; EINVAL for memory that holds no ring."""
         parsed = names.parse(os.fsdecode(name))
         if name in self._by_name or parsed.id in self._by_id:

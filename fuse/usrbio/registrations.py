@@ -163,8 +163,11 @@ class Registrations:
         group = self._by_inode.get(live.id)
         if group is None:
             return False
+        new = False
         with live.lock:
-            return any([self._look(known) for known in group])
+            for known in group:
+                new |= self._look(known)
+        return new
 
     def _look(self, known: Registration) -> bool:
         """Called under the inode's lock."""

@@ -81,7 +81,7 @@ class ServedRing:
         head = self._head
         words = np.arange(head + 1, head + 1 + len(results), dtype=np.uint64)
         for what, start in ((results, self._layout.results), (words, self._layout.cq_seq)):
-            raw = memoryview(np.ascontiguousarray(what)).cast("B")
+            raw = np.ascontiguousarray(what).data.cast("B")
             at = 0
             for slot, length in runs(head, len(results), self.options.entries):
                 os.pwrite(self.fd, raw[at : at + 8 * length], start + slot * 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.volume import Volume
@@ -31,7 +31,8 @@ def change(volume: Volume, key: str, value: str, uid: int) -> None:
         seconds = -1.0
     if not 0 <= seconds <= SECONDS_MAX:
         raise OSError(errno.EINVAL, f"{key} takes seconds from 0 to {SECONDS_MAX:g}, not {value!r}")
-    volume.options = replace(volume.options, **{_field(key): seconds})
+    changed: dict[str, Any] = {_field(key): seconds}
+    volume.options = replace(volume.options, **changed)
     volume.entry_valid = protocol.Valid.of(volume.options.entry_timeout_s)
     volume.attr_valid = protocol.Valid.of(volume.options.attr_timeout_s)
     volume.negative_valid = protocol.Valid.of(volume.options.negative_timeout_s)

@@ -8,6 +8,7 @@ works on one lot, the one before it (reads) or behind it (writes) is copied.
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -78,7 +79,7 @@ def cut(ios: Sequence[Io | None]) -> list[Lot]:
             lot.nbytes += size
             start += size
         lots[-1].ended = number + 1
-    for before, lot in zip(lots, lots[1:], strict=False):  # one with parts only of the middle of an I/O
+    for before, lot in itertools.pairwise(lots):  # one with parts only of the middle of an I/O
         lot.ended = max(lot.ended, before.ended)
     return lots
 

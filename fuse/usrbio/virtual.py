@@ -185,6 +185,10 @@ def _nothing(volume: Volume, rings: RingHost, request: Request) -> Reply:
     return b""
 
 
+def _no_reply(volume: Volume, rings: RingHost, request: Request) -> Reply:
+    return None
+
+
 def _readdir(volume: Volume, rings: RingHost, request: Request) -> Reply:
     """Positions are node ids above BASE, in order: what is made or goes meanwhile moves none of the others."""
     _, offset, left, _, _, _, _ = protocol.READ_IN.unpack_from(request.body)
@@ -227,5 +231,5 @@ _OPERATIONS: Final = {
     Opcode.ACCESS: _nothing,
     Opcode.STATFS: _statfs,
     Opcode.GETXATTR: _no_attribute,
-    Opcode.FORGET: lambda volume, rings, request: None,
+    Opcode.FORGET: _no_reply,
 }

@@ -34,7 +34,7 @@ class IorPriority:
     LOW = 1
 
 
-class iovec:  # noqa: N801  3FS's name
+class iovec:
     """A region and its link, which goes with it. Slices are `hf3fs_py_usrbio.iovec`s."""
 
     def __init__(self, iov: usrbio.iovec, link: str) -> None:
@@ -53,7 +53,7 @@ class iovec:  # noqa: N801  3FS's name
             os.unlink(self.link)
 
 
-class ioring:  # noqa: N801  3FS's name
+class ioring:
     """A ring that takes regions of both kinds."""
 
     def __init__(self, ior: usrbio.ioring) -> None:
@@ -93,9 +93,7 @@ def make_ioring(
     flags: int = 0,
 ) -> ioring:
     """A ring of `entries`, for one direction. The other arguments: docs/usrbio.md."""
-    return ioring(
-        usrbio.ioring(hf3fs_mount_point, entries, for_read, io_depth, priority, timeout, numa, flags)
-    )
+    return ioring(usrbio.ioring(hf3fs_mount_point, entries, for_read, io_depth, priority, timeout, numa, flags))
 
 
 def read_file(
@@ -120,6 +118,8 @@ def read_file(
         shm = SharedMemory(create=True, size=block_size)
         stack.callback(shm.close)
         stack.callback(shm.unlink)
+        memory = shm.buf
+        assert memory is not None  # until it is closed
         region = make_iovec(shm, point)
         ring = make_ioring(point, 1, priority=priority)
         stack.callback(ring.ior.destroy)
@@ -132,9 +132,9 @@ def read_file(
             if not count:
                 break
             if cb is None:
-                found.append(bytes(shm.buf[:count]))
+                found.append(bytes(memory[:count]))
             else:
-                with shm.buf[:count] as block:
+                with memory[:count] as block:
                     answer = cb(block, off)
                 if type(answer) is int:
                     off = answer

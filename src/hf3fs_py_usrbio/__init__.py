@@ -10,8 +10,8 @@ __all__ = [
     "extract_mount_point",
     "force_fsync",
     "hardlink",
-    "iovec",
     "ioring",
+    "iovec",
     "punch_hole",
     "register_fd",
 ]
