@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NO_TIME = protocol.Valid.of(0.0)
 O_RDONLY = 0
 O_WRONLY = 1
 
@@ -87,12 +88,17 @@ class Volume:
         """fuse_entry_out of an inode that meta just described."""
         self.told(inode)
         attributes = attributes_of(inode, self.table.get(inode.id))
-        return protocol.encode_entry(attributes, self.entry_valid, self.attr_valid)
+        return protocol.encode_entry(attributes, self.entry_valid, self._attr_valid_of(inode))
 
     def attr(self, inode: m.Inode) -> bytes:
         """fuse_attr_out of the same."""
         self.told(inode)
-        return protocol.encode_attr(attributes_of(inode, self.table.get(inode.id)), self.attr_valid)
+        return protocol.encode_attr(attributes_of(inode, self.table.get(inode.id)), self._attr_valid_of(inode))
+
+    def _attr_valid_of(self, inode: m.Inode) -> protocol.Valid:
+        if self.rings is not None and self.rings.files.may_be_written(inode.id):
+            return _NO_TIME
+        return self.attr_valid
 
     def changed_directory(self, directory: m.Inode) -> None:
         """A name was made or removed in it here."""

@@ -96,6 +96,8 @@ def _set(volume: Volume, request: Request, live: LiveInode | None) -> m.Inode:
     if live is not None:
         if valid & SetAttr.SIZE:
             live.written_end = -1
+            if volume.rings is not None:
+                volume.rings.files.shortened(live)
         if valid & (SetAttr.MTIME | SetAttr.MTIME_NOW | SetAttr.SIZE):
             live.mtime_ns = 0  # set just now, later than any write before
         if valid & (SetAttr.ATIME | SetAttr.ATIME_NOW):

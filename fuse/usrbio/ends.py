@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 
 SLOTS_MAX: Final = 16_384
-_END, _COUNT, _EPOCH = 0, 1, 2  # u64 words of a slot; the agent writes the first two, the mount the last
-_BYTES: Final = SLOTS_MAX * 3 * 8
+_END, _COUNT, _EPOCH, _TURN = 0, 1, 2, 3  # u64 words of a slot; the agent writes the first two, the mount the others
+_BYTES: Final = SLOTS_MAX * 4 * 8
 
 
 class Ends:
@@ -27,7 +27,7 @@ class Ends:
             os.ftruncate(fd, _BYTES)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         self.fd = fd
-        self._words = np.frombuffer(mmap.mmap(fd, _BYTES), np.uint64).reshape(SLOTS_MAX, 3)
+        self._words = np.frombuffer(mmap.mmap(fd, _BYTES), np.uint64).reshape(SLOTS_MAX, 4)
 
     def clear(self, slot: int) -> None:
         """The mount, before it gives the slot away."""
@@ -35,6 +35,14 @@ class Ends:
 
     def epoch(self, slot: int) -> int:
         return int(self._words[slot, _EPOCH])
+
+    def turn(self, slot: int) -> int:
+        """Another number than before: the length that the agent was told is not to be believed any more."""
+        return int(self._words[slot, _TURN])
+
+    def shortened(self, slot: int) -> None:
+        """The mount: the file's length was set."""
+        self._words[slot, _TURN] += np.uint64(1)
 
     def wrote(self, slot: int, end: int) -> None:
         """The agent: bytes up to `end` are stored, and further ones than since the mount last looked."""

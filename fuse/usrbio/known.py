@@ -46,8 +46,9 @@ class KnownFile:
         self.slot: int = answer["slot"]
         self.users = 0
         self.revoked = False
+        self._turn = ends.turn(self.slot)
         self._length: int = answer["length"]
-        self._fresh_until_s = time.monotonic() + answer["fresh_s"]
+        self._fresh_until_s = 0.0  # the answer may be older than `_turn`
         self._lock = threading.Lock()
         self._ends = ends
         self._epoch = -1
@@ -55,10 +56,12 @@ class KnownFile:
 
     def length(self, end: int, ask: Asks) -> int:
         """Bytes of the file, for a read up to `end`: the mount is asked when that is beyond what is known, or old."""
-        if end <= self._length and time.monotonic() < self._fresh_until_s:
+        turn = self._ends.turn(self.slot)
+        if end <= self._length and turn == self._turn and time.monotonic() < self._fresh_until_s:
             return self._length
         answer, _ = ask({"ask": "length", "file": self.token})
         with self._lock:
+            self._turn = turn
             self._length = answer["length"]
             self._fresh_until_s = time.monotonic() + answer["fresh_s"]
             return self._length

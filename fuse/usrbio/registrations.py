@@ -85,7 +85,8 @@ class Registrations:
                     made = Registration(token, handle, live.inode.truncate_version)
                     self._by_token[token] = made
                     self._by_inode[live.id] = (*self._by_inode.get(live.id, ()), made)
-                return token
+            volume.notify(protocol.encode_inval_inode(live.id, -1, 0))  # what the kernel keeps for `attr_timeout_s`
+            return token
         except BaseException:
             volume.release(live, writes=handle.writes)
             raise
@@ -187,6 +188,18 @@ class Registrations:
             live.mtime_ns = self._volume.clock.unix_ns()
             known.recorded = False
         return new
+
+    def may_be_written(self, inode: int) -> bool:
+        """Whether agents may write the file: nobody may keep its length for a while then."""
+        return any(known.handle.writes for known in self._by_inode.get(inode, ()))
+
+    def shortened(self, live: LiveInode) -> None:
+        """The file's length was set: agents ask for it before they read."""
+        for known in self._by_inode.get(live.id, ()):
+            with self._lock:
+                slots = list(known.slots.items())
+            for agent, slot in slots:
+                agent.ends.shortened(slot)
 
     def record(self, live: LiveInode) -> bool:
         """Tell meta what agents have written of the file, if it does not know; whether there was anything to tell.

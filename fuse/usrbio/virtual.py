@@ -155,7 +155,10 @@ def _symlink(volume: Volume, rings: RingHost, request: Request) -> Reply:
     if request.nodeid == REMOVE:
         _remove_tree(volume, request, m.PathAt(dir=protocol.ROOT_ID, path=_inside(volume, target)))
     elif request.nodeid == SET:
-        settings.change(volume, os.fsdecode(name), os.fsdecode(target), request.uid)
+        key = os.fsdecode(name)
+        settings.change(volume, key, os.fsdecode(target), request.uid)
+        # The kernel keeps what links point to.
+        volume.notify(protocol.encode_inval_inode(SETTING + settings.KEYS.index(key), 0, 0))
     else:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     return _entry(volume, PASSING, target=target)
