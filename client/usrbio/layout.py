@@ -24,6 +24,7 @@ ENTRIES_MAX: Final = 65_536
 HEADER: Final = struct.Struct("<8sIIIIiiiIQQ")
 SQ_DOORBELL_AT: Final = 64  # u32, the application adds 1 at each submit; both doorbells are futexes
 CQ_DOORBELL_AT: Final = 128  # u32, the agent adds 1 after completions, and when it gives the ring up
+STATE_AT: Final = 132
 # From CQ_DOORBELL_AT on, the agent's: doorbell, state (0, or the errno that the ring was given up with), completed
 AGENT: Final = struct.Struct("<IIQ")
 

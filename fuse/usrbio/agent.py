@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,7 @@ from fireflyfs.proto.common_pb2 import NODE_TYPE_FUSE
 log = logging.getLogger(__name__)
 
 CONNECT_S: Final = 30.0
+END_S: Final = 3.0  # for batches under way, when the mount ends
 ANSWER_S: Final = 60.0  # the mount may wait for a metadata server
 
 
@@ -102,6 +104,11 @@ class Agent:
                 self._known.forget_region(bytes.fromhex(message["region"]))
             elif message["do"] == "forget":
                 self._known.forget_file(message["file"])
+        for thread in self._rings.values():
+            thread.stop()
+        end_s = time.monotonic() + END_S
+        for thread in self._rings.values():  # whoever waits is told
+            thread.join(end_s - time.monotonic())
 
     def _serve(self, number: int, fd: int) -> None:
         try:

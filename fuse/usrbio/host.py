@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from fireflyfs.client.usrbio import layout
 from fireflyfs.common.errors import FfsError
 from fireflyfs.fuse.operations.files import length_now
 from fireflyfs.fuse.usrbio import messages
@@ -305,6 +306,9 @@ class RingHost:
                 thread.join(END_S)
         with self._lock:
             for link in self._links.all():
+                if link.ring:  # for whoever waits on one whose agent could not say so any more
+                    with contextlib.suppress(OSError):
+                        os.pwrite(link.fd, errno.ENOLINK.to_bytes(4, "little"), layout.STATE_AT)
                 self._links.remove(link)
             for pidfd in self._watched.values():
                 os.close(pidfd)

@@ -49,6 +49,10 @@ class RingThread:
         self._stopping.set()
         self._ring.ring_bell()
 
+    def join(self, timeout_s: float) -> None:
+        """Until the ring is given up, or so long."""
+        self._thread.join(max(0.0, timeout_s))
+
     def run(self) -> None:
         number = errno.ENOLINK
         try:

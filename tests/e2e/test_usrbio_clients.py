@@ -93,7 +93,7 @@ import fastsafetensor_3fs_reader as package
 path, mount, header, body, buffer_size = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 reader = package.ThreeFSFileReader(mount_point=mount, buffer_size=buffer_size)
 said, length, size = reader.read_headers_batch([path])[path]
-assert (length, size) == (header, 8 + header + body), (length, size)
+assert (length, size) == (8 + header, 8 + header + body), (length, size)
 # Without a GPU the Python backend cannot copy: what it read is where it landed.
 landing = (ctypes.c_ubyte * reader.iov_length).from_address(reader.iov_base)
 digest, done = hashlib.sha256(), 0

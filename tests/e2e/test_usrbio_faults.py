@@ -56,9 +56,8 @@ def test_a_dead_application(mounted: Any, ring_programs: Any) -> None:
     victim("shm.buf[:4000000] = b'v' * 4000000")
     assert victim("move(False, 'victim', [(0, 4000000, 0)])") == [4000000]
     (point / "victim").rename(point / "moved")
-    victim(
-        "for n in range(64): ring(False).prepare(region[0:200000], False, files['victim', os.O_RDWR | os.O_CREAT], n * 1000)"
-    )
+    victim("f = files['victim', os.O_RDWR | os.O_CREAT]")
+    victim("for n in range(64): ring(False).prepare(region[0:200000], False, f, n * 1000)")
     victim.process.send_signal(signal.SIGKILL)
     victim.process.wait()
     until(lambda: len(os.listdir(point / "3fs-virt/iovs")) == 2)
@@ -100,9 +99,7 @@ def test_a_hostile_application(mounted: Any, ring_programs: Any) -> None:
     assert good("move(True, 'file', [(0, 1000, 0)])") == [1000]
     before = agents(mounted)
     bad(HOSTILE)
-    bad(
-        "f = opened('file'); token = io_token = __import__('fireflyfs.client.usrbio.files').client.usrbio.files.registered(f).token"
-    )
+    bad("from fireflyfs.client.usrbio.files import registered; f = opened('file'); token = registered(f).token")
     bad("r = ring(True, 8).ior; w = ring(False, 8).ior; size = region_bytes")
     assert bad("raw(r, token, 0, 100, 0)") == [100]
     assert bad("raw(w, token, 0, 100, 0)") == [-errno.EACCES]
@@ -118,17 +115,17 @@ def test_a_hostile_application(mounted: Any, ring_programs: Any) -> None:
     ):
         assert bad(f"raw(r, {entry})") == [-number], entry
     # A ring is no region, and a file of one application is known to the others by its token alone.
-    assert bad("raw(r, token, 0, 100, 0, bytes.fromhex(r._link.rpartition('/')[2].partition('.')[0]))") == [
-        -errno.EINVAL
-    ]
+    bad("ring_id = bytes.fromhex(r._link.rpartition('/')[2].partition('.')[0])")
+    assert bad("raw(r, token, 0, 100, 0, ring_id)") == [-errno.EINVAL]
     # Words that no library writes: what is not the next position is not there.
     bad("r._words[layout.SQ_DOORBELL_AT // 4] = 0xFFFFFFFF; r._sq_seq[(r._head + 3) % 8] = 1 << 63; r.submit(); 0")
     assert bad("raw(r, token, 0, 100, 0)") == [100]
     # Its region is cut off under the agent: those pages, and no others, fail.
-    bad("shm2 = SharedMemory(create=True, size=4 << 20); cut = io.make_iovec(shm2, point)")
-    bad(
-        "os.ftruncate(shm2._fd, 1 << 20); ios = [cut[0:4096], cut[(1 << 20) - 2048:(1 << 20) + 2048], cut[2 << 20:(2 << 20) + 4096], cut[4096:8192]]"
-    )
+    bad("shm2 = SharedMemory(create=True, size=4 << 20); cut = io.make_iovec(shm2, point); mib = 1 << 20")
+    bad("ios = [cut[at:at + 4096] for at in (0, mib - 2048, 2 * mib, 4096)]")
+    bad("for piece in ios: r.prepare(piece, True, f, 0)")
+    assert bad("[piece.result for piece in r.submit().wait(min_results=4, timeout=30)]") == [4096] * 4
+    bad("os.ftruncate(shm2._fd, mib)")
     bad("for piece in ios: r.prepare(piece, True, f, 0)")
     results = bad("[piece.result for piece in r.submit().wait(min_results=4, timeout=30)]")
     assert results == [4096, -errno.EFAULT, -errno.EFAULT, 4096]
@@ -137,11 +134,10 @@ def test_a_hostile_application(mounted: Any, ring_programs: Any) -> None:
     results = bad("[piece.result for piece in w.submit().wait(min_results=4, timeout=30)]")
     assert results == [4096, -errno.EFAULT, -errno.EFAULT, 4096]
     # Random bytes all over the ring, its header included.
-    bad(
-        "rng = random.Random(1)\\nfor _ in range(300):\\n  at = rng.randrange(len(w._map) - 64)\\n  w._map[at:at + 64] = rng.randbytes(64)\\n  w.submit()"
-    )
+    bad("rng, m = random.Random(1), w._map")
+    bad("for at in rng.choices(range(len(m) - 64), k=300): m[at:at + 64] = rng.randbytes(64); w.submit()")
     assert bad("raw(r, token, 0, 100, 0)") == [100]
-    assert agents(mounted) == before + [pid for pid in agents(mounted) if pid not in before]
+    assert set(before) <= set(agents(mounted))
     assert good("move(True, 'file', [(0, 1000, 0), (0, 1000, 5)])") == [1000, 1000]
 
 
@@ -157,13 +153,11 @@ def test_a_ring_that_is_cut_off(mounted: Any, ring_programs: Any) -> None:
     assert bad("move(True, 'file', [(0, 1000, 0)])") == [1000]
     before = agents(mounted)
     bad("os.unlink = real; os.truncate(kept[0], 0); os.unlink(kept[0])")
-    time.sleep(1.5)  # longer than an agent sleeps without looking at a ring
+    with pytest.raises(OSError, match=r".*") as info:
+        bad("ring(True).ior.wait(min_results=1)")
+    assert info.value.errno == errno.EFAULT
     assert agents(mounted) == before
     assert good("move(True, 'file', [(0, 1000, 0)])") == [1000]
-    with pytest.raises(AssertionError):  # its program dies of it (SIGBUS), by its own doing
-        bad("ring(True).prepare(region[0:10], True, opened('file'), 0)", within_s=5)
-    until(lambda: len(os.listdir(point / "3fs-virt/iovs")) == 2)
-    assert agents(mounted) == before
 
 
 def test_a_killed_agent(mounted: Any, ring_programs: Any) -> None:
@@ -175,9 +169,8 @@ def test_a_killed_agent(mounted: Any, ring_programs: Any) -> None:
     for _ in range(2):
         (agent,) = agents(mounted)
         app("for n in range(50): ring(True).prepare(region[0:100000], True, opened('file'), n * 1000)")
-        app(
-            "for n in range(50): ring(False).prepare(region[n * 100:n * 100 + 100], False, files['file', 66], 9000000 + n * 100)"
-        )
+        app("f, at = files['file', os.O_RDWR | os.O_CREAT], 9000000")
+        app("for n in range(0, 5000, 100): ring(False).prepare(region[n:n + 100], False, f, at + n)")
         app("a, b = ring(True).submit(), ring(False).submit()")
         os.kill(agent, signal.SIGKILL)
         assert app("[p.result for p in a.wait(min_results=50, timeout=50)]") == [100000] * 50
@@ -204,7 +197,7 @@ def test_the_mount_ends_under_a_ring(mounted: Any, ring_programs: Any) -> None:
 
 def test_many_applications_share_few_agents(mounted: Any, ring_programs: Any) -> None:
     point = mounted.point
-    apps = [ring_programs(point) for _ in range(6)]
+    apps = [ring_programs(point) for _ in range(5)]
     for number, app in enumerate(apps):
         assert app(f"shm.buf[:100] = bytes([{number}]) * 100; move(False, 'f{number}', [(0, 100, 0)])") == [100]
     assert 1 < len(agents(mounted)) <= 4
