@@ -18,7 +18,10 @@ WORLD ?= both
 
 .PHONY: venv dev proto proto-fresh check lint test test-packages sim soak up down bench clean
 
-$(BIN)/ffs: pyproject.toml
+# The C library is built with the package: where its source has changed, the package is installed anew.
+LIBRARY := $(wildcard client/usrbio/c/*)
+
+$(BIN)/ffs: pyproject.toml $(LIBRARY)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
@@ -27,8 +30,13 @@ $(VENV)/.dev: pyproject.toml $(BIN)/ffs
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
+# Programs written for 3FS, which tests run.
+$(VENV)/usrbio-clients/.complete: tests/e2e/usrbio_clients.sh $(BIN)/ffs
+	@$< $(VENV)/usrbio-clients $(BIN)/pip
+	@touch $@
+
 venv: $(BIN)/ffs
-dev: $(VENV)/.dev
+dev: $(VENV)/.dev $(VENV)/usrbio-clients/.complete
 
 # Regenerate the committed protobuf modules.
 proto: dev

@@ -16,7 +16,6 @@ from fireflyfs.common.errors import Code, error
 from fireflyfs.fuse import protocol
 
 DEVICE = "/dev/fuse"
-FILE_SYSTEM = "fuse.fireflyfs"
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOATIME = 1024
@@ -29,7 +28,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mount(
-    mountpoint: Path, *, source: str, allow_other: bool, default_permissions: bool, max_read: int, use_helper: bool
+    mountpoint: Path,
+    *,
+    source: str,
+    allow_other: bool,
+    default_permissions: bool,
+    max_read: int,
+    use_helper: bool,
+    subtype: str = "fireflyfs",
 ) -> int:
     """Mount and return the session's descriptor, owned by the caller.
 
@@ -37,11 +43,13 @@ def mount(
     the helper is missing or refuses.
     """
     if os.geteuid() == 0 and not use_helper:
-        return _mount_syscall(mountpoint, source, allow_other, default_permissions, max_read)
-    return _mount_helper(mountpoint, source, allow_other, default_permissions, max_read)
+        return _mount_syscall(mountpoint, source, subtype, allow_other, default_permissions, max_read)
+    return _mount_helper(mountpoint, source, subtype, allow_other, default_permissions, max_read)
 
 
-def _mount_syscall(mountpoint: Path, source: str, allow_other: bool, default_permissions: bool, max_read: int) -> int:
+def _mount_syscall(
+    mountpoint: Path, source: str, subtype: str, allow_other: bool, default_permissions: bool, max_read: int
+) -> int:
     root_mode = mountpoint.stat().st_mode & 0o170000
     fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={fd},rootmode={root_mode:o},user_id={os.getuid()},group_id={os.getgid()},max_read={max_read}"
@@ -51,7 +59,7 @@ def _mount_syscall(mountpoint: Path, source: str, allow_other: bool, default_per
         options += ",default_permissions"
     flags = MS_NOSUID | MS_NODEV | MS_NOATIME
     done = _libc.mount(
-        source.encode(), os.fsencode(mountpoint), FILE_SYSTEM.encode(), ctypes.c_ulong(flags), options.encode()
+        source.encode(), os.fsencode(mountpoint), f"fuse.{subtype}".encode(), ctypes.c_ulong(flags), options.encode()
     )
     if done != 0:
         number = ctypes.get_errno()
@@ -60,13 +68,15 @@ def _mount_syscall(mountpoint: Path, source: str, allow_other: bool, default_per
     return fd
 
 
-def _mount_helper(mountpoint: Path, source: str, allow_other: bool, default_permissions: bool, max_read: int) -> int:
+def _mount_helper(
+    mountpoint: Path, source: str, subtype: str, allow_other: bool, default_permissions: bool, max_read: int
+) -> int:
     helper = shutil.which("fusermount3")
     if helper is None:
         raise error(Code.CONFIG, "mounting as a user needs fusermount3: install the package fuse3")
     # No max_read here: fusermount3 hands it on only when the kernel took it before, and INIT settles it anyway.
     del max_read
-    options = f"fsname={source},subtype=fireflyfs,nosuid,nodev,noatime"
+    options = f"fsname={source},subtype={subtype},nosuid,nodev,noatime"
     if allow_other:
         options += ",allow_other"
     if default_permissions:

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ from fireflyfs.fuse.operations.files import drop_handle
 from fireflyfs.fuse.options import MountOptions
 from fireflyfs.fuse.protocol import InitFlag
 from fireflyfs.fuse.service import Service
+from fireflyfs.fuse.usrbio.host import RingHost
 from fireflyfs.fuse.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -43,11 +45,15 @@ class Mount:
         options: MountOptions | None = None,
         *,
         clock: Clock | None = None,
+        rings: Callable[[Volume], RingHost] | None = None,
     ) -> None:
+        """`rings` makes what serves applications' rings (docs/usrbio.md); without it the mount has none."""
         self.mountpoint = Path(os.path.abspath(mountpoint))
         self.options = options or MountOptions()
         self.clock = clock or SystemClock()
         self.volume = Volume(backend, self.options, self.clock, self._notify)
+        self.volume.mountpoint = self.mountpoint
+        self.volume.rings = rings(self.volume) if rings is not None else None
         self._session_fd = -1
         self._request_bytes_max = self.options.request_bytes_max
         self._lock = threading.Lock()
@@ -67,6 +73,7 @@ class Mount:
             default_permissions=True,
             max_read=options.request_bytes_max,
             use_helper=options.use_helper,
+            subtype=options.subtype,
         )
         try:
             session = handshake(self._session_fd, options.request_bytes_max, local_locks=options.local_locks)
@@ -89,6 +96,8 @@ class Mount:
         self._spawn(self.volume.session_ender.run, "sessions")
         self._spawn(self.volume.locks.run, "locks")
         self._spawn(self._maintain, "maintain")
+        if self.volume.rings is not None:
+            self.volume.rings.start()
         log.info("mounted on %s", self.mountpoint)
 
     def run(self) -> None:
@@ -205,6 +214,8 @@ class Mount:
             if self._finished.is_set():
                 return
             self._finished.set()
+        if self.volume.rings is not None:
+            self.volume.rings.stop()
         # Files that were open when the connection ended never get their RELEASE.
         for handle in self.volume.handles.open_files():
             drop_handle(self.volume, handle)

@@ -8,6 +8,7 @@ from typing import Final
 from fireflyfs.common.limits import KiB, MiB
 
 THREADS_MAX: Final = 64
+SUBTYPES: Final = ("fireflyfs", "hf3fs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +34,15 @@ class MountOptions:
     handles_max: int = 1 << 20
     list_entries: int = 1024  # asked from meta at once
     source: str = "fireflyfs"  # what `df` and `mount` show
+    subtype: str = "fireflyfs"  # of the mount's type, fuse.SUBTYPE
 
     def __post_init__(self) -> None:
         if self.strict:
             kept = {"entry_timeout_s": 0.0, "attr_timeout_s": 0.0, "negative_timeout_s": 0.0, "write_behind": False}
             for name, value in kept.items():
                 object.__setattr__(self, name, value)
+        if self.subtype not in SUBTYPES:
+            raise ValueError(f"subtype must be one of {', '.join(SUBTYPES)}")
         if not 1 <= self.threads <= self.threads_max <= THREADS_MAX:
             raise ValueError(f"threads must be 1 to threads_max, threads_max at most {THREADS_MAX}")
         if self.request_bytes_max % (4 * KiB) or not 128 * KiB <= self.request_bytes_max <= MiB:

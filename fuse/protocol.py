@@ -17,6 +17,7 @@ KERNEL_MAJOR = 7
 KERNEL_MINOR = 38  # what we speak; the kernel answers in the lower of both
 KERNEL_MINOR_MIN = 31  # older kernels lack max_pages and readable init flags
 ROOT_ID = 1
+VIRTUAL_BASE = 0xFFFF_FF00_0000_0000  # node ids from here on are of no file: fuse/usrbio/virtual.py
 
 
 class Opcode(IntEnum):
@@ -149,6 +150,7 @@ GETATTR_FH = 1 << 0
 FSYNC_FDATASYNC = 1 << 0
 WRITE_KILL_SUIDGID = 1 << 2  # set-uid and set-gid bits go, as the writer may not keep them
 SETXATTR_ACL_KILL_SGID = 1 << 0  # the set-gid bit goes: the owner is not in the group
+IOCTL_DIR = 1 << 4  # of flags: the ioctl is of a directory
 LK_FLOCK = 1 << 0  # of lk_flags: flock(2), not fcntl(2)
 RELEASE_FLOCK_UNLOCK = 1 << 1  # of release_flags: the open file may have an flock lock, lock_owner's
 # FUSE_DEV_IOC_CLONE, _IOR(229, 0, uint32_t)
@@ -198,6 +200,8 @@ LK_IN = struct.Struct("=4Q4I")  # fh, owner, start, end (inclusive), type, pid, 
 LK_OUT = struct.Struct("=QQII")  # start, end, type, pid
 FALLOCATE_IN = struct.Struct("=3QII")  # fh, offset, length, mode, padding
 COPY_FILE_RANGE_IN = struct.Struct("=7Q")  # fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
+IOCTL_IN = struct.Struct("=QIIQII")  # fh, flags, cmd, arg, in_size, out_size; then what goes in
+IOCTL_OUT = struct.Struct("=iIII")  # result, flags, in_iovs, out_iovs; then what goes out
 LSEEK_IN = struct.Struct("=QQII")  # fh, offset, whence, padding
 LSEEK_OUT = struct.Struct("=Q")
 DIRENT = struct.Struct("=QQII")  # ino, off, namelen, type; then the name, padded to 8 bytes

@@ -13,6 +13,7 @@ from fireflyfs.fuse import protocol
 from fireflyfs.fuse.operations import HANDLERS
 from fireflyfs.fuse.protocol import IN_HEADER, OUT_HEADER, Opcode
 from fireflyfs.fuse.request import Reply, Request
+from fireflyfs.fuse.usrbio import virtual
 from fireflyfs.fuse.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Service:
                 opcode = self.busy_with = request.opcode
                 request.body = room[40:length]
                 request.body_position = position + 40
-                handler = HANDLERS.get(opcode)
+                handler = HANDLERS.get(opcode) if request.nodeid < protocol.VIRTUAL_BASE else virtual.handle
                 reply: Reply = None
                 number = 0
                 if handler is None:

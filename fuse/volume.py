@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import FfsError
@@ -27,8 +29,12 @@ from fireflyfs.fuse.write_behind import WriteBehind
 from fireflyfs.proto import meta_pb2 as m
 from fireflyfs.proto.common_pb2 import Caller
 
+if TYPE_CHECKING:
+    from fireflyfs.fuse.usrbio.host import RingHost
+
 log = logging.getLogger(__name__)
 
+_NO_TIME = protocol.Valid.of(0.0)
 O_RDONLY = 0
 O_WRONLY = 1
 
@@ -61,6 +67,8 @@ class Volume:
         self.attr_valid = protocol.Valid.of(options.attr_timeout_s)
         self.negative_valid = protocol.Valid.of(options.negative_timeout_s)
         self.counts: Counter[str] = Counter()
+        self.mountpoint = Path("/")
+        self.rings: RingHost | None = None  # where applications' rings are served
 
     def caller(self, request: Request) -> Caller:
         return self.callers.caller(request.uid, request.gid, request.pid)
@@ -80,12 +88,17 @@ class Volume:
         """fuse_entry_out of an inode that meta just described."""
         self.told(inode)
         attributes = attributes_of(inode, self.table.get(inode.id))
-        return protocol.encode_entry(attributes, self.entry_valid, self.attr_valid)
+        return protocol.encode_entry(attributes, self.entry_valid, self._attr_valid_of(inode))
 
     def attr(self, inode: m.Inode) -> bytes:
         """fuse_attr_out of the same."""
         self.told(inode)
-        return protocol.encode_attr(attributes_of(inode, self.table.get(inode.id)), self.attr_valid)
+        return protocol.encode_attr(attributes_of(inode, self.table.get(inode.id)), self._attr_valid_of(inode))
+
+    def _attr_valid_of(self, inode: m.Inode) -> protocol.Valid:
+        if self.rings is not None and self.rings.files.may_be_written(inode.id):
+            return _NO_TIME
+        return self.attr_valid
 
     def changed_directory(self, directory: m.Inode) -> None:
         """A name was made or removed in it here."""

@@ -21,6 +21,7 @@ VALUES = {
     "entry_timeout": "--entry-timeout",
     "threads": "--threads",
     "log_file": "--log-file",
+    "subtype": "--subtype",
 }
 SWITCHES = {
     "allow_other": "--allow-other",

@@ -13,7 +13,7 @@ from fireflyfs.client.cli.settings import Settings
 from fireflyfs.common.errors import Code, FfsError, error
 
 UNMOUNT_WAIT_S = 30.0
-FS_TYPE = "fuse.fireflyfs"
+FS_TYPES = ("fuse.fireflyfs", "fuse.hf3fs")
 FS_SOURCE = "fireflyfs"  # then `#` and the address of a cluster manager
 
 
@@ -72,7 +72,9 @@ def is_mounted(path: Path) -> bool:
 
 def our_mounts() -> list[tuple[Path, str]]:
     """(mount point, source) of every FireflyFS mount of this machine."""
-    return [(path, source) for path, source, kind in _mount_table() if kind == FS_TYPE]
+    return [
+        (path, source) for path, source, kind in _mount_table() if kind in FS_TYPES and source.startswith(FS_SOURCE)
+    ]
 
 
 def _mount_table() -> list[tuple[Path, str, str]]:

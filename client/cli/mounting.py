@@ -68,6 +68,13 @@ class _LikeMount(click.Command):
     is_flag=True,
     help="Keep flock and fcntl locks in this machine's kernel: faster, and unknown to other mounts.",
 )
+@click.option(
+    "--subtype",
+    type=click.Choice(["fireflyfs", "hf3fs"]),
+    default="fireflyfs",
+    show_default=True,
+    help="Show as a mount of type fuse.SUBTYPE: hf3fs is what programs for 3FS look for.",
+)
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--log-file", type=click.Path(path_type=Path), help="Where a background mount logs.")
@@ -84,6 +91,7 @@ def mount(
     relatime: bool,
     strict: bool,
     local_locks: bool,
+    subtype: str,
     read_only: bool,
     kernel: tuple[str, ...],
     ready_fd: int | None,
@@ -104,6 +112,7 @@ def mount(
         options += ["--relatime"] if relatime else []
         options += ["--strict"] if strict else []
         options += ["--local-locks"] if local_locks else []
+        options += [f"--subtype={subtype}"]
         options += [f"--kernel={option}" for option in kernel]
         options += ["--libfuse"] if libfuse else []
         options += [f"--log-file={log_file}"] if log_file else []
@@ -134,7 +143,9 @@ def mount(
             "relatime": relatime,
             "strict": strict,
             "local_locks": local_locks,
+            "subtype": subtype,
         },
+        log_file=None if foreground else log_file or _log_path(settings, mountpoint),
     )
 
 

@@ -17,6 +17,7 @@ from fireflyfs.common.errors import Code, error
 from fireflyfs.fuse.context import backend_of
 from fireflyfs.fuse.mount import Mount
 from fireflyfs.fuse.options import MountOptions
+from fireflyfs.fuse.usrbio.host import RingHost
 from fireflyfs.proto.common_pb2 import NODE_TYPE_FUSE
 
 
@@ -28,6 +29,7 @@ def serve(
     kernel: Sequence[str],
     libfuse: bool,
     options: dict[str, Any],
+    log_file: Path | None = None,
 ) -> None:
     """Serve `mountpoint` until it is unmounted by anyone, or SIGTERM or SIGINT asks for it.
 
@@ -43,7 +45,9 @@ def serve(
         if libfuse:
             _serve_with_libfuse(context, mountpoint, mount_options, kernel, ready_fd)
             return
-        mount = Mount(backend_of(context), mountpoint, mount_options)
+        mount = Mount(
+            backend_of(context), mountpoint, mount_options, rings=lambda volume: RingHost(volume, addresses, log_file)
+        )
         mount.start()
         collector.settle()
         _begin(mountpoint, kernel, ready_fd)

@@ -7,9 +7,8 @@ what it does without them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import ENOTTY
 
-from fireflyfs.fuse.operations import attributes, directories, files, locks, nameless, names, ranges, xattrs
+from fireflyfs.fuse.operations import attributes, directories, files, ioctls, locks, nameless, names, ranges, xattrs
 from fireflyfs.fuse.protocol import Opcode
 from fireflyfs.fuse.request import Reply, Request
 from fireflyfs.fuse.volume import Volume
@@ -17,10 +16,6 @@ from fireflyfs.fuse.volume import Volume
 __all__ = ["HANDLERS", "Handler"]
 
 Handler = Callable[[Volume, Request], Reply]
-
-
-def _ioctl(volume: Volume, request: Request) -> Reply:
-    raise OSError(ENOTTY, "no ioctl here")
 
 
 HANDLERS: dict[int, Handler] = {
@@ -59,7 +54,7 @@ HANDLERS: dict[int, Handler] = {
     Opcode.FSYNCDIR: directories.fsyncdir,
     Opcode.STATFS: attributes.statfs,
     Opcode.ACCESS: attributes.access,
-    Opcode.IOCTL: _ioctl,
+    Opcode.IOCTL: ioctls.ioctl,
     Opcode.GETXATTR: xattrs.getxattr,
     Opcode.LISTXATTR: xattrs.listxattr,
     Opcode.SETXATTR: xattrs.setxattr,

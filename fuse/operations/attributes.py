@@ -20,6 +20,8 @@ TIME_NS_MAX = (1 << 63) - 1
 def getattr_(volume: Volume, request: Request) -> Reply:
     live = volume.table.get(request.nodeid)
     if live is not None:
+        if volume.rings is not None:
+            volume.rings.files.collect(live)
         # What is open here was asked for at its open: within the time that the kernel may trust it, so may we.
         with live.lock:
             if volume.clock.monotonic_s() - live.checked_s < volume.options.attr_timeout_s:
@@ -74,6 +76,8 @@ def _set(volume: Volume, request: Request, live: LiveInode | None) -> m.Inode:
         change.length = asked.size
         if live is not None:
             volume.write_behind.flush(live.id)  # bytes under way must not come after the truncation
+            if volume.rings is not None:
+                volume.rings.files.record(live)  # or meta would take a shrinking for growth
             handle = volume.handles.file_or_none(asked.fh) if valid & SetAttr.FH else None
             if handle is not None and handle.writes:
                 change.session = volume.ensure_session(live)
@@ -92,6 +96,8 @@ def _set(volume: Volume, request: Request, live: LiveInode | None) -> m.Inode:
     if live is not None:
         if valid & SetAttr.SIZE:
             live.written_end = -1
+            if volume.rings is not None:
+                volume.rings.files.shortened(live)
         if valid & (SetAttr.MTIME | SetAttr.MTIME_NOW | SetAttr.SIZE):
             live.mtime_ns = 0  # set just now, later than any write before
         if valid & (SetAttr.ATIME | SetAttr.ATIME_NOW):

@@ -143,6 +143,8 @@ def read(volume: Volume, request: Request) -> Reply:
 
 def length_now(volume: Volume, live: LiveInode) -> int:
     """The length for a read at the end: asked anew when what we know is older than attributes may be."""
+    if volume.rings is not None:
+        volume.rings.files.collect(live)
     if volume.clock.monotonic_s() - live.checked_s >= volume.options.attr_timeout_s:
         volume.stat(live.id, volume.callers.root)
     return live.length
@@ -185,6 +187,8 @@ def flush(volume: Volume, request: Request) -> Reply:
     try:
         if handle.writes:
             volume.flush(handle.live)
+            if volume.rings is not None:
+                volume.rings.files.record(handle.live)
             volume.record(handle.live)
     finally:
         volume.locks.closed(handle.live.id, owner)
@@ -202,10 +206,18 @@ def release(volume: Volume, request: Request) -> Reply:
 def fsync(volume: Volume, request: Request) -> Reply:
     fh, _, _ = protocol.FSYNC_IN.unpack_from(request.body)
     live = volume.handles.file(fh).live
-    volume.flush(live)
+    record_all(volume, live)
     volume.data.sync(live.file)
     volume.record(live, durable=True)
     return b""
+
+
+def record_all(volume: Volume, live: LiveInode) -> None:
+    """What was written through the mount and through rings is stored, and everyone may see its length."""
+    volume.flush(live)
+    if volume.rings is not None and volume.rings.files.record(live):
+        return
+    volume.record(live, keep=True)
 
 
 def drop_handle(volume: Volume, handle: FileHandle) -> None:
@@ -216,6 +228,8 @@ def drop_handle(volume: Volume, handle: FileHandle) -> None:
 
 def _release(volume: Volume, handle: FileHandle) -> None:
     """What was written is stored before others may have the locks that kept them from reading it."""
+    if volume.rings is not None:
+        volume.rings.files.released(handle)
     try:
         volume.release(handle.live, writes=handle.writes)
     finally:

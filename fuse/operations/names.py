@@ -9,6 +9,7 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import NAME_BYTES_MAX
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.request import Reply, Request
+from fireflyfs.fuse.usrbio import virtual
 from fireflyfs.fuse.volume import Volume
 from fireflyfs.proto import meta_pb2 as m
 
@@ -26,6 +27,8 @@ def _name(body: memoryview, offset: int) -> bytes:
 
 def lookup(volume: Volume, request: Request) -> Reply:
     name = _name(request.body, 0)
+    if name == virtual.NAME and request.nodeid == protocol.ROOT_ID and volume.rings is not None:
+        return virtual.top(volume)
     try:
         reply = volume.meta.lookup(m.LookupRequest(caller=volume.caller(request), parent=request.nodeid, name=name))
     except FfsError as exc:
@@ -107,6 +110,9 @@ def _rename(volume: Volume, request: Request, new_parent: int, flags: int, offse
     old, new = protocol.decode_names(request.body, offset)
     if max(len(old), len(new)) > NAME_BYTES_MAX:
         raise error(Code.NAME_TOO_LONG)
+    if new_parent >= protocol.VIRTUAL_BASE:
+        virtual.rename_into(volume, request, new_parent, old)
+        return b""
     if not flags:
         volume.hold_removed(new_parent, new)
     volume.changed.clear()  # what moves may be a directory that was changed, and is changed now

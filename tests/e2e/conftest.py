@@ -219,3 +219,51 @@ def programs() -> Iterator[Callable[..., Program]]:
     yield make
     for program in made:
         program.end()
+
+
+RING_PROGRAM = """
+from multiprocessing.shared_memory import SharedMemory
+import hf3fs_fuse.io as io
+shm = SharedMemory(create=True, size=region_bytes)
+region = io.make_iovec(shm, point)
+shm.unlink()
+rings = {}
+files = {}
+def ring(read, entries=128, **options):
+    key = (read, entries, *options.items())
+    if key not in rings:
+        rings[key] = io.make_ioring(point, entries, read, **options)
+    return rings[key]
+def opened(name, flags=os.O_RDONLY):
+    if (name, flags) not in files:
+        files[name, flags] = os.open(f"{point}/{name}", flags, 0o644)
+        io.register_fd(files[name, flags])
+    return files[name, flags]
+def move(read, name, ios, how=None, **options):
+    # (region offset, length, file offset) each; the results in order
+    how = how if how is not None else os.O_RDONLY if read else os.O_RDWR | os.O_CREAT
+    fd, r = opened(name, how), ring(read, **options)
+    for at, length, offset in ios:
+        r.prepare(region[at:at + length], read, fd, offset, userdata=(at, length, offset))
+    done = r.submit().wait(min_results=len(ios))
+    assert [piece.userdata for piece in done] == list(ios)
+    return [piece.result for piece in done]
+def closed(name):
+    for key in [key for key in files if key[0] == name]:
+        fd = files.pop(key)
+        io.deregister_fd(fd)
+        os.close(fd)
+"""
+
+
+@pytest.fixture
+def ring_programs(programs: Callable[..., Program]) -> Callable[..., Program]:
+    """ring_programs(point, region_bytes=...): a process with a region and what it takes to move bytes through it."""
+
+    def make(point: Path, region_bytes: int = 16 << 20, **names: object) -> Program:
+        program = programs(point=str(point), region_bytes=region_bytes, **names)
+        program(f"sys.path[:0] = {[entry for entry in sys.path if entry]!r}")
+        program(RING_PROGRAM)
+        return program
+
+    return make

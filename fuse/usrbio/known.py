@@ -1,0 +1,147 @@
+"""Regions and files as an agent knows them: asked of the mount when a submission first names them."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from fireflyfs.client.striping import FileLayout
+from fireflyfs.common.ids import InodeId
+from fireflyfs.fuse.usrbio.ends import Ends
+from fireflyfs.fuse.usrbio.messages import Message
+
+KNOWN_MAX: Final = 65_536  # of each kind
+
+
+class Asks(Protocol):
+    """The mount answers one question: (answer, descriptor or -1). OSError: it is gone, or says no."""
+
+    def __call__(self, question: Message) -> tuple[Message, int]: ...
+
+
+class Region:
+    """An application's memory, mapped and never touched but by system calls: it may be cut off at any time."""
+
+    __slots__ = ("size", "view")
+
+    def __init__(self, fd: int) -> None:
+        """`fd` stays the caller's. Raises OSError or ValueError where it cannot be mapped."""
+        self.size = os.fstat(fd).st_size
+        self.view = memoryview(mmap.mmap(fd, self.size))
+
+
+class KnownFile:
+    """A registered file. `users` counts batches that name it, and is changed under the table's lock."""
+
+    def __init__(self, token: int, answer: Message, ends: Ends) -> None:
+        self.token = token
+        self.layout = FileLayout(InodeId(answer["inode"]), answer["chunk_size"], tuple(answer["chains"]))
+        self.readable: bool = answer["readable"]
+        self.writable: bool = answer["writable"]
+        self.slot: int = answer["slot"]
+        self.users = 0
+        self.revoked = False
+        self._turn = ends.turn(self.slot)
+        self._length: int = answer["length"]
+        self._fresh_until_s = 0.0  # the answer may be older than `_turn`
+        self._lock = threading.Lock()
+        self._ends = ends
+        self._epoch = -1
+        self._end = 0
+
+    def length(self, end: int, ask: Asks) -> int:
+        """Bytes of the file, for a read up to `end`: the mount is asked when that is beyond what is known, or old."""
+        turn = self._ends.turn(self.slot)
+        if end <= self._length and turn == self._turn and time.monotonic() < self._fresh_until_s:
+            return self._length
+        answer, _ = ask({"ask": "length", "file": self.token})
+        with self._lock:
+            self._turn = turn
+            self._length = answer["length"]
+            self._fresh_until_s = time.monotonic() + answer["fresh_s"]
+            return self._length
+
+    def wrote(self, end: int) -> None:
+        """Bytes up to `end` are stored: the mount shall know."""
+        with self._lock:
+            epoch = self._ends.epoch(self.slot)
+            self._end = end if epoch != self._epoch else max(end, self._end)
+            self._epoch = epoch
+            self._ends.wrote(self.slot, self._end)
+            self._length = max(self._length, end)
+
+
+class Known:
+    """Safe to use from all ring threads."""
+
+    def __init__(self, ask: Asks, ends: Ends, forgotten: Callable[[int], None]) -> None:
+        """`forgotten(token)` is called once nobody uses a file that `forget_file` named."""
+        self.ask = ask
+        self._ends = ends
+        self._forgotten = forgotten
+        self._lock = threading.Lock()
+        self._regions: dict[bytes, Region] = {}
+        self._files: dict[int, KnownFile] = {}
+
+    def region(self, id_: bytes) -> Region:
+        """Raises OSError EINVAL for a region that nobody has registered."""
+        found = self._regions.get(id_)
+        if found is not None:
+            return found
+        _, fd = self.ask({"ask": "region", "region": id_.hex()})
+        if fd < 0:
+            raise OSError(errno.EINVAL, "no such region")
+        try:
+            region = Region(fd)
+        except ValueError as exc:
+            raise OSError(errno.EFAULT, str(exc)) from exc
+        finally:
+            os.close(fd)
+        with self._lock:
+            if len(self._regions) >= KNOWN_MAX:
+                self._regions.clear()  # those in use live on with their batch
+            return self._regions.setdefault(id_, region)
+
+    def enter(self, token: int) -> KnownFile:
+        """The file, kept until `leave`. Raises OSError EBADF for a token that the mount does not know."""
+        with self._lock:
+            found = self._files.get(token)
+            if found is not None and not found.revoked:
+                found.users += 1
+                return found
+        answer, _ = self.ask({"ask": "file", "file": token})
+        with self._lock:
+            found = self._files.get(token)
+            if found is None or found.revoked:
+                found = self._files[token] = KnownFile(token, answer, self._ends)
+            found.users += 1
+            return found
+
+    def leave(self, file: KnownFile) -> None:
+        with self._lock:
+            file.users -= 1
+            gone = file.revoked and not file.users
+            if gone and self._files.get(file.token) is file:
+                del self._files[file.token]
+        if gone:
+            self._forgotten(file.token)
+
+    def forget_region(self, id_: bytes) -> None:
+        with self._lock:
+            self._regions.pop(id_, None)
+
+    def forget_file(self, token: int) -> None:
+        """The mount has closed it."""
+        with self._lock:
+            file = self._files.get(token)
+            if file is not None:
+                file.revoked = True
+                if file.users:
+                    return
+                del self._files[token]
+        self._forgotten(token)
