@@ -11,6 +11,7 @@ from fireflyfs.common.kv.interface import Transaction, read, run
 from fireflyfs.meta.core import keys
 from fireflyfs.meta.core.length import trimmed
 from fireflyfs.meta.core.records import Inode, Trim
+from fireflyfs.meta.core.usage import Subject, Usage
 from fireflyfs.meta.ops.reply import layout_of
 from fireflyfs.meta.service.runner import Runner
 from fireflyfs.meta.store.accounts import settle
@@ -78,20 +79,22 @@ class Trimmer:
                     continue
                 if seen.more:
                     continue
-            run(engine, partial(self._done, inode_id, trim))
+            self._runner.quotas.let_through(run(engine, partial(self._done, inode_id, trim)))
             self._runner.commits += 1
             return
         raise error(Code.OVERLOADED, "the file is written faster than it can be truncated")
 
-    def _done(self, inode_id: int, trim: Trim, txn: Transaction) -> None:
+    def _done(self, inode_id: int, trim: Trim, txn: Transaction) -> dict[Subject, Usage]:
+        """What it uses more, where there are quotas."""
         tree = Tree(txn)
         if tree.trim(inode_id) != trim:
-            return
+            return {}
         tree.delete_trim(inode_id)
         inode = tree.find(inode_id)
         if inode is not None:
             tree.put(trimmed(inode, trim))
-            settle(tree, self._runner.change_keys, self._runner.clock.unix_ns())
+        changes = settle(tree, self._runner.change_keys, self._runner.clock.unix_ns())
+        return self._runner.quotas.limited(tree, changes)
 
     def recorded(self) -> list[int]:
         """Inodes with a trim record."""

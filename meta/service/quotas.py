@@ -15,11 +15,22 @@ from fireflyfs.common.kv.interface import KvEngine, Transaction, read
 from fireflyfs.common.limits import QUOTA_GRANT_BYTES, QUOTAS_MAX
 from fireflyfs.meta.core import keys
 from fireflyfs.meta.core.records import Inode
-from fireflyfs.meta.core.usage import NO_LIMIT, Kind, Quota, Subject, Usage, facts_of_record, rounded, unpack_quota
+from fireflyfs.meta.core.usage import (
+    BLOCK_BYTES,
+    NO_LIMIT,
+    Kind,
+    Quota,
+    Subject,
+    Usage,
+    facts_of_record,
+    rounded,
+    unpack_quota,
+)
 from fireflyfs.meta.ops.needs import FoldFirst
 from fireflyfs.meta.store import accounts
 from fireflyfs.meta.store.tree import ANCESTORS_MAX, Tree
 
+NOTHING: Mapping[Subject, Usage] = {}
 _NAMES = {Kind.DIRECTORY: "directory", Kind.USER: "user", Kind.GROUP: "group"}
 
 
@@ -71,6 +82,8 @@ class Quotas:
             quota = self._quotas.get(subject)
             if quota is None or (change.bytes <= 0 and change.inodes <= 0):
                 continue
+            if tree.moved and not folded:
+                raise FoldFirst  # what was changed below it lately comes too
             after = self._used(tree, subject).plus(change)
             if (change.bytes > 0 and after.bytes > quota.bytes_max) or (
                 change.inodes > 0 and after.inodes > quota.inodes_max
@@ -86,19 +99,20 @@ class Quotas:
             more = Usage(max(0, change.bytes), max(0, change.inodes))
             self._since[subject] = self._since.get(subject, Usage()).plus(more)
 
-    def end_max(self, tree: Tree, inode: Inode, wanted_end: int = 0) -> int:
+    def end_max(self, tree: Tree, inode: Inode, wanted_end: int = 0, gains: Mapping[Subject, Usage] = NOTHING) -> int:
         """How long a file may get, for now, by whoever asked; NO_LIMIT where nothing limits it.
 
         No more is granted at once than a fixed amount, or what `wanted_end` needs: so the file's owner comes back,
-        and what several files may take beyond a quota stays bounded.
+        and what several files may take beyond a quota stays bounded. `gains`: what this transaction uses more already.
         """
-        room = self._room(tree, inode)
+        room = self._room(tree, inode, gains)
         if room == NO_LIMIT:
             return NO_LIMIT
         now = rounded(inode.length)
+        room -= room % BLOCK_BYTES
         return max(inode.length, now + min(room, max(QUOTA_GRANT_BYTES, wanted_end - now)))
 
-    def _room(self, tree: Tree, inode: Inode) -> int:
+    def _room(self, tree: Tree, inode: Inode, gains: Mapping[Subject, Usage]) -> int:
         subjects: list[Subject] = [(Kind.USER, inode.uid), (Kind.GROUP, inode.gid)]
         if inode.nlink and self._of_directories:
             subjects += self._above(tree, inode.parent)
@@ -106,7 +120,8 @@ class Quotas:
         for subject in subjects:
             quota = self._quotas.get(subject)
             if quota is not None and quota.bytes_max != NO_LIMIT:
-                room = min(room, max(0, quota.bytes_max - self._used(tree, subject).bytes))
+                used = self._used(tree, subject).bytes + gains.get(subject, Usage()).bytes
+                room = min(room, max(0, quota.bytes_max - used))
         return room
 
     def tightest(self, tree: Tree, directory: int) -> list[tuple[Quota, Usage]]:

@@ -199,7 +199,7 @@ class Runner:
         if inode is None or not inode.is_file:
             return
         wanted_end = request.wanted_end if isinstance(request, meta_pb2.SyncRequest) else 0
-        end_max = self.quotas.end_max(op.tree, inode, wanted_end)
+        end_max = self.quotas.end_max(op.tree, inode, wanted_end, op.gains)
         if end_max < wanted_end and not op.folded:
             raise FoldFirst
         if end_max != NO_LIMIT:

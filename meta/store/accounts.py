@@ -73,6 +73,7 @@ def _move_what_is_below(tree: Tree, sums: Sums, directory: int, source: int, goa
     if source:
         sums.add(Kind.DIRECTORY, source, Usage().minus(below))
     if goal:
+        tree.moved = True
         sums.add(Kind.DIRECTORY, goal, below)
 
 
@@ -81,11 +82,12 @@ def record(tree: Tree, changes: Mapping[Subject, Usage], key: bytes) -> None:
         tree.txn.put(key, pack_changes(changes))
 
 
-def settle(tree: Tree, change_keys: ChangeKeys, now_ns: int) -> None:
-    """At the end of a transaction whose usage nobody limits."""
+def settle(tree: Tree, change_keys: ChangeKeys, now_ns: int) -> dict[Subject, Usage]:
+    """At the end of a transaction whose usage nobody limits; the changes."""
     changes = changes_of(tree)
     if changes:
         record(tree, changes, change_keys.next(now_ns))
+    return changes
 
 
 def waiting(txn: Transaction, begin: bytes, limit: int) -> list[tuple[bytes, bytes]]:

@@ -22,19 +22,20 @@ class Tree:
     (None: deleted); meta/store/accounts.py compares the two.
     """
 
-    __slots__ = ("stored", "txn", "written")
+    __slots__ = ("moved", "stored", "txn", "written")
 
     def __init__(self, txn: Transaction) -> None:
         self.txn = txn
         self.stored: dict[int, bytes] = {}
         self.written: dict[int, Facts | None] = {}
+        self.moved = False  # a directory came to a place, with what is below it
 
     def find(self, inode_id: int) -> Inode | None:
         data = self.txn.get(keys.inode(inode_id))
         return None if data is None else self._unpack(inode_id, data)
 
     def _unpack(self, inode_id: int, data: bytes) -> Inode:
-        if inode_id not in self.stored:
+        if inode_id not in self.stored and inode_id not in self.written:
             self.stored[inode_id] = data
         inode = Inode.unpack(inode_id, data)
         if inode.flags & Flags.ACL:

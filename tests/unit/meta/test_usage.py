@@ -29,6 +29,7 @@ BEGIN: list[tuple[Any, ...]] = [
 ]
 STEPS = st.one_of(
     st.tuples(st.just("mkdir"), PATHS),
+    st.tuples(st.just("mkdirs"), PATHS),
     st.tuples(st.just("write"), PATHS, st.sampled_from([1, 5000, 70_000])),
     st.tuples(st.just("truncate"), PATHS, st.sampled_from([0, 4096, 9000])),
     st.tuples(st.just("link"), PATHS, PATHS),
@@ -62,6 +63,9 @@ class Play:
 
     def mkdir(self, path: bytes) -> None:
         self.meta.mkdir(path)
+
+    def mkdirs(self, path: bytes) -> None:
+        self.meta.mkdir(path, parents=True)
 
     def write(self, path: bytes, length: int) -> None:
         self.sessions += 1
