@@ -76,6 +76,8 @@ def write_batch(context: HandleContext, requests: Sequence[tuple[AnyFile, int, A
             raw.handle.check_writable()
             if offset < 0:
                 raise error(Code.INVALID, "negative offset")
+            if count:
+                raw.handle.ensure_room(offset + count)
         except FfsError as exc:
             raise exc.to_oserror(raw.name) from exc
         counts.append(count)

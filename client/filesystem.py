@@ -239,7 +239,8 @@ class FileSystem(ExtendedAttributes):
 
     def statvfs(self, path: StrPath = "/") -> os.statvfs_result:
         with named(path):
-            return statvfs_result(self._meta.stat_fs(meta_pb2.StatFsRequest()))
+            inode = self.inode(path).id  # of a directory with a quota that is what is left of it
+            return statvfs_result(self._meta.stat_fs(meta_pb2.StatFsRequest(inode=inode)))
 
     # Names
     def listdir(self, path: StrPath = "/") -> list[Any]:

@@ -131,12 +131,22 @@ class OpenInode:
                 total += size
         if not total:
             return 0
+        self.ensure_room(end)
         version = self._state.truncate_version
         failed = self._storage.write([WriteSpan(file, offset, data) for offset, data in extents if length_of(data)])
         if failed:
             raise next(iter(failed.values()))
         self.wrote(end, version)
         return total
+
+    def ensure_room(self, end: int) -> None:
+        """Before bytes up to `end` are written. Raises QUOTA_EXCEEDED when quotas do not let the file get so long."""
+        state, clock = self._state, self._context.clock
+        if end <= state.length or state.limit.allows(end, clock.monotonic_s()):
+            return
+        self._sync(durable=False, wanted_end=end)  # what was written so far counts from now on, and the rest is free
+        if end > state.length and not state.limit.allows(end, clock.monotonic_s()):
+            raise error(Code.QUOTA_EXCEEDED)
 
     def append(self, data: Piece) -> int:
         """Store all of `data` behind the end of the file, whoever else appends; where it was placed."""
@@ -150,6 +160,7 @@ class OpenInode:
         )
         reply = self._context.meta.append(request)
         self._state.learn(reply.inode)
+        self._state.limit.learn(reply.inode, self._context.clock.monotonic_s())
         self.pwrite(reply.offset, data)
         return reply.offset
 
@@ -176,7 +187,9 @@ class OpenInode:
             raise error(Code.INVALID if length < 0 else Code.TOO_BIG, f"no file can have {length} bytes")
         self.flush()  # meta must know our length, or it would take a shrink for a growth
         request = meta_pb2.SetAttrRequest(at=self._at(), length=length, session=self._session, caller=self._caller)
-        self._state.learn(self._context.meta.set_attr(request).inode)
+        inode = self._context.meta.set_attr(request).inode
+        self._state.learn(inode)
+        self._state.limit.learn(inode, self._context.clock.monotonic_s())
 
     def flush(self) -> None:
         """Tell meta the length and time of our writes, so that everyone sees them."""
@@ -210,12 +223,19 @@ class OpenInode:
         if self._state.unsure and not self._closed:
             self.flush()
 
-    def _sync(self, *, durable: bool) -> None:
+    def _sync(self, *, durable: bool, wanted_end: int = 0) -> None:
         hint, mtime = self._state.report()
         request = meta_pb2.SyncRequest(
-            inode=self._state.file.inode, hint=hint, mtime=mtime, durable=durable, caller=self._caller
+            inode=self._state.file.inode,
+            hint=hint,
+            mtime=mtime,
+            durable=durable,
+            wanted_end=wanted_end,
+            caller=self._caller,
         )
-        self._state.reported(hint, mtime, self._context.meta.sync(request).inode)
+        inode = self._context.meta.sync(request).inode
+        self._state.reported(hint, mtime, inode)
+        self._state.limit.learn(inode, self._context.clock.monotonic_s())
 
     def _at(self) -> meta_pb2.PathAt:
         return meta_pb2.PathAt(dir=self._state.file.inode)
@@ -254,4 +274,7 @@ def open_inode(
             ended = meta_pb2.EndedSession(inode=reply.inode.id, session=session)
             context.meta.end_sessions(meta_pb2.EndSessionsRequest(caller=caller, sessions=[ended]))
         raise error(Code.IS_DIRECTORY)
-    return OpenInode(context, context.inodes.learn(reply.inode), flags, session, caller)
+    state = context.inodes.learn(reply.inode)
+    if flags & os.O_ACCMODE != os.O_RDONLY:
+        state.limit.learn(reply.inode, context.clock.monotonic_s())
+    return OpenInode(context, state, flags, session, caller)

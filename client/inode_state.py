@@ -10,20 +10,55 @@ import threading
 import weakref
 
 from fireflyfs.client.striping import FileLayout
+from fireflyfs.common.limits import FILE_BYTES_MAX
 from fireflyfs.proto import meta_pb2
 
 UNKNOWN_VERSION = (1 << 64) - 1  # in a hint: no truncate version of a file is this one
+LIMIT_TRUSTED_S = 30.0  # how long a writer believes what meta said of quotas: one may have been set since
+
+
+class Limit:
+    """How long a file may get under its quotas, as meta said last: `Inode.end_max` of proto/meta.proto."""
+
+    __slots__ = ("_end_max", "_told_s")
+
+    def __init__(self) -> None:
+        self._end_max = 0
+        self._told_s = float("-inf")
+
+    def learn(self, inode: meta_pb2.Inode, now_s: float) -> None:
+        """From an answer to Open for writing, Sync, SetAttr or Append; others say nothing of it."""
+        self._end_max = inode.end_max if inode.HasField("end_max") else FILE_BYTES_MAX
+        self._told_s = now_s
+
+    def allows(self, end: int, now_s: float) -> bool:
+        """Whether the file may grow to `end` without asking meta first."""
+        return end <= self._end_max and not self.is_old(now_s)
+
+    def is_old(self, now_s: float) -> bool:
+        return now_s - self._told_s >= LIMIT_TRUSTED_S
 
 
 class InodeState:
     """One open inode. Safe to use from several threads."""
 
-    __slots__ = ("__weakref__", "_inode", "_lock", "_mtime_ns", "_unsure", "_unsynced_end", "_written_end", "file")
+    __slots__ = (
+        "__weakref__",
+        "_inode",
+        "_lock",
+        "_mtime_ns",
+        "_unsure",
+        "_unsynced_end",
+        "_written_end",
+        "file",
+        "limit",
+    )
 
     def __init__(self, inode: meta_pb2.Inode) -> None:
         self.file = FileLayout.of(inode.id, inode.layout)
         self._lock = threading.Lock()
         self._inode = inode
+        self.limit = Limit()
         self._written_end = 0  # largest end written here since the truncate version that we know
         self._unsynced_end = -1  # the same since meta was told; -1: meta knows all
         self._mtime_ns = 0  # of the last write that meta does not know of; 0: none

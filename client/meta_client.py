@@ -112,6 +112,16 @@ class MetaClient:
     def list_trash(self, request: meta_pb2.ListTrashRequest) -> meta_pb2.ListTrashReply:
         return self._read(Method.META_LIST_TRASH, request, request.caller, meta_pb2.ListTrashReply())
 
+    def get_usage(self, request: meta_pb2.GetUsageRequest) -> meta_pb2.GetUsageReply:
+        return self._read(Method.META_GET_USAGE, request, request.caller, meta_pb2.GetUsageReply())
+
+    def list_quotas(self, request: meta_pb2.ListQuotasRequest) -> meta_pb2.ListQuotasReply:
+        return self._read(Method.META_LIST_QUOTAS, request, request.caller, meta_pb2.ListQuotasReply())
+
+    def check_usage(self, request: meta_pb2.CheckUsageRequest) -> meta_pb2.CheckUsageReply:
+        """A repair that is asked for twice finds nothing the second time."""
+        return self._read(Method.META_CHECK_USAGE, request, request.caller, meta_pb2.CheckUsageReply())
+
     def access(self, request: meta_pb2.AccessRequest) -> meta_pb2.InodeReply:
         return self._read(Method.META_ACCESS, request, request.caller, meta_pb2.InodeReply())
 
@@ -183,6 +193,9 @@ class MetaClient:
     def cancel_lock(self, request: meta_pb2.CancelLockRequest) -> meta_pb2.CancelLockReply:
         reply = meta_pb2.CancelLockReply()
         return self._change(Method.META_CANCEL_LOCK, request, request.caller, request.mutation, reply)
+
+    def set_quota(self, request: meta_pb2.SetQuotaRequest) -> meta_pb2.SetQuotaReply:
+        return self._change(Method.META_SET_QUOTA, request, request.caller, request.mutation, meta_pb2.SetQuotaReply())
 
     def _read(self, method: Method, request: Message, caller: Caller, reply: R) -> R:
         self._fill(request, caller)

@@ -58,7 +58,8 @@ def statvfs_result(reply: meta_pb2.StatFsReply) -> os.statvfs_result:
     """As os.statvfs gives it."""
     block = reply.block_bytes or 4096
     free = reply.free_bytes // block
-    spare = (1 << 48) - min(reply.files, 1 << 48)  # inodes are limited by nothing but their ids
+    # Where no quota limits them, inodes are limited by nothing but their ids.
+    spare = reply.free_files if reply.HasField("free_files") else (1 << 48) - min(reply.files, 1 << 48)
     return os.statvfs_result(
         (block, block, reply.capacity_bytes // block, free, free, reply.files + spare, spare, spare, 0, 255)
     )

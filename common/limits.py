@@ -32,6 +32,8 @@ LOCKS_INODE_MAX = 8192  # locked ranges of one inode, of all its owners
 LOCKS_CLIENT_MAX = 65_536  # locked ranges and queued requests of one client
 LOCKS_QUEUED_MAX = 1024  # requests that wait for locks of one inode
 LOCKS_AWAITED_MAX = 4096  # requests of one client that may wait at a time
+QUOTAS_MAX = 10_000  # of directories, users and groups together: each metadata server knows all of them
+QUOTA_GRANT_BYTES = 64 * MiB  # by which a file may grow below a quota before its writer must report and ask again
 
 # The data link
 FRAME_BODY_BYTES_MAX = 4 * MiB  # the packed or protobuf part of a frame

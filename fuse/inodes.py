@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import Final, NamedTuple
 
-from fireflyfs.client.inode_state import UNKNOWN_VERSION
+from fireflyfs.client.inode_state import UNKNOWN_VERSION, Limit
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.errors import Code, error
 from fireflyfs.fuse.listing import Budget, Listing
@@ -52,6 +52,7 @@ class LiveInode:
         "handles",
         "id",
         "inode",
+        "limit",
         "lock",
         "mtime_ns",
         "sessions",
@@ -64,6 +65,7 @@ class LiveInode:
         self.id: int = inode.id
         self.lock = threading.RLock()
         self.inode = inode
+        self.limit = Limit()
         self.file = FileLayout.of(inode.id, inode.layout)
         self.checked_s = now_s
         self.handles = 0

@@ -25,7 +25,7 @@ _QUIET = frozenset(
     {errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR}
     | {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.ESTALE, errno.EINVAL, errno.ENXIO, errno.ENODATA}
     | {errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV, errno.EMLINK, errno.EFBIG}
-    | {errno.EAGAIN, errno.EINTR, errno.EDEADLK}
+    | {errno.EAGAIN, errno.EINTR, errno.EDEADLK, errno.EDQUOT}
 )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fireflyfs.common.clock import Clock
-from fireflyfs.common.errors import FfsError
+from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.ids import new_session_id
 from fireflyfs.common.net.api import Piece
 from fireflyfs.fuse import protocol
@@ -161,6 +161,7 @@ class Volume:
                 caller=self.callers.root, inode=live.id, session=self.ensure_session(live), size=size, hint=live.hint()
             )
             reply = self.meta.append(request)
+            live.limit.learn(reply.inode, self.clock.monotonic_s())
             truncated = reply.inode.truncate_version > live.inode.truncate_version and live.mtime_ns != 0
             live.learn(reply.inode, self.clock.monotonic_s())
             if not truncated:
@@ -168,19 +169,38 @@ class Volume:
             # Elsewhere, while appended bytes wait here: they go where they were to go, and these behind them.
             self.write_behind.flush(live.id)
 
+    def ensure_room(self, live: LiveInode, end: int) -> None:
+        """Before bytes up to `end` are written. Raises QUOTA_EXCEEDED when quotas do not let the file get so long.
+
+        Called under `live.lock`. Bytes that wait are stored and recorded before meta is asked for more room.
+        """
+        if end <= live.length or live.limit.allows(end, self.clock.monotonic_s()):
+            return
+        if live.limit.is_old(self.clock.monotonic_s()):  # as where there are no quotas: one question, nothing is stored
+            asked = m.SyncRequest(caller=self.callers.root, inode=live.id, wanted_end=end)
+            live.limit.learn(self.meta.sync(asked).inode, self.clock.monotonic_s())
+            if live.limit.allows(end, self.clock.monotonic_s()):
+                return
+        self.flush(live)
+        self.record(live, keep=True, wanted_end=end)
+        if end > live.length and not live.limit.allows(end, self.clock.monotonic_s()):
+            raise error(Code.QUOTA_EXCEEDED)
+
     def _end_sessions(self, ended: Sequence[Ended]) -> None:
         sessions = [m.EndedSession(inode=inode, session=session) for inode, session in ended]
         self.meta.end_sessions(m.EndSessionsRequest(caller=self.callers.root, sessions=sessions))
 
-    def record(self, live: LiveInode, *, durable: bool = False, last: bool = False, keep: bool = False) -> None:
-        """Tell meta the length and time of what was stored.
+    def record(
+        self, live: LiveInode, *, durable: bool = False, last: bool = False, keep: bool = False, wanted_end: int = 0
+    ) -> None:
+        """Tell meta the length and time of what was stored; with `wanted_end`, ask whether the file may grow to there.
 
         Unless others still write here, or `keep` says so, the session ends with it: one round trip, and RELEASE has
         nothing left to do.
         """
         with live.lock:
             hint = live.hint()
-            if not (hint or live.mtime_ns or live.atime_ns or durable or (last and live.sessions)):
+            if not (hint or live.mtime_ns or live.atime_ns or durable or wanted_end or (last and live.sessions)):
                 return
             now = self.clock.monotonic_s()
             mtime = m.Timestamp(ns=live.mtime_ns) if live.mtime_ns else None
@@ -201,8 +221,10 @@ class Volume:
                         atime=atime,
                         durable=durable,
                         privileges_taken=True,  # at each write: operations/privileges.py
+                        wanted_end=wanted_end,
                     )
                 ).inode
+                live.limit.learn(inode, now)
                 hint = mtime = atime = None
             if end_session:
                 for session in live.sessions:

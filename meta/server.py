@@ -179,6 +179,9 @@ def run_jobs(parts: MetaParts, mgmtd: AsyncMgmtdClient, config: MetaConfig) -> C
         "durability": lambda: sync_commits(runner, parts.sync),
         "outcomes": lambda: expire_outcomes(runner),
         "count": parts.space.count_files,
+        "usage": parts.folder.run,
+        "uncounted": parts.counter.run,
+        "quotas": parts.accounting.run,
     }
 
     async def keep(name: str) -> None:

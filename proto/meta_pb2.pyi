@@ -14,6 +14,12 @@ class RemoveKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REMOVE_RMDIR: _ClassVar[RemoveKind]
     REMOVE_RECURSIVE: _ClassVar[RemoveKind]
 
+class UsageKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    USAGE_DIRECTORY: _ClassVar[UsageKind]
+    USAGE_USER: _ClassVar[UsageKind]
+    USAGE_GROUP: _ClassVar[UsageKind]
+
 class LockKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     LOCK_RANGE: _ClassVar[LockKind]
@@ -27,6 +33,9 @@ class LockType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 REMOVE_UNLINK: RemoveKind
 REMOVE_RMDIR: RemoveKind
 REMOVE_RECURSIVE: RemoveKind
+USAGE_DIRECTORY: UsageKind
+USAGE_USER: UsageKind
+USAGE_GROUP: UsageKind
 LOCK_RANGE: LockKind
 LOCK_FLOCK: LockKind
 LOCK_READ: LockType
@@ -50,7 +59,7 @@ class Timestamp(_message.Message):
     def __init__(self, ns: _Optional[int] = ...) -> None: ...
 
 class Inode(_message.Message):
-    __slots__ = ("id", "mode", "nlink", "uid", "gid", "length", "atime_ns", "mtime_ns", "ctime_ns", "btime_ns", "rdev", "layout", "truncate_version", "symlink_target", "parent", "xattrs", "acl", "default_acl", "capability")
+    __slots__ = ("id", "mode", "nlink", "uid", "gid", "length", "atime_ns", "mtime_ns", "ctime_ns", "btime_ns", "rdev", "layout", "truncate_version", "symlink_target", "parent", "xattrs", "acl", "default_acl", "capability", "end_max")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     NLINK_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +79,7 @@ class Inode(_message.Message):
     ACL_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_ACL_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    END_MAX_FIELD_NUMBER: _ClassVar[int]
     id: int
     mode: int
     nlink: int
@@ -89,7 +99,8 @@ class Inode(_message.Message):
     acl: bool
     default_acl: bool
     capability: bool
-    def __init__(self, id: _Optional[int] = ..., mode: _Optional[int] = ..., nlink: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., btime_ns: _Optional[int] = ..., rdev: _Optional[int] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ..., truncate_version: _Optional[int] = ..., symlink_target: _Optional[bytes] = ..., parent: _Optional[int] = ..., xattrs: _Optional[bool] = ..., acl: _Optional[bool] = ..., default_acl: _Optional[bool] = ..., capability: _Optional[bool] = ...) -> None: ...
+    end_max: int
+    def __init__(self, id: _Optional[int] = ..., mode: _Optional[int] = ..., nlink: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., btime_ns: _Optional[int] = ..., rdev: _Optional[int] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ..., truncate_version: _Optional[int] = ..., symlink_target: _Optional[bytes] = ..., parent: _Optional[int] = ..., xattrs: _Optional[bool] = ..., acl: _Optional[bool] = ..., default_acl: _Optional[bool] = ..., capability: _Optional[bool] = ..., end_max: _Optional[int] = ...) -> None: ...
 
 class Mutation(_message.Message):
     __slots__ = ("request_id", "retry")
@@ -220,7 +231,7 @@ class CloseRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., inode: _Optional[int] = ..., session: _Optional[bytes] = ..., hint: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime: _Optional[_Union[Timestamp, _Mapping]] = ..., atime: _Optional[_Union[Timestamp, _Mapping]] = ..., privileges_taken: _Optional[bool] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
-    __slots__ = ("caller", "mutation", "inode", "hint", "mtime", "atime", "durable", "privileges_taken")
+    __slots__ = ("caller", "mutation", "inode", "hint", "mtime", "atime", "durable", "privileges_taken", "wanted_end")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     MUTATION_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
@@ -229,6 +240,7 @@ class SyncRequest(_message.Message):
     ATIME_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
     PRIVILEGES_TAKEN_FIELD_NUMBER: _ClassVar[int]
+    WANTED_END_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     mutation: Mutation
     inode: int
@@ -237,7 +249,8 @@ class SyncRequest(_message.Message):
     atime: Timestamp
     durable: bool
     privileges_taken: bool
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., inode: _Optional[int] = ..., hint: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime: _Optional[_Union[Timestamp, _Mapping]] = ..., atime: _Optional[_Union[Timestamp, _Mapping]] = ..., durable: _Optional[bool] = ..., privileges_taken: _Optional[bool] = ...) -> None: ...
+    wanted_end: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., inode: _Optional[int] = ..., hint: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime: _Optional[_Union[Timestamp, _Mapping]] = ..., atime: _Optional[_Union[Timestamp, _Mapping]] = ..., durable: _Optional[bool] = ..., privileges_taken: _Optional[bool] = ..., wanted_end: _Optional[int] = ...) -> None: ...
 
 class MakeNodeRequest(_message.Message):
     __slots__ = ("caller", "mutation", "at", "mode", "rdev", "parents", "layout", "umask")
@@ -472,24 +485,160 @@ class RemoveXattrRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., name: _Optional[bytes] = ...) -> None: ...
 
 class StatFsRequest(_message.Message):
-    __slots__ = ("caller",)
+    __slots__ = ("caller", "inode")
     CALLER_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ...) -> None: ...
+    inode: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inode: _Optional[int] = ...) -> None: ...
 
 class StatFsReply(_message.Message):
-    __slots__ = ("capacity_bytes", "free_bytes", "files", "garbage_files", "block_bytes")
+    __slots__ = ("capacity_bytes", "free_bytes", "files", "garbage_files", "block_bytes", "free_files")
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     GARBAGE_FILES_FIELD_NUMBER: _ClassVar[int]
     BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_FILES_FIELD_NUMBER: _ClassVar[int]
     capacity_bytes: int
     free_bytes: int
     files: int
     garbage_files: int
     block_bytes: int
-    def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., files: _Optional[int] = ..., garbage_files: _Optional[int] = ..., block_bytes: _Optional[int] = ...) -> None: ...
+    free_files: int
+    def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., files: _Optional[int] = ..., garbage_files: _Optional[int] = ..., block_bytes: _Optional[int] = ..., free_files: _Optional[int] = ...) -> None: ...
+
+class QuotaLimits(_message.Message):
+    __slots__ = ("bytes_max", "inodes_max")
+    BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    INODES_MAX_FIELD_NUMBER: _ClassVar[int]
+    bytes_max: int
+    inodes_max: int
+    def __init__(self, bytes_max: _Optional[int] = ..., inodes_max: _Optional[int] = ...) -> None: ...
+
+class Usage(_message.Message):
+    __slots__ = ("kind", "id", "bytes", "inodes", "quota", "path")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    kind: UsageKind
+    id: int
+    bytes: int
+    inodes: int
+    quota: QuotaLimits
+    path: bytes
+    def __init__(self, kind: _Optional[_Union[UsageKind, str]] = ..., id: _Optional[int] = ..., bytes: _Optional[int] = ..., inodes: _Optional[int] = ..., quota: _Optional[_Union[QuotaLimits, _Mapping]] = ..., path: _Optional[bytes] = ...) -> None: ...
+
+class GetUsageRequest(_message.Message):
+    __slots__ = ("caller", "kind", "id", "at")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    kind: UsageKind
+    id: int
+    at: PathAt
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., kind: _Optional[_Union[UsageKind, str]] = ..., id: _Optional[int] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ...) -> None: ...
+
+class GetUsageReply(_message.Message):
+    __slots__ = ("usage", "above", "counting")
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    ABOVE_FIELD_NUMBER: _ClassVar[int]
+    COUNTING_FIELD_NUMBER: _ClassVar[int]
+    usage: Usage
+    above: _containers.RepeatedCompositeFieldContainer[Usage]
+    counting: bool
+    def __init__(self, usage: _Optional[_Union[Usage, _Mapping]] = ..., above: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., counting: _Optional[bool] = ...) -> None: ...
+
+class SetQuotaRequest(_message.Message):
+    __slots__ = ("caller", "mutation", "kind", "id", "at", "quota")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    MUTATION_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    mutation: Mutation
+    kind: UsageKind
+    id: int
+    at: PathAt
+    quota: QuotaLimits
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., mutation: _Optional[_Union[Mutation, _Mapping]] = ..., kind: _Optional[_Union[UsageKind, str]] = ..., id: _Optional[int] = ..., at: _Optional[_Union[PathAt, _Mapping]] = ..., quota: _Optional[_Union[QuotaLimits, _Mapping]] = ...) -> None: ...
+
+class SetQuotaReply(_message.Message):
+    __slots__ = ("usage",)
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    usage: Usage
+    def __init__(self, usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+
+class ListQuotasRequest(_message.Message):
+    __slots__ = ("caller", "begun", "after_kind", "after_id", "limit")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
+    AFTER_KIND_FIELD_NUMBER: _ClassVar[int]
+    AFTER_ID_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    begun: bool
+    after_kind: UsageKind
+    after_id: int
+    limit: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., begun: _Optional[bool] = ..., after_kind: _Optional[_Union[UsageKind, str]] = ..., after_id: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ListQuotasReply(_message.Message):
+    __slots__ = ("quotas", "more", "counting")
+    QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    COUNTING_FIELD_NUMBER: _ClassVar[int]
+    quotas: _containers.RepeatedCompositeFieldContainer[Usage]
+    more: bool
+    counting: bool
+    def __init__(self, quotas: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., more: _Optional[bool] = ..., counting: _Optional[bool] = ...) -> None: ...
+
+class CheckUsageRequest(_message.Message):
+    __slots__ = ("caller", "owners", "after", "repair")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    OWNERS_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    REPAIR_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    owners: bool
+    after: int
+    repair: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., owners: _Optional[bool] = ..., after: _Optional[int] = ..., repair: _Optional[bool] = ...) -> None: ...
+
+class UsageDifference(_message.Message):
+    __slots__ = ("kind", "id", "bytes", "inodes", "path")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    kind: UsageKind
+    id: int
+    bytes: int
+    inodes: int
+    path: bytes
+    def __init__(self, kind: _Optional[_Union[UsageKind, str]] = ..., id: _Optional[int] = ..., bytes: _Optional[int] = ..., inodes: _Optional[int] = ..., path: _Optional[bytes] = ...) -> None: ...
+
+class CheckUsageReply(_message.Message):
+    __slots__ = ("differences", "looked_at", "last", "more", "counting")
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
+    LOOKED_AT_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    COUNTING_FIELD_NUMBER: _ClassVar[int]
+    differences: _containers.RepeatedCompositeFieldContainer[UsageDifference]
+    looked_at: int
+    last: int
+    more: bool
+    counting: bool
+    def __init__(self, differences: _Optional[_Iterable[_Union[UsageDifference, _Mapping]]] = ..., looked_at: _Optional[int] = ..., last: _Optional[int] = ..., more: _Optional[bool] = ..., counting: _Optional[bool] = ...) -> None: ...
 
 class RealPathRequest(_message.Message):
     __slots__ = ("caller", "at")

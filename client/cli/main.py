@@ -34,6 +34,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "mkdir": ("files", "mkdir", "Make directories."),
         "mv": ("files", "mv", "Rename or move files."),
         "cache": ("caching", "cache", "The KV cache's namespaces: list, create, show, clear, remove."),
+        "du": ("quota", "du", "Show how much there is below directories."),
         "trash": ("trash", "trash", "What was removed: list, restore, empty."),
     },
     "Administration": {
@@ -44,6 +45,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "config": ("configuration", "config", "Configuration per node type: get, set, list."),
         "sessions": ("sessions", "sessions", "Client leases: list."),
         "fsck": ("fsck", "fsck", "Check chunks against files and replicas against each other; mend."),
+        "quota": ("quota", "quota", "Quotas of directories, users and groups: set, show, list, remove, check."),
         "space": ("space", "space", "Show capacity and use."),
         "bench": ("benching", "bench", "Measure reads, writes and metadata calls."),
     },

@@ -72,6 +72,10 @@ class Method(IntEnum):
     META_AWAIT_LOCKS = 0x0252
     META_CANCEL_LOCK = 0x0253
     META_APPEND = 0x0254
+    META_GET_USAGE = 0x0270
+    META_SET_QUOTA = 0x0271
+    META_LIST_QUOTAS = 0x0272
+    META_CHECK_USAGE = 0x0273
 
 
 def service_methods(prefix: str) -> dict[str, Method]:

@@ -49,6 +49,7 @@ def setattr_(volume: Volume, request: Request) -> Reply:
         with live.lock:
             inode = _set(volume, request, live)
             live.learn(inode, volume.clock.monotonic_s())
+            live.limit.learn(inode, volume.clock.monotonic_s())
             return volume.attr(inode)
     finally:
         volume.release(live, writes=False)
@@ -136,10 +137,10 @@ def access(volume: Volume, request: Request) -> Reply:
 
 
 def statfs(volume: Volume, request: Request) -> Reply:
-    space = volume.meta.stat_fs(m.StatFsRequest(caller=volume.caller(request)))
+    space = volume.meta.stat_fs(m.StatFsRequest(caller=volume.caller(request), inode=request.nodeid))
     block = space.block_bytes or STATFS_BLOCK_BYTES
     free = space.free_bytes // block
-    inodes_free = space.free_bytes // STATFS_BLOCK_BYTES
+    inodes_free = space.free_files if space.HasField("free_files") else space.free_bytes // STATFS_BLOCK_BYTES
     return protocol.STATFS_OUT.pack(
         space.capacity_bytes // block, free, free, space.files + inodes_free, inodes_free, block, NAME_BYTES_MAX,
         block, 0,

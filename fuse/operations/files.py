@@ -81,6 +81,7 @@ def opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes, 
         live.sessions.append(session)
     if writes:
         live.writers += 1
+        live.limit.learn(inode, volume.clock.monotonic_s())
     keep = volume.table.opened(inode)
     if volume.options.relatime and live.atime_is_old(volume.clock.unix_ns()):
         keep = False  # a read that the kernel answers by itself is not seen here
@@ -165,6 +166,7 @@ def write(volume: Volume, request: Request) -> Reply:
                 request.after_reply = protocol.encode_inval_inode(live.id, offset, size)
         if offset + size > FILE_BYTES_MAX:
             raise error(Code.TOO_BIG)
+        volume.ensure_room(live, offset + size)
         if not live.sessions:
             volume.ensure_session(live)
         if live.inode.capability or live.inode.mode & SET_ID_BITS:

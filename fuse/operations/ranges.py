@@ -68,6 +68,7 @@ def fallocate(volume: Volume, request: Request) -> Reply:
             live.written_end = -1
             live.mtime_ns = 0
             live.learn(inode, volume.clock.monotonic_s())
+            live.limit.learn(inode, volume.clock.monotonic_s())
     if volume.options.strict:
         volume.record(live, keep=True)
     return b""
@@ -97,6 +98,7 @@ def copy_file_range(volume: Volume, request: Request) -> Reply:
         return protocol.WRITE_OUT.pack(0, 0)
     with into.lock:
         volume.ensure_session(into)
+        volume.ensure_room(into, into_offset + size)
         volume.flush(into)  # what was written before must not come after the copy
         volume.data.copy(source.file, offset, into.file, into_offset, size)
         into.written_end = max(into.written_end, into_offset + size)

@@ -19,11 +19,12 @@ from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.remove import drop_link
 from fireflyfs.meta.ops.reply import layout_of
 from fireflyfs.meta.service.runner import Runner
+from fireflyfs.meta.store.accounts import settle
 from fireflyfs.meta.store.tree import Tree
 
 PAGE = 1024  # records looked at in one pass
-TXN_FILES = 24  # files claimed, or forgotten, in one transaction: at most five writes each
-TREE_STEP = 24  # entries taken out of a removed directory in one transaction: at most four writes each
+TXN_FILES = 23  # files claimed, or forgotten, in one transaction: at most five writes each, and one for usage
+TREE_STEP = 24  # entries taken out of a removed directory in one transaction: at most four writes each, and a few
 REMOVE_STEP = 1024  # chunks of one chain removed in one request
 LOOK_AGAIN_S = 5.0  # for files that were held open
 log = logging.getLogger(__name__)
@@ -89,10 +90,16 @@ class GarbageCollector:
         kept = set[int]().union(*await asyncio.gather(*(self._remove(*item) for item in on_chain.items())))
         done = [inode.id for inode in claimed if inode.id not in kept]
         for part in _parts(done, TXN_FILES):
-            run(engine, partial(_forget_all, part))
+            run(engine, partial(self._forget_all, part))
             self._runner.commits += 1
             await asyncio.sleep(0)
         return len(done)
+
+    def _forget_all(self, inode_ids: Sequence[int], txn: Transaction) -> None:
+        tree = Tree(txn)
+        for inode_id in inode_ids:
+            _forget(tree, inode_id)
+        settle(tree, self._runner.change_keys, self._runner.clock.unix_ns())
 
     async def _remove(self, chain_id: int, inode_ids: list[int]) -> list[int]:
         """Remove these files' chunks on one chain; the files that still have some, because the chain is away."""
@@ -133,11 +140,12 @@ class GarbageCollector:
                 tree.put(child)
                 tree.put_garbage(child_id, Garbage(GarbageKind.TREE, op.now_ns))
             else:
-                drop_link(op, child)
+                drop_link(op, inode_id, child)
         gone = len(entries) < TREE_STEP and tree.is_empty(inode_id)
         if gone:
             _forget(tree, inode_id)
             op.files_delta -= 1
+        settle(tree, self._runner.change_keys, op.now_ns)
         # Counted before the commit: a conflict, which only another server could cause, makes the count a guess.
         self._runner.files += op.files_delta
         self._runner.commits += 1
@@ -151,12 +159,6 @@ def _parts(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 def _claim_all(inode_ids: Sequence[int], txn: Transaction) -> list[Inode]:
     tree = Tree(txn)
     return [inode for inode_id in inode_ids if (inode := _claim(tree, inode_id)) is not None]
-
-
-def _forget_all(inode_ids: Sequence[int], txn: Transaction) -> None:
-    tree = Tree(txn)
-    for inode_id in inode_ids:
-        _forget(tree, inode_id)
 
 
 def _claim(tree: Tree, inode_id: int) -> Inode | None:

@@ -11,8 +11,10 @@ from fireflyfs.common.kv.interface import Transaction, read, run
 from fireflyfs.meta.core import keys
 from fireflyfs.meta.core.length import trimmed
 from fireflyfs.meta.core.records import Inode, Trim
+from fireflyfs.meta.core.usage import Subject, Usage
 from fireflyfs.meta.ops.reply import layout_of
 from fireflyfs.meta.service.runner import Runner
+from fireflyfs.meta.store.accounts import settle
 from fireflyfs.meta.store.tree import Tree
 
 PAGE = 256
@@ -77,10 +79,22 @@ class Trimmer:
                     continue
                 if seen.more:
                     continue
-            run(engine, partial(_done, inode_id, trim))
+            self._runner.quotas.let_through(run(engine, partial(self._done, inode_id, trim)))
             self._runner.commits += 1
             return
         raise error(Code.OVERLOADED, "the file is written faster than it can be truncated")
+
+    def _done(self, inode_id: int, trim: Trim, txn: Transaction) -> dict[Subject, Usage]:
+        """What it uses more, where there are quotas."""
+        tree = Tree(txn)
+        if tree.trim(inode_id) != trim:
+            return {}
+        tree.delete_trim(inode_id)
+        inode = tree.find(inode_id)
+        if inode is not None:
+            tree.put(trimmed(inode, trim))
+        changes = settle(tree, self._runner.change_keys, self._runner.clock.unix_ns())
+        return self._runner.quotas.limited(tree, changes)
 
     def recorded(self) -> list[int]:
         """Inodes with a trim record."""
@@ -107,13 +121,3 @@ class Trimmer:
             if failed:
                 log.warning("%d trims wait for storage: %s", len(failed), failed[0])
                 await asyncio.sleep(AGAIN_AFTER_S)
-
-
-def _done(inode_id: int, trim: Trim, txn: Transaction) -> None:
-    tree = Tree(txn)
-    if tree.trim(inode_id) != trim:
-        return
-    tree.delete_trim(inode_id)
-    inode = tree.find(inode_id)
-    if inode is not None:
-        tree.put(trimmed(inode, trim))

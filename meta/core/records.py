@@ -17,6 +17,7 @@ from fireflyfs.common.errors import Code, error
 from fireflyfs.meta.core.acl import Acl
 
 VERSION = 1
+COUNTED_VERSION = 2  # of an inode record: the inode is in the usage records
 
 _INODE = Struct("<BBHIIIIIQQqqqqQIIIH")  # followed by chain ids (4 bytes each) and the symbolic link's target
 _DENTRY = Struct("<BHQ")
@@ -48,7 +49,12 @@ class GarbageKind(IntEnum):
 
 @dataclass(slots=True)
 class Inode:
-    """One inode. Times in nanoseconds since the epoch. `parent` is set for directories (`..`), else 0."""
+    """One inode. Times in nanoseconds since the epoch.
+
+    `parent`: of a directory `..`; of anything else the directory in which it is counted, one that it has a name in
+    (meta/store/names.py). `counted`: it is in the usage records; what was made by a release before these is not, until
+    it was come across, and then `parent` of a file is 0.
+    """
 
     id: int
     mode: int
@@ -69,6 +75,7 @@ class Inode:
     chain_table: int = 0
     chains: tuple[int, ...] = ()
     target: bytes = b""
+    counted: bool = True
     acl: Acl = ()  # the access ACL, read from its own record when there is one
 
     @property
@@ -86,9 +93,9 @@ class Inode:
     def pack(self) -> bytes:
         chains = self.chains
         head = _INODE.pack(
-            VERSION, self.flags, len(chains), self.mode, self.nlink, self.uid, self.gid, self.rdev, self.length,
-            self.truncate_version, self.atime_ns, self.mtime_ns, self.ctime_ns, self.btime_ns, self.parent,
-            self.chunk_size, self.stripe_size, self.chain_table, len(self.target),
+            COUNTED_VERSION if self.counted else VERSION, self.flags, len(chains), self.mode, self.nlink, self.uid,
+            self.gid, self.rdev, self.length, self.truncate_version, self.atime_ns, self.mtime_ns, self.ctime_ns,
+            self.btime_ns, self.parent, self.chunk_size, self.stripe_size, self.chain_table, len(self.target),
         )  # fmt: skip
         if chains:
             return head + pack(f"<{len(chains)}I", *chains)
@@ -102,15 +109,15 @@ class Inode:
                 version, flags, chain_count, mode, nlink, uid, gid, rdev, length, truncate_version, atime, mtime, ctime,
                 btime, parent, chunk_size, stripe_size, chain_table, target_length,
             ) = _INODE.unpack_from(data)  # fmt: skip
-            if version != VERSION:
-                raise _unknown(version, f"inode {inode_id}")
+            if version not in (VERSION, COUNTED_VERSION):
+                raise _unknown(version, f"inode {inode_id}", COUNTED_VERSION)
             chains = unpack_from(f"<{chain_count}I", data, _INODE.size) if chain_count else ()
         except struct_error as exc:
             raise _damaged(f"inode {inode_id}") from exc
         target = data[-target_length:] if target_length else b""
         return cls(
             inode_id, mode, nlink, uid, gid, rdev, flags, length, truncate_version, atime, mtime, ctime, btime, parent,
-            chunk_size, stripe_size, chain_table, chains, target,
+            chunk_size, stripe_size, chain_table, chains, target, version == COUNTED_VERSION,
         )  # fmt: skip
 
 
@@ -237,8 +244,8 @@ def _unpack(layout: Struct, data: bytes, what: str) -> tuple[Any, ...]:
     return values
 
 
-def _unknown(version: int, what: str) -> Exception:
-    return error(Code.VERSION_MISMATCH, f"{what} has record version {version}, this release reads version {VERSION}")
+def _unknown(version: int, what: str, known: int = VERSION) -> Exception:
+    return error(Code.VERSION_MISMATCH, f"{what} has record version {version}, this release reads version {known}")
 
 
 def _damaged(what: str) -> Exception:

@@ -6,10 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fireflyfs.meta.core.permission import Who
-from fireflyfs.meta.core.records import Trim
+from fireflyfs.meta.core.records import Inode, Trim
+from fireflyfs.meta.core.usage import NO_LIMIT, Subject, Usage
 from fireflyfs.meta.store.tree import Tree
 
 ChooseChains = Callable[[int, int, int], tuple[int, ...]]  # (chain table, stripe size, inode id) -> chain ids
+
+EndMax = Callable[[Tree, Inode, int], int]  # (tree, file, end that is wanted) -> how long quotas let it get
+
+
+def unlimited(tree: Tree, inode: Inode, wanted_end: int) -> int:
+    return NO_LIMIT
 
 
 @dataclass(slots=True)
@@ -20,7 +27,8 @@ class Op:
     `trims` (what is to be cut off) and `garbage` collect inode ids whose chunks must be seen to once the transaction is
     committed; `files_delta` is how many inodes it adds. `trash`: what loses its last name is kept for a while.
     `granted` collects clients to whom queued locks were given, `regrant` the queues (inode id, kind of lock) that had
-    more to give than one transaction holds.
+    more to give than one transaction holds. `folded`: usage was folded just now, so a quota that says no means it;
+    `gains` is what the operation uses more where there are quotas.
     """
 
     tree: Tree
@@ -35,3 +43,6 @@ class Op:
     trash: bool = False
     granted: set[bytes] = field(default_factory=set)
     regrant: list[tuple[int, int]] = field(default_factory=list)
+    end_max: EndMax = unlimited
+    folded: bool = False
+    gains: dict[Subject, Usage] = field(default_factory=dict)

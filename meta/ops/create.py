@@ -15,6 +15,7 @@ from fireflyfs.meta.core.records import Flags, Inode
 from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.reply import inode_reply
 from fireflyfs.meta.ops.resolve import Place, resolve, target
+from fireflyfs.meta.store import names
 from fireflyfs.proto import common_pb2, meta_pb2
 
 TYPES = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
@@ -53,7 +54,7 @@ def new_inode(
     gid, mode = child_ownership(parent, op.who, mode)
     inode = Inode(
         op.new_id(), mode, uid=op.who.uid, gid=gid, rdev=rdev, atime_ns=op.now_ns, mtime_ns=op.now_ns,
-        ctime_ns=op.now_ns, btime_ns=op.now_ns,
+        ctime_ns=op.now_ns, btime_ns=op.now_ns, parent=parent.id,
     )  # fmt: skip
     if inode.is_dir or inode.is_file:
         inherited = LayoutRule(parent.chunk_size, parent.stripe_size, parent.chain_table)
@@ -65,7 +66,6 @@ def new_inode(
             op.choose_chains(rule.chain_table, 1, inode.id)  # files could not be made in it
     if inode.is_dir:
         inode.nlink = 2
-        inode.parent = parent.id
     if default:
         op.tree.set_acls(inode, () if acl.is_minimal(access) else access, default if inode.is_dir else ())
     return inode
@@ -105,19 +105,19 @@ def make_node(op: Op, request: meta_pb2.MakeNodeRequest) -> meta_pb2.InodeReply:
 
 def _make_directories(op: Op, request: meta_pb2.MakeNodeRequest, mode: int) -> meta_pb2.InodeReply:
     """Every missing directory of the path; one that exists is no error."""
-    names, _ = components(request.at.path)
+    steps, _ = components(request.at.path)
     if not request.at.path:
         raise error(Code.NO_ENTRY)
     start = meta_pb2.PathAt(dir=request.at.dir, path=b"/" if request.at.path[:1] == b"/" else b"")
     current = target(op.tree, op.who, start)
     layout = rule_of(request.layout) if request.HasField("layout") else None
-    for number, name in enumerate(names):
+    for number, name in enumerate(steps):
         place = resolve(op.tree, op.who, meta_pb2.PathAt(dir=current.id, path=name, follow=True))
         if place.inode is None:
             if op.files_delta == PARENTS_MAX:
                 raise error(Code.TOO_LARGE, f"more than {PARENTS_MAX} missing directories in one path")
             parent = vacant(op, place)
-            last = number + 1 == len(names)
+            last = number + 1 == len(steps)
             # The owner may go on below a directory that was made on the way, whatever the umask says.
             umask = request.umask if last else request.umask & ~0o300
             inode = new_inode(op, parent, mode if last else mode | 0o300, umask=umask, layout=layout if last else None)
@@ -127,7 +127,7 @@ def _make_directories(op: Op, request: meta_pb2.MakeNodeRequest, mode: int) -> m
         elif place.inode.is_dir:
             current = place.inode
         else:
-            raise error(Code.EXISTS if number + 1 == len(names) else Code.NOT_DIRECTORY)
+            raise error(Code.EXISTS if number + 1 == len(steps) else Code.NOT_DIRECTORY)
     return inode_reply(current)
 
 
@@ -166,6 +166,7 @@ def link(op: Op, request: meta_pb2.LinkRequest) -> meta_pb2.InodeReply:
         raise error(Code.TOO_MANY_LINKS)
     inode.nlink += 1
     inode.ctime_ns = op.now_ns
+    names.added(op.tree, inode, parent.id)
     attach(op, parent, place.name, inode)
     return inode_reply(inode, parent)
 

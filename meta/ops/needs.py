@@ -25,6 +25,11 @@ class AskStorage(Exception):
 
 
 @dataclass(slots=True)
+class FoldFirst(Exception):
+    """A quota seems to be used up: what was changed lately must be folded into usage before that is sure."""
+
+
+@dataclass(slots=True)
 class AskRouting(Exception):
     """A chain table is not in routing as of this version: a newer one may have it."""
 

@@ -9,6 +9,7 @@ from fireflyfs.meta.ops import trash
 from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.reply import to_attributes, to_message
 from fireflyfs.meta.ops.resolve import resolve
+from fireflyfs.meta.store import names
 from fireflyfs.meta.store.tree import Tree
 from fireflyfs.proto import meta_pb2
 
@@ -61,11 +62,13 @@ def drop_name(op: Op, parent: Inode, name: bytes, inode: Inode) -> None:
     if op.trash and inode.nlink == 1:
         trash.put_away(op, parent, name, inode)
     else:
-        drop_link(op, inode)
+        drop_link(op, parent.id, inode)
 
 
-def drop_link(op: Op, inode: Inode) -> None:
+def drop_link(op: Op, directory: int, inode: Inode) -> None:
+    """One name in `directory` fewer: the caller has taken it away."""
     inode.nlink -= 1
+    names.removed(op.tree, inode, directory)
     inode.ctime_ns = op.now_ns
     if inode.nlink:
         op.tree.put(inode)

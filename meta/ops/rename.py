@@ -10,6 +10,7 @@ from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.remove import drop_directory, drop_name, touch
 from fireflyfs.meta.ops.reply import to_attributes, to_message
 from fireflyfs.meta.ops.resolve import resolve
+from fireflyfs.meta.store import names
 from fireflyfs.meta.store.tree import Tree
 from fireflyfs.proto import meta_pb2
 
@@ -78,7 +79,9 @@ def _place(op: Op, source: Inode, goal: Inode, name: bytes, inode: Inode) -> Non
     if inode.is_dir and source is not goal:
         source.nlink -= 1
         goal.nlink += 1
-        inode.parent = goal.id
+        inode.parent, inode.counted = goal.id, True
+    elif not inode.is_dir:
+        names.moved(op.tree, inode, source.id, goal.id)
     op.tree.put(inode)
     op.tree.link(goal.id, name, inode)
 

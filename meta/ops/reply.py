@@ -32,7 +32,7 @@ def to_attributes(inode: Inode) -> meta_pb2.Inode:
         btime_ns=inode.btime_ns,
         rdev=inode.rdev,
         truncate_version=inode.truncate_version,
-        parent=inode.parent,
+        parent=inode.parent if inode.is_dir else 0,
         symlink_target=inode.target,
     )
     if inode.flags & ATTRIBUTE_FLAGS:

@@ -16,6 +16,7 @@ from fireflyfs.meta.ops import create
 from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.reply import inode_reply
 from fireflyfs.meta.ops.resolve import resolve
+from fireflyfs.meta.store import names
 from fireflyfs.proto import meta_pb2
 
 LIST_MAX = 1000
@@ -50,14 +51,14 @@ def list_trash(op: Op, request: meta_pb2.ListTrashRequest) -> meta_pb2.ListTrash
         entry = reply.entries.add(name=trash.name, uid=trash.uid, mode=inode.mode, length=inode.length)
         entry.ref.removed_ns, entry.ref.inode = removed_ns, inode_id
         if trash.parent not in paths:
-            paths[trash.parent] = _path_of(op, trash.parent)
+            paths[trash.parent] = path_of(op, trash.parent)
         entry.directory = paths[trash.parent]
     return reply
 
 
-def _path_of(op: Op, inode_id: int) -> bytes:
+def path_of(op: Op, inode_id: int) -> bytes:
     """Where a directory is now; empty when it is gone, or too many names would have to be looked through."""
-    names: list[bytes] = []
+    steps: list[bytes] = []
     directory = op.tree.find(inode_id)
     if directory is None:
         return b""
@@ -66,10 +67,10 @@ def _path_of(op: Op, inode_id: int) -> bytes:
             if not child.nlink:
                 return b""
             children = op.tree.children(parent.id, limit=NAMES_SEEN_MAX)
-            names.append(next(name for name, found, _ in children if found == child.id))
+            steps.append(next(name for name, found, _ in children if found == child.id))
     except (FfsError, StopIteration):
         return b""
-    return b"/" + b"/".join(reversed(names))
+    return b"/" + b"/".join(reversed(steps))
 
 
 def restore(op: Op, request: meta_pb2.RestoreTrashRequest) -> meta_pb2.InodeReply:
@@ -95,7 +96,9 @@ def restore(op: Op, request: meta_pb2.RestoreTrashRequest) -> meta_pb2.InodeRepl
     inode.flags &= ~Flags.TRASHED
     inode.ctime_ns = op.now_ns
     if inode.is_dir:
-        inode.parent = parent.id
+        inode.parent, inode.counted = parent.id, True
+    else:
+        names.added(op.tree, inode, parent.id)
     op.tree.delete_trash(removed_ns, inode_id)
     create.attach(op, parent, name, inode)
     return inode_reply(inode, parent)

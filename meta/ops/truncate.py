@@ -7,7 +7,7 @@ from fireflyfs.common.limits import FILE_BYTES_MAX
 from fireflyfs.meta.core.length import needs_trim, trimmed
 from fireflyfs.meta.core.records import Flags, Inode, Trim
 from fireflyfs.meta.ops.context import Op
-from fireflyfs.meta.ops.needs import TrimFirst
+from fireflyfs.meta.ops.needs import FoldFirst, TrimFirst
 from fireflyfs.meta.ops.privileges import after_write
 
 
@@ -22,6 +22,10 @@ def truncate_to(op: Op, inode: Inode, length: int) -> None:
         raise error(Code.TOO_BIG)
     if inode.flags & Flags.TRIMMING:
         raise TrimFirst(inode.id)
+    if length > inode.length and length > op.end_max(op.tree, inode, length):  # a trim would lengthen it unasked
+        if not op.folded:
+            raise FoldFirst
+        raise error(Code.QUOTA_EXCEEDED)
     written = bool(inode.flags & Flags.WRITTEN)
     inode.mtime_ns = inode.ctime_ns = op.now_ns
     after_write(op, inode)

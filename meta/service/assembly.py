@@ -11,8 +11,10 @@ from fireflyfs.common.kv.interface import KvEngine
 from fireflyfs.meta.background.garbage import GarbageCollector
 from fireflyfs.meta.background.trash import TrashCleaner
 from fireflyfs.meta.background.trims import Trimmer
+from fireflyfs.meta.background.usage import Counter, UsageFolder
 from fireflyfs.meta.core.layout import LayoutRule, choose_chains
 from fireflyfs.meta.ops.needs import AskRouting
+from fireflyfs.meta.service.accounting import Accounting
 from fireflyfs.meta.service.handlers import MetaHandlers
 from fireflyfs.meta.service.lock_news import LockNews
 from fireflyfs.meta.service.runner import GroupSync, Runner
@@ -36,6 +38,9 @@ class MetaParts:
     sync: GroupSync
     space: Space
     trash: TrashCleaner
+    folder: UsageFolder
+    counter: Counter
+    accounting: Accounting
 
 
 class ChainChooser:
@@ -102,9 +107,13 @@ def assemble(
     )
     trimmer = Trimmer(runner)
     runner.trims = trimmer
+    folder = UsageFolder(runner)
+    runner.fold = folder.catch_up
+    accounting = Accounting(runner)
     collector = GarbageCollector(runner, at_once=garbage_at_once, files_per_s=garbage_files_per_s)
     sync = GroupSync(engine)
     space = Space(runner, routing)
     cleaner = TrashCleaner(runner, trash_keep_s)
-    handlers = MetaHandlers(runner, sync, space, LockNews(runner))
-    return MetaParts(runner, handlers, trimmer, collector, sync, space, cleaner)
+    handlers = MetaHandlers(runner, sync, space, LockNews(runner), accounting)
+    counter = Counter(runner)
+    return MetaParts(runner, handlers, trimmer, collector, sync, space, cleaner, folder, counter, accounting)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable
 
 from fireflyfs.common.net.methods import Method
 from fireflyfs.meta.ops import append, attributes, create, files, inventory, locks, query, remove, rename, trash, xattr
+from fireflyfs.meta.service.accounting import Accounting
 from fireflyfs.meta.service.lock_news import LockNews
 from fireflyfs.meta.service.runner import GroupSync, Runner
 from fireflyfs.meta.service.space import Space
@@ -20,13 +21,16 @@ InodeAnswer = meta_pb2.InodeReply | Awaitable[meta_pb2.InodeReply]
 class MetaHandlers:
     """One object for both lanes."""
 
-    def __init__(self, runner: Runner, sync: GroupSync, space: Space, lock_news: LockNews) -> None:
+    def __init__(
+        self, runner: Runner, sync: GroupSync, space: Space, lock_news: LockNews, accounting: Accounting
+    ) -> None:
         self._runner = runner
         self._query = runner.query
         self._mutate = runner.mutate
         self._group_sync = sync
         self._space = space
         self._lock_news = lock_news
+        self._accounting = accounting
 
     def stat(self, request: meta_pb2.StatRequest) -> meta_pb2.InodeReply:
         return self._query(request, query.stat)
@@ -122,7 +126,21 @@ class MetaHandlers:
         return self._mutate(Method.META_REMOVE_XATTR, request, xattr.remove_xattr)
 
     async def stat_fs(self, request: meta_pb2.StatFsRequest) -> meta_pb2.StatFsReply:
-        return await self._space.reply()
+        reply = await self._space.reply()
+        self._accounting.limit_space(request.inode, reply)
+        return reply
+
+    async def get_usage(self, request: meta_pb2.GetUsageRequest) -> meta_pb2.GetUsageReply:
+        return await self._accounting.get(request)
+
+    async def set_quota(self, request: meta_pb2.SetQuotaRequest) -> meta_pb2.SetQuotaReply:
+        return await self._accounting.set(request)
+
+    async def list_quotas(self, request: meta_pb2.ListQuotasRequest) -> meta_pb2.ListQuotasReply:
+        return await self._accounting.list(request)
+
+    async def check_usage(self, request: meta_pb2.CheckUsageRequest) -> meta_pb2.CheckUsageReply:
+        return await self._accounting.check(request)
 
     def append(self, request: meta_pb2.AppendRequest) -> meta_pb2.AppendReply | Awaitable[meta_pb2.AppendReply]:
         return self._mutate(Method.META_APPEND, request, append.append)

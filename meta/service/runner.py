@@ -21,11 +21,14 @@ from fireflyfs.common.net.methods import Method
 from fireflyfs.meta.core.keys import ID_BYTES
 from fireflyfs.meta.core.permission import Who
 from fireflyfs.meta.core.records import Outcome
+from fireflyfs.meta.core.usage import NO_LIMIT
 from fireflyfs.meta.ops.context import ChooseChains, Op
-from fireflyfs.meta.ops.needs import AskRouting, AskStorage, TrimFirst
+from fireflyfs.meta.ops.needs import AskRouting, AskStorage, FoldFirst, TrimFirst
 from fireflyfs.meta.ops.reply import layout_of
+from fireflyfs.meta.service.quotas import Quotas
 from fireflyfs.meta.service.storage import ChunkStore
 from fireflyfs.meta.store import outcomes
+from fireflyfs.meta.store.accounts import ChangeKeys, changes_of, record
 from fireflyfs.meta.store.ids import InodeIds
 from fireflyfs.meta.store.tree import Tree
 from fireflyfs.proto import common_pb2, meta_pb2
@@ -35,8 +38,8 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Message)
 Body = Callable[[Op, Any], R]
-Need = TrimFirst | AskStorage | AskRouting
-NEEDS = (TrimFirst, AskStorage, AskRouting)
+Need = TrimFirst | AskStorage | AskRouting | FoldFirst
+NEEDS = (TrimFirst, AskStorage, AskRouting, FoldFirst)
 
 
 class Trims(Protocol):
@@ -53,9 +56,10 @@ def who_of(caller: common_pb2.Caller) -> Who:
 
 
 class Runner:
-    """The transactions of one metadata server. `trims` is set once, before the first request."""
+    """The transactions of one metadata server. `trims` and `fold` are set once, before the first request."""
 
     trims: Trims
+    fold: Callable[[], Awaitable[int]]  # folds what was changed so far into usage
 
     def __init__(
         self,
@@ -79,6 +83,8 @@ class Runner:
         self.on_grants: Callable[[set[bytes], list[tuple[int, int]]], None] = lambda granted, regrant: None
         self.files = 0  # change in the number of inodes since this process started
         self.commits = 0  # grows with every mutation; says whether there is something to sync
+        self.change_keys = ChangeKeys(ids.take())
+        self.quotas = Quotas(engine)
         self._ids = ids
         self._choose_chains = choose_chains
         self._confirm_routing = confirm_routing
@@ -105,10 +111,12 @@ class Runner:
 
     async def _mutate_slowly(self, method: Method, request: Any, body: Body[R], need: Need) -> R:
         learned: dict[int, tuple[int, int]] = {}
+        folded = False
         for _ in range(NEEDS_MAX):
             await self._satisfy(need, learned)
+            folded = folded or isinstance(need, FoldFirst)
             try:
-                reply, op = self._attempt(method, request, body, learned)
+                reply, op = self._attempt(method, request, body, learned, folded=folded)
             except NEEDS as again:
                 need = again
                 continue
@@ -121,6 +129,9 @@ class Runner:
     async def _satisfy(self, need: Need, learned: dict[int, tuple[int, int]]) -> None:
         if isinstance(need, TrimFirst):
             await self.trims.finish(need.inode_id)
+            return
+        if isinstance(need, FoldFirst):
+            await self.fold()
             return
         if isinstance(need, AskRouting):
             await self._confirm_routing(need.version)
@@ -136,7 +147,7 @@ class Runner:
         return reply
 
     def _attempt(
-        self, method: Method, request: Any, body: Body[R], learned: dict[int, tuple[int, int]]
+        self, method: Method, request: Any, body: Body[R], learned: dict[int, tuple[int, int]], *, folded: bool = False
     ) -> tuple[R, Op]:
         who = who_of(request.caller)
         mutation = request.mutation
@@ -146,11 +157,15 @@ class Runner:
 
         def transact(txn: Transaction) -> tuple[R, Op]:
             op = self._op(txn, who, learned)
+            op.folded = folded
             if request_id:
                 done = outcomes.find(txn, request_id, op.now_ns, retry=mutation.retry)
                 if done is not None:
                     return self._replay(method, done, op), op
             reply = body(op, request)
+            self._account(method, op)
+            if self.quotas and method in GRANTING:
+                self._grant(op, request, reply)
             if request_id:
                 outcome = Outcome(0, method & 0xFF, op.now_ns, reply.SerializeToString())
                 outcomes.record(txn, request_id, outcome)
@@ -159,15 +174,43 @@ class Runner:
         reply, op = run(self.engine, transact)
         self.commits += 1
         self.files += op.files_delta
+        if op.gains:
+            self.quotas.let_through(op.gains)
         if op.garbage:
             self.on_garbage()
         if op.granted or op.regrant:
             self.on_grants(op.granted, op.regrant)
         return reply, op
 
+    def _account(self, method: Method, op: Op) -> None:
+        """Record what the operation does to usage. Raises QUOTA_EXCEEDED, FoldFirst."""
+        changes = changes_of(op.tree)
+        if not changes:
+            return
+        if self.quotas:
+            op.gains = self.quotas.limited(op.tree, changes)
+            if op.gains and method not in REPORTS:
+                self.quotas.check(op.tree, op.gains, folded=op.folded)
+        record(op.tree, changes, self.change_keys.next(op.now_ns))
+
+    def _grant(self, op: Op, request: Any, reply: Any) -> None:
+        """Say how long the file may get. Raises FoldFirst when that seems to be less than the client wants."""
+        inode = op.tree.find(reply.inode.id)
+        if inode is None or not inode.is_file:
+            return
+        wanted_end = request.wanted_end if isinstance(request, meta_pb2.SyncRequest) else 0
+        end_max = self.quotas.end_max(op.tree, inode, wanted_end, op.gains)
+        if end_max < wanted_end and not op.folded:
+            raise FoldFirst
+        if end_max != NO_LIMIT:
+            reply.inode.end_max = end_max
+
     def _op(self, txn: Transaction, who: Who, learned: dict[int, tuple[int, int]]) -> Op:
         now_ns = self.clock.unix_ns()
-        return Op(Tree(txn), who, now_ns, self._ids.take, self._choose_chains, learned, trash=self._trash)
+        op = Op(Tree(txn), who, now_ns, self._ids.take, self._choose_chains, learned, trash=self._trash)
+        if self.quotas:
+            op.end_max = self.quotas.end_max
+        return op
 
     def _replay(self, method: Method, done: Outcome, op: Op) -> Any:
         """The reply that was given the first time; a truncation's chunks may still have to be seen to."""
@@ -192,6 +235,11 @@ class Runner:
         run(self.engine, lambda txn: outcomes.record(txn, mutation.request_id, outcome))
 
 
+# What a client has stored already is never refused: bytes that no length covers would be lost, or stay behind.
+REPORTS = frozenset({Method.META_CLOSE, Method.META_SYNC, Method.META_END_SESSIONS})
+# Who is told how long a file may get under its quotas.
+GRANTING = frozenset({Method.META_OPEN, Method.META_SYNC, Method.META_SET_ATTR, Method.META_APPEND})
+
 REPLIES: dict[Method, type[Message]] = {
     Method.META_OPEN: meta_pb2.OpenReply,
     Method.META_CLOSE: meta_pb2.InodeReply,
@@ -210,6 +258,7 @@ REPLIES: dict[Method, type[Message]] = {
     Method.META_APPEND: meta_pb2.AppendReply,
     Method.META_SET_LOCK: meta_pb2.SetLockReply,
     Method.META_CANCEL_LOCK: meta_pb2.CancelLockReply,
+    Method.META_SET_QUOTA: meta_pb2.SetQuotaReply,
 }
 
 

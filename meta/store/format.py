@@ -12,7 +12,8 @@ from fireflyfs.meta.core.layout import LayoutRule, checked
 from fireflyfs.meta.core.records import Inode
 from fireflyfs.meta.store.tree import Tree
 
-FORMAT_VERSION = 2  # docs/format/meta_records.md has the history
+FORMAT_VERSION = 3  # docs/format/meta_records.md has the history
+FIRST_WITH_USAGE = 3
 
 
 def prepare(engine: KvEngine, now_ns: int, *, uid: int, gid: int, mode: int, layout: LayoutRule) -> bool:
@@ -32,6 +33,8 @@ def prepare(engine: KvEngine, now_ns: int, *, uid: int, gid: int, mode: int, lay
                     f"the metadata store has format {version}, this release reads up to {FORMAT_VERSION}",
                 )
             if version < FORMAT_VERSION:  # all that is in it stays as it is; older releases must not open it any more
+                if version < FIRST_WITH_USAGE:
+                    txn.put(keys.UNCOUNTED, keys.table(b"D")[0])
                 txn.put(keys.FORMAT, FORMAT_VERSION.to_bytes(4, "big"))
             return False
         txn.put(keys.FORMAT, FORMAT_VERSION.to_bytes(4, "big"))

@@ -168,7 +168,7 @@ def test_records_read_back_and_refuse_what_they_do_not_know() -> None:
             type(record).unpack(data[:3])
         assert caught.value.code is Code.IO_ERROR
     with pytest.raises(FfsError):
-        Inode.unpack(7, b"\x02" + inode.pack()[1:])
+        Inode.unpack(7, b"\x03" + inode.pack()[1:])
     with pytest.raises(FfsError):
         Inode.unpack(7, inode.pack()[:-1])
     with pytest.raises(FfsError):

@@ -13,6 +13,7 @@ from fireflyfs.common.kv.interface import read, run
 from fireflyfs.common.limits import XATTR_VALUE_BYTES_MAX, XATTRS_BYTES_MAX
 from fireflyfs.meta.core import acl, keys, xattrs
 from fireflyfs.meta.core.acl import GROUP_OBJ, MASK, OTHER, USER, USER_OBJ, Entry
+from fireflyfs.meta.store.format import FORMAT_VERSION
 from fireflyfs.proto import meta_pb2 as m
 
 ME = {"uid": 10, "gid": 20}
@@ -323,12 +324,12 @@ def test_privileges_go_on_request(attributes: Attributes) -> None:
     meta.set_attr(b"home/f", kill_privileges=True, **OTHER_USER)  # nothing to take
 
 
-def test_a_store_of_the_first_format_is_opened_and_becomes_the_second(meta: Any) -> None:
+def test_a_store_of_the_first_format_is_opened_and_becomes_the_newest(meta: Any) -> None:
     meta.create(b"old", 0o644)
     run(meta.kv, lambda txn: txn.put(keys.FORMAT, (1).to_bytes(4, "big")))
     again = meta.restarted()
     assert again.stat(b"old").id
-    assert read(meta.kv, lambda txn: txn.get(keys.FORMAT)) == (2).to_bytes(4, "big")
-    run(meta.kv, lambda txn: txn.put(keys.FORMAT, (3).to_bytes(4, "big")))
-    with pytest.raises(FfsError, match="format 3"):
+    assert read(meta.kv, lambda txn: txn.get(keys.FORMAT)) == (FORMAT_VERSION).to_bytes(4, "big")
+    run(meta.kv, lambda txn: txn.put(keys.FORMAT, (FORMAT_VERSION + 1).to_bytes(4, "big")))
+    with pytest.raises(FfsError, match=f"format {FORMAT_VERSION + 1}"):
         again.restarted()
