@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fireflyfs.client.batch import inodes
 from fireflyfs.client.handle import HandleContext
-from fireflyfs.client.paths import StrPath
+from fireflyfs.client.paths import StrPath, path_at
 from fireflyfs.client.storage_client import ReadSpan
 from fireflyfs.client.storage_codec import part_of, view_of
 from fireflyfs.client.striping import FileLayout
@@ -92,9 +92,30 @@ def _look_up(
             results[number] = error(Code.IS_DIRECTORY).to_oserror(os.fspath(path))
         elif not stat.S_ISREG(inode.mode):
             results[number] = error(Code.INVALID).to_oserror(os.fspath(path))
+        elif not _may_read(context, inode, path):
+            results[number] = error(Code.ACCESS_DENIED).to_oserror(os.fspath(path))
         else:
             first, last, _ = slice(start, end).indices(context.inodes.length_of(inode))
             yield _Wanted(number, inode, first, max(0, last - first))
+
+
+def _may_read(context: HandleContext, inode: meta_pb2.Inode, path: StrPath) -> bool:
+    """Whether opening would be allowed. By the mode where that says yes; meta is asked otherwise: it knows the ACLs."""
+    caller = context.meta.caller
+    if caller.uid == 0:
+        return True
+    if not inode.acl:
+        owner, group = inode.uid == caller.uid, inode.gid == caller.gid or inode.gid in caller.gids
+        bit = stat.S_IRUSR if owner else stat.S_IRGRP if group else stat.S_IROTH
+        if inode.mode & bit:
+            return True
+    try:
+        context.meta.access(meta_pb2.AccessRequest(at=path_at(path), mask=os.R_OK))
+    except FfsError as exc:
+        if exc.code in (Code.ACCESS_DENIED, Code.NOT_PERMITTED):
+            return False
+        raise exc.to_oserror(os.fspath(path)) from exc
+    return True
 
 
 def _groups(wanted: Iterator[_Wanted]) -> Iterator[list[_Wanted]]:

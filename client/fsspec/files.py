@@ -117,11 +117,11 @@ class _Window(File):
 
     def _fill(self, at: int) -> bool:
         """Have bytes from `at` on in the window. False at the end of the file, or when they must not be kept."""
-        self._start = self._end = at
         if length_of(self._window) < self._ahead:
             self._drop()
             self._held = self._blocks.take(max(self._ahead, WINDOW_BYTES))
             self._window = self._held.__enter__()
+        self._start = self._end = at  # nothing, should reading fail
         count = self.readinto_at(part_of(self._window, 0, self._ahead), at)
         if isinstance(self._window, Slice) and getattr(self._window.memory, "tainted", False):
             self._drop()  # a server that never answered may still write there
