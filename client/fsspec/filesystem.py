@@ -258,7 +258,7 @@ class FireflyFileSystem(Transfers, AbstractFileSystem):  # type: ignore[misc]
             pairs = [(one, os.path.join(target, os.path.basename(one)) if into else target) for one in sources]
         for old, new in pairs:
             if old != new:
-                self._making_parents(new, partial(self.client.rename, old, new))
+                self._making_parents(new, partial(self.client.rename, old, new), source=old)
 
     def link(self, src: str, dst: str, **_: Any) -> None:
         """A hard link."""

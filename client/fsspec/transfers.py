@@ -27,6 +27,7 @@ class Transfers(Connected):
     auto_mkdir: bool
     _strip_protocol: Callable[[Any], Any]
     expand_path: Callable[..., list[str]]
+    lexists: Callable[[str], bool]
 
     # Into memory
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
@@ -151,15 +152,17 @@ class Transfers(Connected):
                     done += local.write(view[done:count])
                 callback.relative_update(count)
 
-    def _making_parents(self, path: str, do: Callable[[], T]) -> T:
-        """`do` what makes `path`, and once more with its directories made if they were missing."""
+    def _making_parents(self, path: str, do: Callable[[], T], source: str = "") -> T:
+        """`do` what makes `path`, and once more with its directories made if they were missing.
+
+        `source`: what must be there for that.
+        """
         try:
             return do()
         except FileNotFoundError:
-            parent = os.path.dirname(path)
-            if not self.auto_mkdir or self.client.exists(parent):
+            if not self.auto_mkdir or (source and not self.lexists(source)):
                 raise
-        self.client.makedirs(parent, exist_ok=True)
+        self.client.makedirs(os.path.dirname(path), exist_ok=True)  # another thread may have made it meanwhile
         return do()
 
 

@@ -264,7 +264,8 @@ def test_moves_and_removals(fs: FireflyFileSystem, folder: str) -> None:
     fs.mv(f"{folder}/new/place/sub/*", f"{folder}/flat/")
     assert fs.find(f"{folder}/flat") == [f"{folder}/flat/y", f"{folder}/flat/z"]
     with pytest.raises(FileNotFoundError):
-        fs.mv(f"{folder}/missing", f"{folder}/b")
+        fs.mv(f"{folder}/missing", f"{folder}/b/c")
+    assert not fs.exists(f"{folder}/b")
     fs.symlink("flat", f"{folder}/link")
     fs.rm(f"{folder}/link", recursive=True)
     assert fs.exists(f"{folder}/flat/y"), "a link was removed, not what it leads to"
