@@ -8,7 +8,6 @@ batch is placed in numpy.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,17 +16,14 @@ import numpy.typing as npt
 
 from fireflyfs.client.file import BufferedFile, File, as_piece
 from fireflyfs.client.handle import HandleContext
-from fireflyfs.client.paths import StrPath, path_at, stat_result
+from fireflyfs.client.paths import StrPath, path_at
 from fireflyfs.client.storage_client import ReadSpan, WriteSpan
 from fireflyfs.client.storage_codec import length_of, part_of
-from fireflyfs.client.striping import FileLayout, place
+from fireflyfs.client.striping import place
 from fireflyfs.common.errors import Code, FfsError, error
-from fireflyfs.common.limits import BATCH_STAT_MAX, MiB
+from fireflyfs.common.limits import BATCH_STAT_MAX
 from fireflyfs.common.net.api import Piece, Slice
 from fireflyfs.proto import meta_pb2
-
-FILES_BYTES_MAX = 64 * MiB  # read at once by read_files
-READ_FILES_TRIES_MAX = 8  # when files change while they are read
 
 AnyFile = File | BufferedFile
 
@@ -130,96 +126,19 @@ def read_blocks(
     return counts
 
 
-def read_files(context: HandleContext, paths: Sequence[StrPath]) -> list[bytes | OSError]:
-    """All of each file, or why not. Files are not held open: one that changes or goes meanwhile is looked at again."""
-    results: list[bytes | OSError] = [OSError(0, "")] * len(paths)
-    todo = list(range(len(paths)))
-    for _ in range(READ_FILES_TRIES_MAX):
-        again: list[int] = []
-        while todo:
-            part, todo = todo[:BATCH_STAT_MAX], todo[BATCH_STAT_MAX:]
-            inodes = _stat_paths(context, paths, part, results)
-            while inodes:
-                group: list[tuple[int, meta_pb2.Inode]] = []
-                nbytes = 0
-                while inodes and (not group or nbytes + inodes[-1][1].length <= FILES_BYTES_MAX):
-                    group.append(inodes.pop())
-                    nbytes += group[-1][1].length
-                again += _read_group(context, paths, group, results)
-        todo = again
-        if not todo:
-            return results
-    for number in todo:
-        results[number] = error(Code.BUSY, "the file keeps changing").to_oserror(os.fspath(paths[number]))
-    return results
-
-
-def stat_or_error(context: HandleContext, path: StrPath, result: meta_pb2.InodeOrError) -> os.stat_result | OSError:
-    """One answer of BatchStatPath as `os.stat` would give or raise it."""
-    if result.status:
-        return error(result.status).to_oserror(os.fspath(path))
-    return stat_result(result.inode, context.inodes.length_of(result.inode))
-
-
-def _stat_paths(
-    context: HandleContext, paths: Sequence[StrPath], part: list[int], results: list[bytes | OSError]
-) -> list[tuple[int, meta_pb2.Inode]]:
-    """Regular files among `part` with their attributes; what is wrong with the others goes to `results`."""
-    found: list[tuple[int, meta_pb2.Inode]] = []
-    try:
-        reply = context.meta.batch_stat_path(
-            meta_pb2.BatchStatPathRequest(paths=[path_at(paths[number]) for number in part])
-        )
-    except FfsError as exc:
-        raise exc.to_oserror() from exc
-    for number, result in zip(part, reply.results, strict=True):
-        if result.status:
-            results[number] = error(result.status).to_oserror(os.fspath(paths[number]))
-        elif stat.S_ISDIR(result.inode.mode):
-            results[number] = error(Code.IS_DIRECTORY).to_oserror(os.fspath(paths[number]))
-        elif not stat.S_ISREG(result.inode.mode):
-            results[number] = error(Code.INVALID).to_oserror(os.fspath(paths[number]))
-        else:
-            found.append((number, result.inode))
-    return found
-
-
-def _read_group(
-    context: HandleContext,
-    paths: Sequence[StrPath],
-    group: list[tuple[int, meta_pb2.Inode]],
-    results: list[bytes | OSError],
-) -> list[int]:
-    """Read files at once; those to look at again, because they changed or went while they were read."""
-    spans: list[ReadSpan] = []
-    places: list[int] = []
-    total = sum(context.inodes.length_of(inode) for _, inode in group)
-    with context.scratch.take(max(total, 1)) as piece:
-        at = 0
-        cuts: list[tuple[int, int]] = []
-        for place_, (_, inode) in enumerate(group):
-            length = context.inodes.length_of(inode)
-            cuts.append((at, length))
-            if length:
-                spans.append(ReadSpan(FileLayout.of(inode.id, inode.layout), 0, part_of(piece, at, length)))
-                places.append(place_)
-            at += length
-        failed = {places[number]: exc for number, exc in context.storage.read(spans).items()}
-        # A file that is gone by now may have been read as holes: only what is still there was read for sure.
+def inodes(context: HandleContext, paths: Sequence[StrPath], follow: bool) -> list[meta_pb2.Inode | OSError]:
+    """What is recorded of each path, or why not. `follow`: a symbolic link at the end of a path."""
+    found: list[meta_pb2.Inode | OSError] = []
+    for start in range(0, len(paths), BATCH_STAT_MAX):
+        part = paths[start : start + BATCH_STAT_MAX]
         try:
-            after = context.meta.batch_stat(meta_pb2.BatchStatRequest(inodes=[inode.id for _, inode in group])).inodes
+            request = meta_pb2.BatchStatPathRequest(paths=[path_at(path, follow=follow) for path in part])
+            reply = context.meta.batch_stat_path(request)
         except FfsError as exc:
             raise exc.to_oserror() from exc
-        again: list[int] = []
-        for place_, ((number, inode), (start, length), now) in enumerate(zip(group, cuts, after, strict=True)):
-            if now.id != inode.id or not now.nlink or now.truncate_version != inode.truncate_version:
-                again.append(number)
-            elif place_ in failed:
-                results[number] = failed[place_].to_oserror(os.fspath(paths[number]))
-            else:
-                part = part_of(piece, start, length)
-                results[number] = bytes(part.view if isinstance(part, Slice) else part)
-    return again
+        for path, result in zip(part, reply.results, strict=True):
+            found.append(error(result.status).to_oserror(os.fspath(path)) if result.status else result.inode)
+    return found
 
 
 def _cut(whole: Piece, count: int, length: int) -> list[Piece]:

@@ -16,7 +16,7 @@ from typing import Any, cast
 from fireflyfs.client.handle import OpenInode
 from fireflyfs.client.storage_codec import length_of
 from fireflyfs.common.errors import FfsError
-from fireflyfs.common.limits import MiB
+from fireflyfs.common.limits import FILE_BYTES_MAX, MiB
 from fireflyfs.common.net.api import Piece, Slice
 from fireflyfs.proto import meta_pb2
 
@@ -89,6 +89,11 @@ class File(io.RawIOBase):
         """Store many (data, offset) in one go."""
         with self._errors():
             return self.handle.pwrite_many([(offset, as_piece(data)) for data, offset in extents])
+
+    def copy_from(self, source: File, source_offset: int = 0, offset: int = 0, length: int = FILE_BYTES_MAX) -> int:
+        """Copy bytes of another file to `offset` inside the cluster: none pass through here. How many there were."""
+        with self._errors():
+            return self.handle.copy_from(source.handle, source_offset, offset, length)
 
     def fsync(self) -> None:
         """What was written survives a power cut when this returns."""

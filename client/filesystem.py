@@ -16,14 +16,14 @@ from typing import Any, AnyStr, overload
 import numpy as np
 import numpy.typing as npt
 
-from fireflyfs.client import batch
+from fireflyfs.client import batch, range_reads
 from fireflyfs.client.file import BUFFER_BYTES, BufferedFile, File, buffered, flags_of
 from fireflyfs.client.handle import open_inode
 from fireflyfs.client.paths import DirEntry, StrPath, encode, path_at, stat_result, statvfs_result
 from fireflyfs.client.session import ClientContext
 from fireflyfs.client.xattrs import ExtendedAttributes, named
 from fireflyfs.common.errors import Code, FfsError
-from fireflyfs.common.limits import BATCH_STAT_MAX, LIST_ENTRIES_MAX
+from fireflyfs.common.limits import LIST_ENTRIES_MAX
 from fireflyfs.common.net.api import Memory
 from fireflyfs.proto import meta_pb2
 from fireflyfs.proto.common_pb2 import NODE_TYPE_CLIENT, Layout
@@ -144,7 +144,11 @@ class FileSystem(ExtendedAttributes):
 
     def read_files(self, paths: Sequence[StrPath]) -> list[bytes | OSError]:
         """Whole small files at once: the bytes of each, or why not. Takes no more round trips than one file."""
-        return batch.read_files(self.context, paths)
+        return range_reads.read_files(self.context, paths)
+
+    def read_ranges(self, ranges: Sequence[range_reads.Range]) -> list[bytes | OSError]:
+        """Ranges (path, start, end) of many files at once, each cut like `data[start:end]`: the bytes, or why not."""
+        return range_reads.read_ranges(self.context, ranges)
 
     # Attributes
     def inode(self, path: StrPath, *, follow_symlinks: bool = True) -> meta_pb2.Inode:
@@ -161,15 +165,13 @@ class FileSystem(ExtendedAttributes):
 
     def stat_batch(self, paths: Sequence[StrPath], *, follow_symlinks: bool = True) -> list[os.stat_result | OSError]:
         """Many at once, each its attributes or why not."""
-        results: list[os.stat_result | OSError] = []
-        for start in range(0, len(paths), BATCH_STAT_MAX):
-            part = paths[start : start + BATCH_STAT_MAX]
-            with named(None):
-                reply = self._meta.batch_stat_path(
-                    meta_pb2.BatchStatPathRequest(paths=[path_at(path, follow=follow_symlinks) for path in part])
-                )
-            results += [batch.stat_or_error(self.context, path, r) for path, r in zip(part, reply.results, strict=True)]
-        return results
+        length_of = self.context.inodes.length_of
+        found = self.inode_batch(paths, follow_symlinks=follow_symlinks)
+        return [one if isinstance(one, OSError) else stat_result(one, length_of(one)) for one in found]
+
+    def inode_batch(self, paths: Sequence[StrPath], *, follow_symlinks: bool = True) -> list[meta_pb2.Inode | OSError]:
+        """As `inode`, of many at once, each or why not."""
+        return batch.inodes(self.context, paths, follow_symlinks)
 
     def exists(self, path: StrPath) -> bool:
         try:

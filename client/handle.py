@@ -164,6 +164,24 @@ class OpenInode:
         self.pwrite(reply.offset, data)
         return reply.offset
 
+    def copy_from(self, source: OpenInode, source_offset: int, offset: int, length: int) -> int:
+        """Copy from another file inside the cluster, chunk by chunk; how many bytes. Ranges must not overlap.
+
+        `length` ends at the source's end. Holes stay holes. On an error any part may have been copied.
+        """
+        self.check_writable()
+        source.check_readable()
+        count = source.room(source_offset, length)
+        if offset < 0:
+            raise error(Code.INVALID, "negative offset")
+        if offset + count > FILE_BYTES_MAX:
+            raise error(Code.TOO_BIG, "beyond what a file can hold")
+        if count:
+            version = self._state.truncate_version
+            self._storage.ranges.copy(source.file, source_offset, self._state.file, offset, count)
+            self.wrote(offset + count, version)
+        return count
+
     @property
     def truncate_version(self) -> int:
         """For `wrote`: as known before the bytes are sent."""

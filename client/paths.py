@@ -81,6 +81,11 @@ class DirEntry(Generic[AnyStr]):
     def inode(self) -> int:
         return self._inode
 
+    @property
+    def attributes(self) -> meta_pb2.Inode | None:
+        """All that is recorded of the entry itself, as the listing brought it."""
+        return self._attributes
+
     def is_symlink(self) -> bool:
         return stat.S_ISLNK(self._mode)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from fireflyfs.client import batch
+from fireflyfs.client import batch, range_reads
 from fireflyfs.client.file import BufferedRandom, buffered, flags_of
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.net.api import Slice
@@ -255,7 +255,7 @@ def test_whole_small_files(cluster: FakeCluster, client: FakeContext) -> None:
         with client.file(b"/%d" % number) as file:
             file.write(b"%d" % number * number)
     paths = [b"/%d" % number for number in range(20)] + [b"/missing"]
-    got = batch.read_files(client, paths)
+    got = range_reads.read_files(client, paths)
     assert got[:20] == [b"%d" % number * number for number in range(20)]
     assert isinstance(got[20], FileNotFoundError)
     assert got[20].filename == b"/missing"

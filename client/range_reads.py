@@ -1,0 +1,169 @@
+"""Bytes of many files by their paths: whole small files, or ranges of large ones, in a handful of requests for all.
+
+Each path is looked up once, all ranges are read in one batch, and each file is looked at again: files are not held,
+so one that changed or went meanwhile is read again. Errors are OSError, in the place of the bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from fireflyfs.client.batch import inodes
+from fireflyfs.client.handle import HandleContext
+from fireflyfs.client.paths import StrPath, path_at
+from fireflyfs.client.storage_client import ReadSpan
+from fireflyfs.client.storage_codec import part_of, view_of
+from fireflyfs.client.striping import FileLayout
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.limits import BATCH_STAT_MAX, MiB
+from fireflyfs.proto import meta_pb2
+
+READ_BYTES_MAX = 64 * MiB  # read at once, except for one longer range
+TRIES_MAX = 8  # when files change while they are read
+
+
+class Range(NamedTuple):
+    """Bytes [start, end) of a file as a slice takes them: None is its begin or end, negative counts from the end."""
+
+    path: StrPath
+    start: int | None = None
+    end: int | None = None
+
+
+class _Wanted(NamedTuple):
+    number: int  # in the caller's list
+    inode: meta_pb2.Inode
+    offset: int
+    length: int
+
+
+def read_files(context: HandleContext, paths: Sequence[StrPath]) -> list[bytes | OSError]:
+    """All of each file, or why not."""
+    return read_ranges(context, [Range(path) for path in paths])
+
+
+def read_ranges(context: HandleContext, ranges: Sequence[Range]) -> list[bytes | OSError]:
+    """The bytes of each range, or why not."""
+    results: list[bytes | OSError] = [OSError(0, "")] * len(ranges)
+    todo = list(range(len(ranges)))
+    for _ in range(TRIES_MAX):
+        again: list[int] = []
+        for part in _with_few_paths(ranges, todo):
+            for group in _groups(_look_up(context, ranges, part, results)):
+                again += _read_group(context, ranges, group, results)
+        todo = again
+        if not todo:
+            return results
+    for number in todo:
+        results[number] = error(Code.BUSY, "the file keeps changing").to_oserror(os.fspath(ranges[number].path))
+    return results
+
+
+def _with_few_paths(ranges: Sequence[Range], numbers: list[int]) -> Iterator[list[int]]:
+    """`numbers` in parts, each of no more different paths than one request takes."""
+    part: list[int] = []
+    paths: set[StrPath] = set()
+    for number in numbers:
+        path = ranges[number].path
+        if path not in paths and len(paths) == BATCH_STAT_MAX:
+            yield part
+            part, paths = [], set()
+        part.append(number)
+        paths.add(path)
+    if part:
+        yield part
+
+
+def _look_up(
+    context: HandleContext, ranges: Sequence[Range], part: list[int], results: list[bytes | OSError]
+) -> Iterator[_Wanted]:
+    """Where the ranges of regular files are; what is wrong with the others goes to `results`."""
+    paths = list(dict.fromkeys(ranges[number].path for number in part))
+    found = dict(zip(paths, inodes(context, paths, follow=True), strict=True))
+    for number in part:
+        path, start, end = ranges[number]
+        inode = found[path]
+        if isinstance(inode, OSError):
+            results[number] = inode
+        elif stat.S_ISDIR(inode.mode):
+            results[number] = error(Code.IS_DIRECTORY).to_oserror(os.fspath(path))
+        elif not stat.S_ISREG(inode.mode):
+            results[number] = error(Code.INVALID).to_oserror(os.fspath(path))
+        elif not _may_read(context, inode, path):
+            results[number] = error(Code.ACCESS_DENIED).to_oserror(os.fspath(path))
+        else:
+            first, last, _ = slice(start, end).indices(context.inodes.length_of(inode))
+            yield _Wanted(number, inode, first, max(0, last - first))
+
+
+def _may_read(context: HandleContext, inode: meta_pb2.Inode, path: StrPath) -> bool:
+    """Whether opening would be allowed. By the mode where that says yes; meta is asked otherwise: it knows the ACLs."""
+    caller = context.meta.caller
+    if caller.uid == 0:
+        return True
+    if not inode.acl:
+        owner, group = inode.uid == caller.uid, inode.gid == caller.gid or inode.gid in caller.gids
+        bit = stat.S_IRUSR if owner else stat.S_IRGRP if group else stat.S_IROTH
+        if inode.mode & bit:
+            return True
+    try:
+        context.meta.access(meta_pb2.AccessRequest(at=path_at(path), mask=os.R_OK))
+    except FfsError as exc:
+        if exc.code in (Code.ACCESS_DENIED, Code.NOT_PERMITTED):
+            return False
+        raise exc.to_oserror(os.fspath(path)) from exc
+    return True
+
+
+def _groups(wanted: Iterator[_Wanted]) -> Iterator[list[_Wanted]]:
+    """What is read at once: bounded in bytes."""
+    group: list[_Wanted] = []
+    nbytes = 0
+    for one in wanted:
+        if group and nbytes + one.length > READ_BYTES_MAX:
+            yield group
+            group, nbytes = [], 0
+        group.append(one)
+        nbytes += one.length
+    if group:
+        yield group
+
+
+def _read_group(
+    context: HandleContext, ranges: Sequence[Range], group: list[_Wanted], results: list[bytes | OSError]
+) -> list[int]:
+    """Read ranges at once; those to look at again, because their file changed or went while it was read."""
+    spans: list[ReadSpan] = []
+    places: list[int] = []
+    starts: list[int] = []
+    with context.scratch.take(max(1, sum(one.length for one in group))) as piece:
+        at = 0
+        for place, one in enumerate(group):
+            starts.append(at)
+            if one.length:
+                layout = FileLayout.of(one.inode.id, one.inode.layout)
+                spans.append(ReadSpan(layout, one.offset, part_of(piece, at, one.length)))
+                places.append(place)
+            at += one.length
+        failed = {places[number]: exc for number, exc in context.storage.read(spans).items()}
+        # A file that is gone by now may have been read as holes: only what is still there was read for sure.
+        seen = list({one.inode.id: None for one in group})
+        try:
+            reply = context.meta.batch_stat(meta_pb2.BatchStatRequest(inodes=seen))
+        except FfsError as exc:
+            raise exc.to_oserror() from exc
+        now = dict(zip(seen, reply.inodes, strict=True))
+        again: list[int] = []
+        view = view_of(piece)
+        for place, (one, start) in enumerate(zip(group, starts, strict=True)):
+            after = now[one.inode.id]
+            if after.id != one.inode.id or not after.nlink or after.truncate_version != one.inode.truncate_version:
+                again.append(one.number)
+            elif place in failed:
+                results[one.number] = failed[place].to_oserror(os.fspath(ranges[one.number].path))
+            else:
+                results[one.number] = bytes(view[start : start + one.length])
+    return again

@@ -1,0 +1,67 @@
+"""fsspec's own abstract test suites, unchanged, against a real local cluster."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.tests.abstract import (
+    AbstractCopyTests,
+    AbstractFixtures,
+    AbstractGetTests,
+    AbstractOpenTests,
+    AbstractPipeTests,
+    AbstractPutTests,
+)
+
+from fireflyfs.client.fsspec import FireflyFileSystem
+from fireflyfs.deploy.local import LocalCluster
+
+pytestmark = pytest.mark.e2e
+
+
+class Fixtures(AbstractFixtures):
+    """What the suites run on."""
+
+    @pytest.fixture
+    def fs(self, cluster: LocalCluster) -> FireflyFileSystem:
+        found = fsspec.filesystem("ffs", mgmtd=",".join(cluster.mgmtd_addresses()))
+        assert isinstance(found, FireflyFileSystem)
+        return found
+
+    @pytest.fixture
+    def fs_path(self, fs: FireflyFileSystem) -> Iterator[str]:
+        path = f"/suite-{uuid.uuid4().hex}"
+        fs.mkdir(path)
+        yield path
+        fs.rm(path, recursive=True)
+
+
+class TestCopy(Fixtures, AbstractCopyTests):
+    """Inside the cluster."""
+
+
+class TestGet(Fixtures, AbstractGetTests):
+    """To local files."""
+
+
+class TestPut(Fixtures, AbstractPutTests):
+    """From local files."""
+
+
+class TestPipe(Fixtures, AbstractPipeTests):
+    """From memory."""
+
+
+class TestOpen(Fixtures, AbstractOpenTests):
+    """Modes."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def disconnected(cluster: LocalCluster) -> Iterator[Any]:
+    """The connection of all these tests goes with them."""
+    yield
+    FireflyFileSystem(mgmtd=",".join(cluster.mgmtd_addresses())).disconnect()
