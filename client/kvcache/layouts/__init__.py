@@ -1,4 +1,4 @@
-"""Where the pages of inference engines lie in their tensors, so that a page is a block of the KV cache without a copy."""
+"""Where the pages of inference engines lie in their tensors: a page is a block of the KV cache without a copy."""
 
 from fireflyfs.client.kvcache.layouts.engines import (
     FLASHMLA_FP8_TOKEN,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 
 class Geometry(NamedTuple):
@@ -63,4 +64,5 @@ def bytes_of(tensor: Any) -> memoryview:
         address, readonly = tensor.data_ptr(), False
     else:
         address, readonly = tensor.__array_interface__["data"]
-    return memoryview(np.asarray(_Span(tensor, address, geometry.span, readonly)))
+    lent: npt.NDArray[np.uint8] = np.asarray(_Span(tensor, address, geometry.span, readonly))
+    return lent.data
