@@ -54,3 +54,10 @@ RANGE_CHUNKS_MAX = 4096  # chunks listed in one answer
 COPY_PIECES_MAX = 256  # of one request to copy
 COPY_BYTES_MAX = 8 * MiB  # the same
 REPLICAS_MAX = 16
+
+# The KV cache
+CACHE_KEY_BYTES_MIN = 8
+CACHE_KEY_BYTES_MAX = 64
+CACHE_BLOCK_BYTES_MIN = 4 * KiB
+CACHE_BLOCK_BYTES_MAX = 16 * MiB
+CACHE_LOOKUPS_MAX = 16_384  # keys looked up in one request

@@ -1,1 +1,35 @@
-"""The KV cache: blocks of bytes under hashed keys on the storage servers of a FireflyFS."""
+"""A cache of blocks by key on the storage nodes, for attention keys and values of language models: docs/kv_cache.md."""
+
+from __future__ import annotations
+
+from fireflyfs.client.kvcache.api import (
+    BLOCK_BYTES_MAX,
+    BLOCK_BYTES_MIN,
+    KEY_BYTES_MAX,
+    KEY_BYTES_MIN,
+    MISS,
+    AsyncCache,
+    Block,
+    Buffer,
+    Cache,
+    CacheStats,
+    Namespace,
+    Out,
+    Prefetch,
+)
+
+__all__ = [
+    "BLOCK_BYTES_MAX",
+    "BLOCK_BYTES_MIN",
+    "KEY_BYTES_MAX",
+    "KEY_BYTES_MIN",
+    "MISS",
+    "AsyncCache",
+    "Block",
+    "Buffer",
+    "Cache",
+    "CacheStats",
+    "Namespace",
+    "Out",
+    "Prefetch",
+]
