@@ -13,21 +13,13 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
+from fireflyfs.client.kvcache.api import Cache
 from fireflyfs.client.kvcache.slot_ring import Event, SlotRing
 
 log = logging.getLogger(__name__)
-
-
-class BlockStore(Protocol):
-    """What is used of a `KVCache`."""
-
-    def get_batch(self, keys: Sequence[bytes], out: Sequence[Any]) -> list[int]:
-        """Bytes placed for each key, -1 for a miss."""
-
-    def put_batch(self, keys: Sequence[bytes], blocks: Sequence[Any]) -> list[bool]:
-        """Whether each block was stored."""
 
 
 class CopyEngine(Protocol):
@@ -53,8 +45,8 @@ class CopyEngine(Protocol):
 class PagePipeline:
     """Loads and saves pages. Calls from several threads wait for each other; an engine serves one pipeline."""
 
-    def __init__(self, store: BlockStore, engine: CopyEngine) -> None:
-        self._store = store
+    def __init__(self, cache: Cache, engine: CopyEngine) -> None:
+        self._cache = cache
         self._engine = engine
         self._ring = SlotRing(engine.slots)
         self._lock = threading.Lock()
@@ -72,7 +64,7 @@ class PagePipeline:
                 for start, stop in self._parts(len(keys)):
                     slot = self._take()
                     try:
-                        placed = self._store.get_batch(keys[start:stop], self._engine.rows(slot)[: stop - start])
+                        placed = self._cache.get_batch(keys[start:stop], self._engine.rows(slot)[: stop - start])
                     except BaseException:
                         self._ring.put_back(slot)
                         raise
@@ -82,7 +74,7 @@ class PagePipeline:
                         self._ring.put_back(slot)
                         continue
                     targets = [pages[start + row] for row in found]
-                    self._begin(slot, lambda slot=slot, found=found, targets=targets: self._engine.load(slot, found, targets))
+                    self._begin(slot, partial(self._engine.load, slot, found, targets))
                     for row in found:
                         loaded[start + row] = True
                 for event in self._ring.events():
@@ -103,8 +95,7 @@ class PagePipeline:
                     if len(begun) == self._engine.slots:
                         saved += self._store_next(keys, begun)
                     slot = self._take()
-                    part = pages[start:stop]
-                    event = self._begin(slot, lambda slot=slot, part=part: self._engine.save(slot, part))
+                    event = self._begin(slot, partial(self._engine.save, slot, pages[start:stop]))
                     begun.append((slot, start, stop, event))
                 while begun:
                     saved += self._store_next(keys, begun)
@@ -137,7 +128,7 @@ class PagePipeline:
         event.wait()
         self._ring.claim(slot)
         try:
-            return self._store.put_batch(keys[start:stop], self._engine.rows(slot)[: stop - start])
+            return self._cache.put_batch(keys[start:stop], self._engine.rows(slot)[: stop - start])
         finally:
             self._ring.put_back(slot)
 

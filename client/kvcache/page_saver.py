@@ -13,7 +13,8 @@ import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fireflyfs.client.kvcache.device import BlockStore, CopyEngine
+from fireflyfs.client.kvcache.api import Cache
+from fireflyfs.client.kvcache.device import CopyEngine
 from fireflyfs.client.kvcache.slot_ring import Event, SlotRing
 from fireflyfs.common.errors import FfsError
 
@@ -32,8 +33,8 @@ class SaverCounts(NamedTuple):
 class PageSaver:
     """One thread, and the slots of `engine`, which serves nothing else."""
 
-    def __init__(self, store: BlockStore, engine: CopyEngine) -> None:
-        self._store = store
+    def __init__(self, cache: Cache, engine: CopyEngine) -> None:
+        self._cache = cache
         self._engine = engine
         self._ring = SlotRing(engine.slots)
         self._changed = threading.Condition()  # guards the ring and the counts
@@ -119,7 +120,7 @@ class PageSaver:
             with self._changed:
                 self._ring.claim(slot)
             try:
-                stored = sum(self._store.put_batch(keys, self._engine.rows(slot)[: len(keys)]))
+                stored = sum(self._cache.put_batch(keys, self._engine.rows(slot)[: len(keys)]))
             except Exception:
                 log.exception("the cache failed: %d pages are not saved", len(keys))
                 self._over(slot, failed=len(keys))

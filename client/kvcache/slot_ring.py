@@ -50,18 +50,15 @@ class SlotRing:
     def next_wait(self) -> Event | None:
         """What must have passed before `take` gives a slot; None: nothing.
 
-        Raises BUSY when every slot is in its user's hands, IO_ERROR when what is left is unknown.
+        Raises FfsError: BUSY when every slot is in its user's hands, IO_ERROR when what is left is unknown.
         """
         slot = self._candidate()
         return self._events[slot] if self._states[slot] is State.IN_FLIGHT else None
 
     def take(self) -> int:
-        """A slot to fill. What `next_wait` gave has passed, and the caller says so by calling."""
+        """A slot to fill. Raises as `next_wait`, and ValueError when what that gave has not passed."""
         slot = self._candidate()
-        event = self._events.pop(slot, None)
-        assert event is None or event.done(), "a slot whose copy is under way"
-        self._order.remove(slot)
-        self._states[slot] = State.FILLING
+        self._use(slot)
         return slot
 
     def in_flight(self, slot: int, event: Event) -> None:
@@ -70,13 +67,10 @@ class SlotRing:
         self._events[slot] = event
 
     def claim(self, slot: int) -> None:
-        """Back into its user's hands, to read what the device copied to it: its event has passed."""
-        event = self._events.pop(slot, None)
-        if event is None or self._states[slot] is not State.IN_FLIGHT:
+        """Back into its user's hands, to read what the device copied to it: its event has passed, or ValueError."""
+        if self._states[slot] is not State.IN_FLIGHT:
             raise ValueError(f"slot {slot} is {self._states[slot].value}, not in flight")
-        assert event.done(), "a slot whose copy is under way"
-        self._order.remove(slot)
-        self._states[slot] = State.FILLING
+        self._use(slot)
 
     def put_back(self, slot: int) -> None:
         """No copy of a taken slot was begun, or all are over."""
@@ -105,6 +99,14 @@ class SlotRing:
         if self._order:
             raise error(Code.IO_ERROR, "the device failed and its copies cannot be waited for: no staging slot is safe")
         raise error(Code.BUSY, "all staging slots are in use")
+
+    def _use(self, slot: int) -> None:
+        event = self._events.get(slot)
+        if event is not None and not event.done():
+            raise ValueError(f"slot {slot} has a copy under way")
+        self._events.pop(slot, None)
+        self._order.remove(slot)
+        self._states[slot] = State.FILLING
 
     def _end(self, slot: int, state: State) -> None:
         if self._states[slot] is not State.FILLING:

@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from fireflyfs.client.kvcache.api import BLOCK_BYTES_MAX, PIECES_MAX
 from fireflyfs.client.kvcache.layouts.memory import Geometry, bytes_of, geometry_of
 
 FORMAT = 1  # of the fingerprint: another number, another namespace
 RUNS_MAX = 16_384  # ranges of one page
 RUN_BYTES_MIN = 64  # shorter ranges cost more than the copy they spare
-BLOCK_BYTES_MAX = 16 << 20  # of the KV cache
 
 
 class Run(NamedTuple):
@@ -79,6 +79,8 @@ class HostPages:
 
     def __init__(self, page_map: PageMap, tensors: Sequence[Any]) -> None:
         """`tensors`: those that the map was made from, or others of the same geometry."""
+        if len(page_map.runs) > PIECES_MAX:
+            raise ValueError(f"a page in {len(page_map.runs)} pieces; the KV cache takes {PIECES_MAX}")
         self.map = page_map
         self._views = [bytes_of(tensor) for tensor in tensors]
         for run in page_map.runs:
