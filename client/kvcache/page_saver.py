@@ -1,8 +1,8 @@
 """Saves pages behind an engine's back: the device copies them to staging memory, a thread stores them.
 
-An engine that has finished a step hands over the pages it filled and goes on at once; it may write to them again as soon
-as its device's queue has passed the copy. What finds no free slot is dropped and counted: a cache that cannot keep up
-must not slow its engine.
+An engine that has finished a step hands over the pages it filled and goes on at once; it may write to them again as
+soon as its device's queue has passed the copy. What finds no free slot is dropped and counted: a cache that cannot keep
+up must not slow its engine.
 """
 
 from __future__ import annotations

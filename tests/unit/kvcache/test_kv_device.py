@@ -1,4 +1,4 @@
-"""Staging slots and pipelines: with an engine whose copies the test lets go on, and with torch on tensors of the host."""
+"""Staging slots and pipelines: with an engine whose copies the test lets go on, and with torch on host tensors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engines.memory_cache import MemoryCache
 
+from engines.memory_cache import MemoryCache
 from fireflyfs.client.kvcache.device import PagePipeline
 from fireflyfs.client.kvcache.layouts import HostPages, flashmla_pages, layer_first, vllm_pages
 from fireflyfs.client.kvcache.page_saver import PageSaver
@@ -48,8 +48,8 @@ class Copy:
 class LazyEngine:
     """The fault model of a device: copies happen as late as they may, so a slot that is reused early shows.
 
-    `held`: events pass only when the test lets their copies happen. `broken`: waiting fails. `fail_at`: the copy of that
-    number is begun, and then the call raises.
+    `held`: events pass only when the test lets their copies happen. `broken`: waiting fails. `fail_at`: the copy of
+    that number is begun, and then the call raises.
     """
 
     def __init__(self, pages: int, slots: int = 2, slot_pages: int = 3, page_bytes: int = 16) -> None:
