@@ -6,6 +6,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+from abc import ABCMeta
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,14 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 
-class _Anything:
+class _Names(ABCMeta):
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Anything()
+
+
+class _Anything(metaclass=_Names):
     """Stands for any name of a module that is not there: a base class, a decorator, a constant, a function."""
 
     def __init_subclass__(cls, **_: object) -> None:
@@ -37,7 +45,7 @@ class _Absent(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        value: Any = type(name, (_Anything,), {}) if name[:1].isupper() else _Anything()
+        value: Any = _Names(name, (_Anything,), {}) if name[:1].isupper() else _Anything()
         setattr(self, name, value)
         return value
 

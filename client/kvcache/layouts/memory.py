@@ -64,5 +64,10 @@ def bytes_of(tensor: Any) -> memoryview:
         address, readonly = tensor.data_ptr(), False
     else:
         address, readonly = tensor.__array_interface__["data"]
-    lent: npt.NDArray[np.uint8] = np.asarray(_Span(tensor, address, geometry.span, readonly))
+    return lend(tensor, address, geometry.span, readonly=readonly)
+
+
+def lend(owner: Any, address: int, length: int, *, readonly: bool = False) -> memoryview:
+    """Memory at an address that `owner` has: it lives as long as the view. Nothing is checked."""
+    lent: npt.NDArray[np.uint8] = np.asarray(_Span(owner, address, length, readonly))
     return lent.data
