@@ -61,7 +61,7 @@ class FireflyHiCache(HiCacheStorage):  # type: ignore[misc]  # sglang is not ins
         if self._cache is not None and nbytes > self._cache.namespace.block_size:
             raise error(
                 Code.TOO_LARGE,
-                f"pages of pool {name} have {nbytes} bytes; the cache was opened for {self._cache.namespace.block_size}",
+                f"pages of {name} have {nbytes} bytes; the cache was opened for {self._cache.namespace.block_size}",
             )
         self._pools[name] = pool
 

@@ -1,4 +1,4 @@
-"""What hosts ask of a connector, as data: recorded from their packages, and made into classes for tests without them."""
+"""What hosts ask of a connector, as data: recorded from their packages, and made classes for tests without them."""
 
 from __future__ import annotations
 

@@ -24,11 +24,8 @@ class HostPool:
     def __init__(self, layout: str = "page_first", heads: int = HEADS) -> None:
         self.layout, self.page_size, self.layer_num, self.head_num, self.head_dim = layout, PAGE, LAYERS, heads, VALUES
         self.dtype = torch.bfloat16
-        shape = (
-            (2, LAYERS, PAGES * PAGE, heads, VALUES)
-            if layout == "layer_first"
-            else (2, PAGES * PAGE, LAYERS, heads, VALUES)
-        )
+        axes = (LAYERS, PAGES * PAGE) if layout == "layer_first" else (PAGES * PAGE, LAYERS)
+        shape = (2, *axes, heads, VALUES)
         self.kv_buffer = torch.zeros(shape, dtype=self.dtype)
 
     def get_page_buffer_meta(self, indices: torch.Tensor) -> tuple[list[int], list[int]]:
@@ -144,9 +141,8 @@ def test_what_is_there_is_not_sent_again(host: Host) -> None:
 
 def test_the_older_interface_moves_tensors(host: Host) -> None:
     backend = host.backend()
-    pages = [
-        torch.full((2, PAGE, LAYERS, HEADS, VALUES), float(number)).to(torch.bfloat16).flatten() for number in range(3)
-    ]
+    values = 2 * PAGE * LAYERS * HEADS * VALUES
+    pages = [torch.full((values,), float(number)).to(torch.bfloat16) for number in range(3)]
     assert backend.batch_set(hashes(3), pages)
     assert backend.set(hashes(4)[3], pages[1].reshape(2, -1).t())
     assert [backend.exists(name) for name in hashes(5)] == [True, True, True, True, False]
