@@ -20,10 +20,13 @@ from fireflyfs.common.limits import CHUNK_EXTENTS_MAX, FRAME_DATA_BYTES_MAX, FRA
 from fireflyfs.common.net.api import Piece, Slice
 from fireflyfs.proto.storage_wire import (
     EXTENT,
+    NAMED_TAIL,
     READ_RESULT,
     UPDATE_HEADER,
     UPDATE_ITEM,
+    UPDATE_NAME,
     UPDATE_RESULT,
+    UpdateFlag,
     UpdateKind,
 )
 
@@ -81,6 +84,7 @@ class ChunkUpdate:
     extents: list[tuple[int, int, Piece]] = field(default_factory=list)  # (offset in the chunk, length, data)
     nbytes: int = 0
     spans: list[int] = field(default_factory=list)
+    name: tuple[bytes, int] | None = None  # of a block of the KV cache: its key, and when it expires
 
 
 @dataclass(slots=True)
@@ -91,6 +95,7 @@ class UpdateRequest:
     items: list[ChunkUpdate]
     nbytes: int
     extents: int
+    capacity_bytes: int = 0  # of the namespace of its blocks, on this chain
 
     def pieces(self) -> list[Piece]:
         return [piece for item in self.items for _, _, piece in item.extents]
@@ -151,7 +156,9 @@ def pack_update(request: UpdateRequest, client_id: bytes, channel: int, sequence
     """The body of STORAGE_WRITE, with chain version 0: `stamp` sets it. Computes the extents' checksums."""
     item_count = len(request.items)
     extents_at = UPDATE_HEADER.itemsize + item_count * UPDATE_ITEM.itemsize
-    body = bytearray(extents_at + request.extents * EXTENT.itemsize)
+    names_at = extents_at + request.extents * EXTENT.itemsize
+    names = [item.name for item in request.items if item.name is not None]
+    body = bytearray(names_at + (item_count * UPDATE_NAME.itemsize + NAMED_TAIL.itemsize if names else 0))
     header = np.frombuffer(body, UPDATE_HEADER, 1)
     header["chain_id"] = request.chain_id
     header["client_id"] = np.void(client_id)
@@ -171,6 +178,13 @@ def pack_update(request: UpdateRequest, client_id: bytes, channel: int, sequence
         extents["offset"] = [offset for item in request.items for offset, _, _ in item.extents]
         extents["length"] = [length for item in request.items for _, length, _ in item.extents]
         extents["crc32c"] = [crc32c(view_of(data)) for item in request.items for _, _, data in item.extents]
+    if names:  # all of a request's items have one, or none has
+        header["flags"] = UpdateFlag.NAMED
+        table = np.frombuffer(body, UPDATE_NAME, item_count, names_at)
+        table["key_length"] = [len(key) for key, _ in names]
+        table["expires_unix_s"] = [expires_unix_s for _, expires_unix_s in names]
+        table["key"] = np.array([key for key, _ in names], "S64").view("V64")
+        body[-NAMED_TAIL.itemsize :] = request.capacity_bytes.to_bytes(NAMED_TAIL.itemsize, "little")
     return body
 
 

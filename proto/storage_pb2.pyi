@@ -260,7 +260,7 @@ class SyncChainsReply(_message.Message):
     def __init__(self) -> None: ...
 
 class ChunkState(_message.Message):
-    __slots__ = ("chunk", "committed_version", "pending_version", "chain_version", "length", "crc32c", "chunk_size", "damaged")
+    __slots__ = ("chunk", "committed_version", "pending_version", "chain_version", "length", "crc32c", "chunk_size", "damaged", "named")
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_VERSION_FIELD_NUMBER: _ClassVar[int]
     PENDING_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -269,6 +269,7 @@ class ChunkState(_message.Message):
     CRC32C_FIELD_NUMBER: _ClassVar[int]
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    NAMED_FIELD_NUMBER: _ClassVar[int]
     chunk: ChunkId
     committed_version: int
     pending_version: int
@@ -277,7 +278,8 @@ class ChunkState(_message.Message):
     crc32c: int
     chunk_size: int
     damaged: bool
-    def __init__(self, chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., committed_version: _Optional[int] = ..., pending_version: _Optional[int] = ..., chain_version: _Optional[int] = ..., length: _Optional[int] = ..., crc32c: _Optional[int] = ..., chunk_size: _Optional[int] = ..., damaged: _Optional[bool] = ...) -> None: ...
+    named: bool
+    def __init__(self, chunk: _Optional[_Union[ChunkId, _Mapping]] = ..., committed_version: _Optional[int] = ..., pending_version: _Optional[int] = ..., chain_version: _Optional[int] = ..., length: _Optional[int] = ..., crc32c: _Optional[int] = ..., chunk_size: _Optional[int] = ..., damaged: _Optional[bool] = ..., named: _Optional[bool] = ...) -> None: ...
 
 class SyncStartRequest(_message.Message):
     __slots__ = ("chain_id", "chain_version", "after", "limit")
@@ -466,6 +468,150 @@ class SeeChunksReply(_message.Message):
     chunks: _containers.RepeatedCompositeFieldContainer[SeenChunk]
     more: bool
     def __init__(self, chunks: _Optional[_Iterable[_Union[SeenChunk, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class ReadBlockRequest(_message.Message):
+    __slots__ = ("chain_id", "chain_version", "inode", "key")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    inode: int
+    key: bytes
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., inode: _Optional[int] = ..., key: _Optional[bytes] = ...) -> None: ...
+
+class ReadBlockReply(_message.Message):
+    __slots__ = ("data", "version", "crc32c")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    version: int
+    crc32c: int
+    def __init__(self, data: _Optional[bytes] = ..., version: _Optional[int] = ..., crc32c: _Optional[int] = ...) -> None: ...
+
+class WriteBlockRequest(_message.Message):
+    __slots__ = ("chain_id", "chain_version", "inode", "key", "data", "crc32c", "chunk_size", "expires_unix_s", "capacity_bytes", "client_id", "channel", "sequence")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    inode: int
+    key: bytes
+    data: bytes
+    crc32c: int
+    chunk_size: int
+    expires_unix_s: int
+    capacity_bytes: int
+    client_id: bytes
+    channel: int
+    sequence: int
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., inode: _Optional[int] = ..., key: _Optional[bytes] = ..., data: _Optional[bytes] = ..., crc32c: _Optional[int] = ..., chunk_size: _Optional[int] = ..., expires_unix_s: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., client_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class WriteBlockReply(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class FindBlocksRequest(_message.Message):
+    __slots__ = ("chain_id", "chain_version", "inode", "keys")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    inode: int
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., inode: _Optional[int] = ..., keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class FindBlocksReply(_message.Message):
+    __slots__ = ("found",)
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    found: _containers.RepeatedScalarFieldContainer[bool]
+    def __init__(self, found: _Optional[_Iterable[bool]] = ...) -> None: ...
+
+class DropBlocksRequest(_message.Message):
+    __slots__ = ("chain_id", "chain_version", "inode", "keys", "client_id", "channel", "sequence")
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    chain_id: int
+    chain_version: int
+    inode: int
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    client_id: bytes
+    channel: int
+    sequence: int
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., inode: _Optional[int] = ..., keys: _Optional[_Iterable[bytes]] = ..., client_id: _Optional[bytes] = ..., channel: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class DropBlocksReply(_message.Message):
+    __slots__ = ("removed",)
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    removed: int
+    def __init__(self, removed: _Optional[int] = ...) -> None: ...
+
+class BlockStatsRequest(_message.Message):
+    __slots__ = ("inodes",)
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    inodes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, inodes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class BlockStats(_message.Message):
+    __slots__ = ("inode", "target_id", "chain_id", "leads", "ready", "blocks", "bytes", "capacity_bytes", "hits", "misses", "hit_bytes", "puts", "evictions", "expired", "damaged")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    LEADS_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    MISSES_FIELD_NUMBER: _ClassVar[int]
+    HIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PUTS_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    target_id: int
+    chain_id: int
+    leads: bool
+    ready: bool
+    blocks: int
+    bytes: int
+    capacity_bytes: int
+    hits: int
+    misses: int
+    hit_bytes: int
+    puts: int
+    evictions: int
+    expired: int
+    damaged: int
+    def __init__(self, inode: _Optional[int] = ..., target_id: _Optional[int] = ..., chain_id: _Optional[int] = ..., leads: _Optional[bool] = ..., ready: _Optional[bool] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., hit_bytes: _Optional[int] = ..., puts: _Optional[int] = ..., evictions: _Optional[int] = ..., expired: _Optional[int] = ..., damaged: _Optional[int] = ...) -> None: ...
+
+class BlockStatsReply(_message.Message):
+    __slots__ = ("stats",)
+    STATS_FIELD_NUMBER: _ClassVar[int]
+    stats: _containers.RepeatedCompositeFieldContainer[BlockStats]
+    def __init__(self, stats: _Optional[_Iterable[_Union[BlockStats, _Mapping]]] = ...) -> None: ...
 
 class SpaceRequest(_message.Message):
     __slots__ = ()

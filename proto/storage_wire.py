@@ -5,9 +5,16 @@ All offsets and lengths are bytes. `status` is a `common.errors.Code`. docs/form
 STORAGE_READ      body: READ_IO[n], `into`: n pieces of the lengths asked for
                   reply: READ_RESULT[n]; piece i holds `length` bytes (short where the chunk ends)
 STORAGE_SYNC_READ the same, from a predecessor to its SYNCING successor
-STORAGE_WRITE     body: UPDATE_HEADER[1] UPDATE_ITEM[n] EXTENT[m], `out`: m pieces, one for each extent, in order
+STORAGE_WRITE     body: UPDATE_HEADER[1] UPDATE_ITEM[n] EXTENT[m], `out`: m pieces, one for each extent, in order;
+                  with UpdateFlag.NAMED also UPDATE_NAME[n] NAMED_TAIL[1]
 STORAGE_UPDATE    the same, from a replica to its successor
                   reply to both: UPDATE_RESULT[n]
+
+STORAGE_CACHE_GET body: CACHE_HEADER[1] CACHE_BLOCK[n], `into`: the pieces of each block, one block after the other
+                  reply: READ_RESULT[n]; `length` bytes are in the block's pieces, filled in order, and `crc32c` is of
+                  them all; CHUNK_NOT_FOUND: a miss; TOO_LARGE: `chunk_length` bytes do not fit, nothing was pushed
+STORAGE_CACHE_EXISTS  body: CACHE_HEADER[1] CACHE_LOOKUP[n]
+                  reply: one byte for each: 0 absent, 1 there, 2 not to be told here (another version of the chain)
 
 An update request is about one chain. Its items are distinct chunks; each succeeds or fails by itself. (client_id,
 channel, sequence) names the request: sent again with the same sequence, items that succeeded answer what they
@@ -50,9 +57,10 @@ class UpdateKind(IntEnum):
     REMOVE = 3
     REPLACE = 4  # the whole chunk becomes the one extent: to a syncing successor
     DAMAGED = 5  # to a syncing successor: `length` bytes with checksum `crc32c` that no replica has any more
+    PUT = 6  # the whole chunk becomes the extents, one after the other from 0, under a name: a block of the KV cache
 
 
-CREATES = 1  # as `length` of a WRITE from replica to successor: the head had no such chunk
+CREATES = 1  # as `length` of a WRITE or PUT from replica to successor: the head had no such chunk
 
 
 class UpdateFlag(IntFlag):
@@ -60,6 +68,7 @@ class UpdateFlag(IntFlag):
 
     SYNCING = 1  # to a SYNCING successor: versions are set, not checked
     RESYNC = 2  # sent by recovery, not by a client's write
+    NAMED = 4  # UPDATE_NAME and NAMED_TAIL follow the extents
 
 
 UPDATE_HEADER = np.dtype(
@@ -98,5 +107,39 @@ UPDATE_RESULT = np.dtype(
         ("version", "<u8"),
         ("length", "<u4"),  # of the chunk afterwards
         ("crc32c", "<u4"),  # of the whole chunk afterwards; 0 after REMOVE
+    ]
+)  # 24 bytes
+
+UPDATE_NAME = np.dtype(
+    [
+        ("key_length", "<u4"),  # 0: the item has no name; PUT always has one, REPLACE and DAMAGED may
+        ("expires_unix_s", "<u4"),  # 0: never
+        ("key", "V64"),  # zeros after key_length bytes
+    ]
+)  # 72 bytes
+
+# Of the namespace on this chain: what its blocks may take, each counted once; 0: what the targets have
+NAMED_TAIL = np.dtype([("capacity_bytes", "<u8")])  # 8 bytes
+
+CACHE_HEADER = np.dtype([("inode", "<u8"), ("rows", "<u4"), ("flags", "<u4")])  # 16 bytes; flags: 0
+
+CACHE_BLOCK = np.dtype(
+    [
+        ("index", "<u8"),  # common.cache_hash of the key
+        ("chain_id", "<u4"),
+        ("chain_version", "<u4"),
+        ("pieces", "<u4"),  # how many of the `into` pieces are this block's
+        ("key_length", "<u4"),
+        ("key", "V64"),
+    ]
+)  # 88 bytes
+
+CACHE_LOOKUP = np.dtype(
+    [
+        ("index", "<u8"),
+        ("chain_id", "<u4"),
+        ("chain_version", "<u4"),
+        ("check", "<u4"),  # common.cache_hash of the key, the other half
+        ("reserved", "<u4"),
     ]
 )  # 24 bytes

@@ -28,6 +28,7 @@ from fireflyfs.proto.common_pb2 import NODE_TYPE_STORAGE, Endpoint
 from fireflyfs.storage.background.scrub import SCRUB_BYTES_S, SCRUB_EVERY_S
 from fireflyfs.storage.core.fence import FENCE_S
 from fireflyfs.storage.engine.store import create_target, open_engine
+from fireflyfs.storage.service.evictor import ROOM_BYTES_MAX, ROOM_PART
 from fireflyfs.storage.service.replica import LocalTarget
 from fireflyfs.storage.worker import StorageWorker
 
@@ -73,6 +74,8 @@ class StorageConfig:
     resync_bytes_s: int = 64 << 20  # that a target sends to the one that it brings up to date; 0: as fast as it goes
     scrub_bytes_s: int = SCRUB_BYTES_S  # that the scrubber reads of each target; 0: passes only when they are asked for
     scrub_every_s: float = SCRUB_EVERY_S  # between the end of a pass and the next one; 0: the same
+    cache_room_part: float = ROOM_PART  # of each disk that blocks of the KV cache leave free
+    cache_room_bytes_max: int = ROOM_BYTES_MAX  # but no more than this
     fence_s: float = FENCE_S  # shorter than mgmtd's failed_after_s
     create_targets: bool = True  # make targets of empty directories
 
@@ -86,7 +89,9 @@ class StorageConfig:
             raise ValueError(f"threads must be 1 to 64, not {self.threads}")
         if self.fence_s <= 0:
             raise ValueError("fence_s must be above 0")
-        for name in ("resync_bytes_s", "scrub_bytes_s", "scrub_every_s"):
+        if not 0 <= self.cache_room_part < 1:
+            raise ValueError("cache_room_part must be at least 0 and below 1")
+        for name in ("resync_bytes_s", "scrub_bytes_s", "scrub_every_s", "cache_room_bytes_max"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative")
 
@@ -132,6 +137,8 @@ async def serve_worker(config: StorageConfig, worker: int, stop: asyncio.Event) 
         resync_bytes_s=config.resync_bytes_s,
         scrub_bytes_s=config.scrub_bytes_s,
         scrub_every_s=config.scrub_every_s,
+        cache_room_part=config.cache_room_part,
+        cache_room_bytes_max=config.cache_room_bytes_max,
         on_target_change=lambda: membership.poke() if membership is not None else None,
     )
     descriptor = storage_pb2.DESCRIPTOR.services_by_name["Storage"]

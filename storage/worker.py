@@ -11,11 +11,13 @@ from fireflyfs.common.clock import Clock
 from fireflyfs.common.net.api import AsyncLink
 from fireflyfs.proto import mgmtd_pb2
 from fireflyfs.storage.background.disk import DiskWatcher
+from fireflyfs.storage.background.evict import CacheKeeper
 from fireflyfs.storage.background.pending import PendingResolver
 from fireflyfs.storage.background.repair import SuspectRepair
 from fireflyfs.storage.background.resync import Resync
 from fireflyfs.storage.background.scrub import Scrubber
 from fireflyfs.storage.core import fence
+from fireflyfs.storage.service.evictor import ROOM_BYTES_MAX, ROOM_PART
 from fireflyfs.storage.service.operations import StorageService
 from fireflyfs.storage.service.replica import LocalTarget, Replicas
 
@@ -36,10 +38,12 @@ class StorageWorker:
         resync_bytes_s: int = 0,
         scrub_bytes_s: int = 0,
         scrub_every_s: float = 0.0,
+        cache_room_part: float = ROOM_PART,
+        cache_room_bytes_max: int = ROOM_BYTES_MAX,
         on_target_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.replicas = Replicas(targets, link, clock, fence_s=fence_s, last_heartbeat_s=last_heartbeat_s)
-        self.service = StorageService(self.replicas)
+        self.service = StorageService(self.replicas, room_part=cache_room_part, room_bytes_max=cache_room_bytes_max)
         self._resync_bytes_s = resync_bytes_s
         self._scrub_bytes_s = scrub_bytes_s
         self._scrub_every_s = scrub_every_s
@@ -65,6 +69,7 @@ class StorageWorker:
                 "resync": resync.run(),
                 "repair": suspects.run(),
                 "scrub": scrubber.run(),
+                "cache": CacheKeeper(local, self.service.evictors.of(local)).run(),
             }
             for name, job in jobs.items():
                 self._jobs.append(asyncio.create_task(job, name=f"{name} {local.target_id}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fireflyfs.client.kvcache.aio import AsyncKVCache
 from fireflyfs.client.kvcache.api import (
     BLOCK_BYTES_MAX,
     BLOCK_BYTES_MIN,
@@ -17,6 +18,8 @@ from fireflyfs.client.kvcache.api import (
     Out,
     Prefetch,
 )
+from fireflyfs.client.kvcache.cache import KVCache
+from fireflyfs.client.kvcache.namespaces import Namespaces
 
 __all__ = [
     "BLOCK_BYTES_MAX",
@@ -25,11 +28,14 @@ __all__ = [
     "KEY_BYTES_MIN",
     "MISS",
     "AsyncCache",
+    "AsyncKVCache",
     "Block",
     "Buffer",
     "Cache",
     "CacheStats",
+    "KVCache",
     "Namespace",
+    "Namespaces",
     "Out",
     "Prefetch",
 ]

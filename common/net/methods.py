@@ -33,6 +33,11 @@ class Method(IntEnum):
     STORAGE_SEE_CHUNKS = 0x0123
     STORAGE_LIST_RANGE = 0x0130
     STORAGE_COPY_CHUNKS = 0x0131
+    # The KV cache: the first two packed, the others protobuf
+    STORAGE_CACHE_GET = 0x0140
+    STORAGE_CACHE_EXISTS = 0x0141
+    STORAGE_DROP_BLOCKS = 0x0142
+    STORAGE_BLOCK_STATS = 0x0143
 
     # Metadata, protobuf (proto/meta.proto)
     META_STAT = 0x0201

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 
 from fireflyfs.common.errors import Code, FfsError
-from fireflyfs.storage.core import forward, target
 from fireflyfs.storage.engine.interface import ChunkKey
 from fireflyfs.storage.service.replica import LocalTarget, Replicas
 from fireflyfs.storage.service.update import Updater
@@ -41,26 +40,17 @@ class PendingResolver:
         """Finish what is pending now; how many were finished. Raises FfsError."""
         local = self._local
         finished = 0
-        if not self._leads():
+        if not self._replicas.leads(self._local):
             return 0
         for state in await local.call(local.engine.pending, PAGE):
             if local.locks.held(state.key):
                 continue  # its update is under way
             finished += await local.finish_anyway(self._finish(state.key))
-            if not self._leads():
+            if not self._replicas.leads(self._local):
                 break
         if finished:
             log.info("target %d: finished %d pending versions", local.target_id, finished)
         return finished
-
-    def _leads(self) -> bool:
-        local = self._local
-        return (
-            local.chain is not None
-            and target.may_serve(local.state, local.public)
-            and forward.is_head(local.chain, local.target_id)
-            and not self._replicas.fenced()
-        )
 
     async def _finish(self, key: ChunkKey) -> int:
         local = self._local
@@ -70,7 +60,7 @@ class PendingResolver:
         deadline_s = self._replicas.clock.monotonic_s() + CHUNK_DEADLINE_S
         async with local.locks.hold([key], CHUNK_DEADLINE_S):
             state = await local.call(local.engine.stat, key)
-            if state is None or state.pending is None or not self._leads():
+            if state is None or state.pending is None or not self._replicas.leads(self._local):
                 return 0
             code = await self._updater.finish_locked(local, chain.chain_id, state, deadline_s)
         if code is not Code.OK:

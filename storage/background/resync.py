@@ -284,4 +284,6 @@ class Resync:
         log.error("chunk %d.%d: target %d goes on without its bytes", key.inode, key.chunk_index, hop.target_id)
         self._replicas.count("resync_damaged")
         local.suspect(key)
-        return Item(key, UpdateKind.DAMAGED, committed.version, state.chunk_size, committed.length, committed.crc32c)
+        item = Item(key, UpdateKind.DAMAGED, committed.version, state.chunk_size, committed.length, committed.crc32c)
+        item.name = committed.name
+        return item

@@ -36,6 +36,13 @@ class Writer(NamedTuple):
     sequence: int
 
 
+class CacheName(NamedTuple):
+    """The name of a block of the KV cache: its chunk is found by a hash of the key, and is only what the key says."""
+
+    key: bytes  # 8 to 64 bytes
+    expires_unix_s: int  # from then on it is a miss; 0: never
+
+
 class Version(NamedTuple):
     """One version of a chunk's content."""
 
@@ -46,6 +53,7 @@ class Version(NamedTuple):
     writer: Writer
     removed: bool  # a pending removal
     damaged: bool = False  # the bytes are lost here; length and checksum say what they were
+    name: CacheName | None = None  # None: a chunk of a file
 
 
 class ChunkState(NamedTuple):
@@ -77,6 +85,7 @@ class Update(NamedTuple):
     extents: Sequence[Extent]
     writer: Writer
     crc32c: int = 0  # DAMAGED: of the bytes that are lost
+    name: CacheName | None = None  # of a block of the KV cache: PUT, REPLACE, DAMAGED; others make a file's chunk
 
 
 class DoneChunk(NamedTuple):
@@ -137,6 +146,28 @@ class Quarantined(NamedTuple):
     replaced: bool  # the chunk has good content again, or was removed; else it is damaged now
 
 
+class NamedBlock(NamedTuple):
+    """A committed block of the KV cache."""
+
+    key: ChunkKey
+    name: CacheName
+    length: int
+    damaged: bool
+
+
+class BlockObserver(Protocol):
+    """Is told of every commit that concerns a block of the KV cache, by whichever thread commits. Never raises."""
+
+    def stored(self, key: ChunkKey, name: CacheName, length: int) -> None:
+        """A block is committed, perhaps in another one's place."""
+
+    def gone(self, key: ChunkKey) -> None:
+        """It is no block of the KV cache any more."""
+
+    def damaged(self, key: ChunkKey) -> None:
+        """Its bytes are lost here."""
+
+
 class WouldBlock(Exception):
     """A call with `nowait` would have waited for the disk or for a thread, or worked for long; nothing was changed."""
 
@@ -164,6 +195,21 @@ class ChunkEngine(Protocol):
 
         Raises CHUNK_NOT_FOUND, CHECKSUM, and WouldBlock.
         """
+
+    def read_block(
+        self, key: ChunkKey, name: bytes, into: Sequence[memoryview], now_unix_s: int, *, nowait: bool = False
+    ) -> ReadResult:
+        """Place the whole committed block into the pieces, one after the other, if it is the one of that name.
+
+        `crc32c` is of all of it. With too little room nothing is placed: length 0, `chunk_length` says how much it is.
+        Raises CHUNK_NOT_FOUND (expired ones too), CHECKSUM, and WouldBlock.
+        """
+
+    def blocks_of_cache(self, after: ChunkKey | None, limit: int) -> tuple[list[NamedBlock], ChunkKey | None]:
+        """Committed blocks among the next `limit` chunks after `after`, and where to go on; None: that was all."""
+
+    def observe(self, observer: BlockObserver) -> bool:
+        """From now on tell `observer`; what is there already `blocks_of_cache` lists. False: nobody is ever told."""
 
     def apply(self, updates: Sequence[Update], *, nowait: bool = False) -> list[Version]:
         """Store each as the chunk's pending version, replacing a pending one. All or nothing for each chunk.
@@ -232,6 +278,9 @@ class ChunkEngine(Protocol):
 
     def sync(self) -> None:
         """Returns when everything committed so far survives a power cut. Blocks; several callers share one."""
+
+    def reclaim(self) -> None:
+        """Give free blocks back to the file system, for others that share it."""
 
     def space(self) -> Space: ...
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, LastChunk
 from fireflyfs.storage.engine.metadata import MetaStore
-from fireflyfs.storage.engine.record import COMMITTED, chunk_key, key_of, unpack
+from fireflyfs.storage.engine.record import COMMITTED, chunk_key, key_of, name_of, unpack
 from fireflyfs.storage.engine.recovery import end_of
 
 _INDEX_MAX = (1 << 64) - 1
@@ -26,7 +26,10 @@ class Listing:
     def last_chunk(self, inode: int, begin: int, end: int) -> LastChunk | None:
         highest: tuple[bytes, bytes] | None = None
         chunks = used = 0
-        for highest in self._meta.range(*_inode_range(inode, begin, end)):
+        for row in self._meta.range(*_inode_range(inode, begin, end)):
+            if name_of(row[1]) is not None:
+                continue  # a block of the KV cache says nothing of a length
+            highest = row
             shift = highest[1][2]
             chunks += 1
             used += 1 << shift if shift else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fireflyfs.storage.engine.blocks import BlockStore
 from fireflyfs.storage.engine.crc import combine, combine_units, crc32c
 from fireflyfs.storage.engine.interface import ChunkKey
@@ -61,6 +63,22 @@ class VerifiedReader:
         into[:] = wanted
         return crc32c(wanted)
 
+    def place_whole(self, key: ChunkKey, record: Record, parts: list[memoryview], *, nowait: bool = False) -> None:
+        """Fill `parts`, which have room for just that, with all of a chunk without deltas. Raises as `place`."""
+        if not self._blocks.read(record.block_shift, record.block, 0, parts, nowait=nowait):
+            raise Mismatch
+        whole = 0
+        for part in parts:
+            whole = crc32c(part, whole)
+        if whole != record.crc:
+            raise Mismatch
+
+    def place_whole_private(
+        self, key: ChunkKey, record: Record, parts: list[memoryview], *, nowait: bool = False
+    ) -> None:
+        """As `place_whole`, through memory of our own."""
+        spread(memoryview(self.units(key, record, 0, record.length, nowait=nowait)), parts)
+
     def units(self, key: ChunkKey, record: Record, low: int, high: int, *, nowait: bool = False) -> bytearray:
         """Verified bytes [low, high), which are unit bounds or the end of the chunk, deltas applied."""
         buffer = bytearray(high - low)
@@ -112,3 +130,11 @@ class VerifiedReader:
         if first == last:
             return record.crcs[first]
         return combine_units(record.crcs[first : last + 1], 1 << record.unit_shift, high - low)
+
+
+def spread(whole: memoryview, parts: Sequence[memoryview]) -> None:
+    """Copy `whole` into the parts, one after the other."""
+    at = 0
+    for part in parts:
+        part[:] = whole[at : at + len(part)]
+        at += len(part)

@@ -27,14 +27,16 @@ from crc32c import crc32c
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import KiB, MiB
-from fireflyfs.storage.engine.interface import ChunkKey, Version, Writer
+from fireflyfs.storage.engine.interface import CacheName, ChunkKey, Version, Writer
 from fireflyfs.storage.engine.newest import Parsed
 
 RECORD_FORMAT = 1
+NAMED_FORMAT = 2  # of records with a name: the newest that this release reads
 BLOCK_SHIFT_MIN = 12  # 4 KiB
 BLOCK_SHIFT_MAX = 26  # 64 MiB
 FLAG_REMOVED = 1
 FLAG_DAMAGED = 2  # the bytes are lost: never read, whatever is in the block
+FLAG_NAMED = 4  # a block of the KV cache: key, expiry and length of the key stand before the checksum
 PATCH = 1 << 63  # set in the id of a delta whose bytes are in a block of their own
 PARSED_RECORDS_MAX = 2048  # kept in both forms: under 2 KiB each with chunks of 1 MiB, 32 KiB with chunks of 64 MiB
 
@@ -42,6 +44,7 @@ _HEADER = struct.Struct("<BBBBIIIIIHHQQQII16s")
 _DELTA = struct.Struct("<IIQ")
 _KEY = struct.Struct(">QQ")
 _CRC = struct.Struct("<I")
+_NAME_END = struct.Struct("<IB")  # expires_unix_s, bytes of the key before it
 HEADER_BYTES = _HEADER.size
 _FLAGS_AT = 1
 _EPOCH_AT = 36
@@ -90,6 +93,7 @@ class Record(NamedTuple):
     client_id: bytes
     crcs: array[int]  # of each unit, deltas applied; the last unit may be short. Shared: never changed in place
     deltas: tuple[DeltaRef, ...]  # oldest first; later ones lie over earlier ones
+    name: CacheName | None = None  # of a block of the KV cache
 
     @property
     def removed(self) -> bool:
@@ -106,7 +110,9 @@ class Record(NamedTuple):
 
     def to_version(self) -> Version:
         writer = Writer(self.client_id, self.channel, self.sequence)
-        return Version(self.version, self.chain_version, self.length, self.crc, writer, self.removed, self.damaged)
+        return Version(
+            self.version, self.chain_version, self.length, self.crc, writer, self.removed, self.damaged, self.name
+        )
 
 
 _parsed: Parsed[Record] = Parsed(PARSED_RECORDS_MAX)
@@ -125,8 +131,10 @@ def block_shift_of(length: int) -> int:
 
 
 def pack(record: Record) -> bytes:
+    name = record.name
+    flags = record.flags & ~FLAG_NAMED if name is None else record.flags | FLAG_NAMED
     head = _HEADER.pack(
-        RECORD_FORMAT, record.flags, record.block_shift, record.unit_shift,
+        RECORD_FORMAT if name is None else NAMED_FORMAT, flags, record.block_shift, record.unit_shift,
         record.chunk_size, record.length, record.crc, record.written, record.block,
         len(record.crcs), len(record.deltas),
         record.version, record.epoch, record.sequence, record.chain_version, record.channel, record.client_id,
@@ -134,6 +142,8 @@ def pack(record: Record) -> bytes:
     body = head + _little_endian(record.crcs).tobytes()
     if record.deltas:
         body += _deltas_struct(len(record.deltas)).pack(*itertools.chain.from_iterable(record.deltas))
+    if name is not None:
+        body += name.key + _NAME_END.pack(name.expires_unix_s, len(name.key))
     raw = body + _CRC.pack(crc32c(body))
     _parsed.put(raw, record)
     return raw
@@ -148,8 +158,11 @@ def check(raw: bytes) -> None:
     """Raises VERSION_MISMATCH for a newer format and CHECKSUM for a damaged record."""
     if len(raw) < HEADER_BYTES + 4:
         raise error(Code.CHECKSUM, f"a chunk record of {len(raw)} bytes is too short")
-    if raw[0] != RECORD_FORMAT:
-        raise error(Code.VERSION_MISMATCH, f"chunk record has format {raw[0]}, this release reads {RECORD_FORMAT}")
+    if not RECORD_FORMAT <= raw[0] <= NAMED_FORMAT:
+        raise error(
+            Code.VERSION_MISMATCH,
+            f"chunk record has format {raw[0]}, this release reads {RECORD_FORMAT} to {NAMED_FORMAT}",
+        )
     if crc32c(memoryview(raw)[:-4]) != _CRC.unpack_from(raw, len(raw) - 4)[0]:
         raise error(Code.CHECKSUM, "a chunk record does not match its checksum")
 
@@ -177,16 +190,18 @@ def _parse(raw: bytes) -> Record:
         _, flags, block_shift, unit_shift, chunk_size, length, crc, written, block, crc_count, delta_count,
         version, epoch, sequence, chain_version, channel, client_id,
     ) = _HEADER.unpack_from(raw)  # fmt: skip
-    if len(raw) != HEADER_BYTES + 4 * crc_count + _DELTA.size * delta_count + 4:
+    name = name_of(raw)
+    name_bytes = _NAME_END.size + len(name.key) if name is not None else 0
+    if len(raw) != HEADER_BYTES + 4 * crc_count + _DELTA.size * delta_count + name_bytes + 4:
         raise error(Code.CHECKSUM, "a chunk record has the wrong length")
     end = HEADER_BYTES + 4 * crc_count
     crcs = _little_endian(array("I", raw[HEADER_BYTES:end]))
     deltas: tuple[DeltaRef, ...] = ()
     if delta_count:
-        deltas = tuple(map(DeltaRef._make, _DELTA.iter_unpack(raw[end:-4])))
+        deltas = tuple(map(DeltaRef._make, _DELTA.iter_unpack(raw[end : end + _DELTA.size * delta_count])))
     return Record(
         flags, block_shift, unit_shift, chunk_size, length, crc, written, block,
-        version, epoch, sequence, chain_version, channel, client_id, crcs, deltas,
+        version, epoch, sequence, chain_version, channel, client_id, crcs, deltas, name,
     )  # fmt: skip
 
 
@@ -217,6 +232,20 @@ def stamp(raw: bytes, *, epoch: int | None = None, chain_version: int | None = N
 def block_of(raw: bytes) -> tuple[int, int]:
     """(block shift, block) of a record without parsing the rest; for the scan at open."""
     return raw[2], int.from_bytes(raw[20:24], "little")
+
+
+def name_of(raw: bytes) -> CacheName | None:
+    """The name of a record that was checked, without parsing the rest; None: of a file's chunk."""
+    if not raw[_FLAGS_AT] & FLAG_NAMED:
+        return None
+    expires_unix_s, length = _NAME_END.unpack_from(raw, len(raw) - 4 - _NAME_END.size)
+    end = len(raw) - 4 - _NAME_END.size
+    return CacheName(raw[end - length : end], expires_unix_s)
+
+
+def length_of(raw: bytes) -> int:
+    """Bytes of the chunk that a record describes, without parsing the rest."""
+    return int.from_bytes(raw[8:12], "little")
 
 
 def is_damaged(raw: bytes) -> bool:

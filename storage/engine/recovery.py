@@ -39,8 +39,9 @@ FORMAT_KEY = META + b"format"
 BOOT_KEY = META + b"boot"
 DISK_ID_KEY = META + b"disk"  # 16 hex digits, from the first opening
 LOST_POWER_KEY = META + b"lost power"  # there while what was not synced may be missing
-STORE_FORMAT = 3
-STORE_FORMAT_READ_MIN = 1  # 1: without patches, 1 and 2: without damaged records; opened, they become the newest
+STORE_FORMAT = 4
+# 1: without patches, 1 and 2: without damaged records, 1 to 3: without named ones; opened, they become the newest
+STORE_FORMAT_READ_MIN = 1
 _KEY_BYTES = 17
 
 

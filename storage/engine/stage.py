@@ -73,6 +73,14 @@ def check_update(update: Update) -> None:
         covered = sum(len(extent.data) for extent in update.extents)
         if covered != update.length or (update.extents and (len(update.extents) > 1 or update.extents[0].offset)):
             raise error(Code.INVALID, "a replacement carries one extent with the whole chunk")
+    if update.kind == UpdateKind.PUT:
+        end = 0
+        for extent in update.extents:
+            if extent.offset != end:
+                raise error(Code.INVALID, f"an extent of a block begins at {extent.offset}, not at {end}")
+            end += len(extent.data)
+        if update.name is None or not end:
+            raise error(Code.INVALID, "a block has a name, and bytes")
     if update.kind == UpdateKind.DAMAGED and update.extents:
         raise error(Code.INVALID, "lost bytes cannot be carried")
 
@@ -110,7 +118,7 @@ class Stager:
             lost = self._record(update, None, update.length, [], update.crc32c)
             return Staged(lost._replace(flags=FLAG_DAMAGED), [], ())
         if committed is not None and committed.damaged:
-            if kind != UpdateKind.REPLACE and not _covers(update, committed.length):
+            if kind not in (UpdateKind.REPLACE, UpdateKind.PUT) and not _covers(update, committed.length):
                 raise Mismatch
             if kind == UpdateKind.TRUNCATE:
                 return self._copy(update._replace(chunk_size=committed.chunk_size), None, 0, nowait)
@@ -124,6 +132,8 @@ class Stager:
             return self._truncate(update, committed)
         if kind == UpdateKind.REPLACE:
             return self._copy(update, None, update.length, nowait)
+        if kind == UpdateKind.PUT:
+            return self._copy(update, None, sum(len(extent.data) for extent in update.extents), nowait)
         ends = [extent.offset + len(extent.data) for extent in update.extents if len(extent.data)]
         if committed is None:
             return self._copy(update, None, max(ends, default=0), nowait)
@@ -154,6 +164,7 @@ class Stager:
             update.writer.client_id,
             array("I", crcs),
             base.deltas if base else (),
+            update.name,
         )
 
     def _metadata_only(self, update: Update, base: Record | None, length: int, flags: int) -> Staged:
@@ -297,7 +308,9 @@ class Stager:
         shift = block_shift_of(length)
         block = self._blocks.allocate(shift)
         try:
-            self._blocks.write(shift, block, 0, [content], uncached_from=length + 1 if rewrite else UNCACHED_BYTES_MIN)
+            # A block of the KV cache is put to be read soon.
+            cached = rewrite or update.name is not None
+            self._blocks.write(shift, block, 0, [content], uncached_from=length + 1 if cached else UNCACHED_BYTES_MIN)
         except BaseException:
             self._blocks.free(shift, block)
             raise

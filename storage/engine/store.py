@@ -18,16 +18,19 @@ from fireflyfs.common.clock import Clock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.host import host_id
 from fireflyfs.storage.engine.blocks import KEPT_BYTES_DEFAULT, BlockStore
+from fireflyfs.storage.engine.cache_blocks import CacheBlocks
 from fireflyfs.storage.engine.checkpoint import HELD_ITEMS_MAX, Background, Epochs, read_epochs
 from fireflyfs.storage.engine.commit import Change, Committer
 from fireflyfs.storage.engine.damage import Damage
 from fireflyfs.storage.engine.fold import FOLD_CHUNKS_MAX, WAITING_CHUNKS_MAX, Folder
 from fireflyfs.storage.engine.identity import create_target, require_identity
 from fireflyfs.storage.engine.interface import (
+    BlockObserver,
     ChunkKey,
     ChunkState,
     Done,
     LastChunk,
+    NamedBlock,
     Quarantined,
     ReadResult,
     Space,
@@ -159,6 +162,7 @@ class Engine:
             self._epochs.hold(held_blocks, keys, epoch)
         self._newest = Committed()
         self._committer = Committer(self._meta, self._epochs, self._damage, self._writers, self._newest)
+        self._cache = CacheBlocks(self._meta, self._reader, self._committed_raw)
         self._listing = Listing(self._meta, self._pending, self.stat)
         self._folder = Folder(self._meta, self._blocks, self._epochs, self._pending, self._newest, self._lock_of, clock)
         for key, record in found.with_deltas:
@@ -231,6 +235,20 @@ class Engine:
         self._counters["checksum_errors"] += 1
         into[:] = bytes(len(into))  # what was placed is wrong: nobody gets to see it
         raise error(Code.CHECKSUM, f"chunk {key.inode:#x}/{key.chunk_index} does not match its checksum")
+
+    def read_block(
+        self, key: ChunkKey, name: bytes, into: Sequence[memoryview], now_unix_s: int, *, nowait: bool = False
+    ) -> ReadResult:
+        return self._cache.read(key, name, into, now_unix_s, nowait=nowait)
+
+    def blocks_of_cache(self, after: ChunkKey | None, limit: int) -> tuple[list[NamedBlock], ChunkKey | None]:
+        return self._cache.list(after, limit)
+
+    def observe(self, observer: BlockObserver) -> bool:
+        return self._cache.observe(observer)
+
+    def reclaim(self) -> None:
+        self._blocks.reclaim()
 
     def verify(self, key: ChunkKey) -> int:
         before: bytes | None = None
@@ -432,6 +450,7 @@ class Engine:
         for key, _, new, _, _ in changes:
             self._pending.pop(key, None)
             self._folder.note(key, None if new.removed else new)
+        self._cache.note(changes)
         self._counters["commits"] += len(changes)
 
     def done(self, after: Writer | None, limit: int) -> list[Done]:
@@ -460,6 +479,7 @@ class Engine:
                 self._meta.write(batch)
                 self._epochs.note_change()
             self._folder.note(key, None)
+            self._cache.note_damage(key, raw)
 
     def quarantined(self, limit: int) -> list[Quarantined]:
         return self._damage.listed(limit)
@@ -505,7 +525,7 @@ class Engine:
             "delta_bytes_folded": self._folder.folded_bytes,
         }
         staged = {f"staged_{name}": float(value) for name, value in self._stager.counters.items()}
-        return own | self._counters | staged | self._blocks.stats() | self._meta.stats()
+        return own | self._counters | self._cache.counters | staged | self._blocks.stats() | self._meta.stats()
 
     def close(self) -> None:
         """Sync and close. After a failed disk: close only."""

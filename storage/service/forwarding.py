@@ -175,4 +175,4 @@ def read_whole(local: LocalTarget, key: ChunkKey, version: int, *, pending: bool
     if extents and crc != found.crc32c:
         raise error(Code.CHECKSUM, f"chunk {key.inode}.{key.chunk_index} does not match its checksum")
     base = state.committed.version if state.committed is not None else 0
-    return Item(key, UpdateKind.REPLACE, version, state.chunk_size, found.length, crc, extents, base)
+    return Item(key, UpdateKind.REPLACE, version, state.chunk_size, found.length, crc, extents, base, name=found.name)

@@ -152,4 +152,5 @@ def state_message(state: ChunkState) -> storage_pb2.ChunkState:
         message.length = committed.length
         message.crc32c = committed.crc32c
         message.damaged = committed.damaged
+        message.named = committed.name is not None
     return message

@@ -12,11 +12,12 @@ from fireflyfs.common.limits import CHUNK_BYTES_MAX, GRPC_MESSAGE_BYTES_MAX, UPD
 from fireflyfs.common.net.api import Call, Handler, ServerRequest
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto import storage_pb2
-from fireflyfs.proto.storage_wire import UpdateKind
+from fireflyfs.proto.storage_wire import UpdateFlag, UpdateKind
 from fireflyfs.storage.core import forward, target
 from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, ChunkState, Extent, Writer
-from fireflyfs.storage.service import copying, inventory
+from fireflyfs.storage.service import blocks, copying, inventory
+from fireflyfs.storage.service.evictor import ROOM_BYTES_MAX, ROOM_PART, Evictors
 from fireflyfs.storage.service.reading import Reader
 from fireflyfs.storage.service.repair import Repairer
 from fireflyfs.storage.service.replica import LocalTarget, Replicas, to_its_end
@@ -26,16 +27,22 @@ from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, decode_u
 
 CONTROL_DEADLINE_S = 30.0
 DAMAGED_LISTED_MAX = 1000
+MAKE_ROOM_MAX = 8  # evictions for one update on a full disk
+MAKE_ROOM_BYTES_MIN = 16 << 20
 
 
 class StorageService:
     """What a storage worker answers."""
 
-    def __init__(self, replicas: Replicas) -> None:
+    def __init__(
+        self, replicas: Replicas, *, room_part: float = ROOM_PART, room_bytes_max: int = ROOM_BYTES_MAX
+    ) -> None:
         self._replicas = replicas
         self.repairer = Repairer(replicas)
         self.updater = Updater(replicas, self.repairer)
         self.reader = Reader(replicas)
+        self.evictors = Evictors(replicas, self.updater, room_part=room_part, room_bytes_max=room_bytes_max)
+        self._blocks = blocks.BlockReader(replicas, self.reader)
         self._successor = Successor(replicas)
         self._copier = copying.Copier(replicas, self.reader)
         # For removals and truncations whose sender names no channel: each is its own request.
@@ -48,6 +55,8 @@ class StorageService:
             Method.STORAGE_WRITE: self._write,
             Method.STORAGE_UPDATE: self._update,
             Method.STORAGE_SYNC_READ: self.repairer.sync_read,
+            Method.STORAGE_CACHE_GET: self._blocks.get,
+            Method.STORAGE_CACHE_EXISTS: self._blocks.exists,
         }
 
     async def _write(self, request: ServerRequest) -> None:
@@ -62,10 +71,55 @@ class StorageService:
         gate = replicas.client_gate if from_client else replicas.replica_gate
         with gate.enter(update.data_bytes):
             update.attach(await request.pull())
-            results = await self.updater.run(update, request.deadline_s, from_client=from_client)
+            results = await self._with_room(update, request.deadline_s, from_client)
         replicas.count("updates" if from_client else "forwarded_updates", len(results))
         replicas.count("bytes_written", update.data_bytes)
         request.reply(encode_results(results))
+
+    async def _with_room(self, update: UpdateRequest, deadline_s: float, from_client: bool) -> list[Result]:
+        """Run an update; where the disk is full, blocks of the KV cache go first, and it is tried again."""
+        if from_client and update.flags & UpdateFlag.NAMED:
+            await self._replicas.catch_up(update.chain_id, update.chain_version)
+            evictor = self.evictors.of(self._replicas.local(update.chain_id))
+            for inode in {item.key.inode for item in update.items if item.name is not None}:
+                await evictor.admit(inode, update.capacity_bytes)
+        results = await self.updater.run(update, deadline_s, from_client=from_client)
+        for _ in range(MAKE_ROOM_MAX):
+            if all(result.code is not Code.NO_SPACE for result in results):
+                break
+            local = self._replicas.local(update.chain_id)
+            if not await self.evictors.make_room(local, max(2 * update.data_bytes, MAKE_ROOM_BYTES_MIN)):
+                break
+            results = await self.updater.run(update, deadline_s, from_client=from_client)
+        return results
+
+    # Blocks of the KV cache, for any language
+
+    async def read_block(self, request: storage_pb2.ReadBlockRequest) -> storage_pb2.ReadBlockReply:
+        return await self._blocks.read(request)
+
+    async def write_block(self, request: storage_pb2.WriteBlockRequest) -> storage_pb2.WriteBlockReply:
+        item = blocks.put_item(request)
+        writer = self._writer(request.client_id, request.channel, request.sequence)
+        result = (await self._through_chain(request.chain_id, request.chain_version, writer, [item]))[0]
+        local = self._replicas.local(request.chain_id)
+        await self.evictors.of(local).admit(request.inode, request.capacity_bytes)
+        return storage_pb2.WriteBlockReply(version=result.version)
+
+    async def find_blocks(self, request: storage_pb2.FindBlocksRequest) -> storage_pb2.FindBlocksReply:
+        return await self._blocks.find(request)
+
+    async def drop_blocks(self, request: storage_pb2.DropBlocksRequest) -> storage_pb2.DropBlocksReply:
+        local = await self._head(request.chain_id, request.chain_version)
+        items = await local.call(blocks.drop_items, local.engine, request.inode, list(request.keys))
+        if not items:
+            return storage_pb2.DropBlocksReply()
+        writer = self._writer(request.client_id, request.channel, request.sequence)
+        results = await self._results_of(request.chain_id, request.chain_version, writer, items)
+        return storage_pb2.DropBlocksReply(removed=sum(result.code is Code.OK for result in results))
+
+    async def block_stats(self, request: storage_pb2.BlockStatsRequest) -> storage_pb2.BlockStatsReply:
+        return self._blocks.stats(request)
 
     # Single chunks, for any language
 
@@ -194,7 +248,7 @@ class StorageService:
         request.data_bytes = sum(len(extent.data) for item in items for extent in item.extents)
         with self._replicas.client_gate.enter(request.data_bytes):
             # A gRPC client that hangs up cancels its handler.
-            work = asyncio.ensure_future(self.updater.run(request, self._deadline_s(), from_client=True))
+            work = asyncio.ensure_future(self._with_room(request, self._deadline_s(), True))
             return await to_its_end(work)
 
     # Questions

@@ -26,7 +26,7 @@ from fireflyfs.proto.storage_wire import READ_IO, READ_RESULT, UpdateKind
 from fireflyfs.storage.core import scrub, target
 from fireflyfs.storage.core.scrub import Missing, Outcome
 from fireflyfs.storage.core.target import Public
-from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Extent, Update, Version, Writer
+from fireflyfs.storage.engine.interface import CacheName, ChunkKey, ChunkState, Extent, Update, Version, Writer
 from fireflyfs.storage.service.replica import LocalTarget, Replicas
 from fireflyfs.storage.service.wire import decode_reads, encode_reads
 
@@ -49,6 +49,7 @@ class Wanted(NamedTuple):
     crc32c: int
     chain_version: int
     writer: Writer
+    name: CacheName | None = None
 
 
 def wanted_of(state: ChunkState, committed: Version) -> Wanted:
@@ -60,6 +61,7 @@ def wanted_of(state: ChunkState, committed: Version) -> Wanted:
         committed.crc32c,
         committed.chain_version,
         committed.writer,
+        committed.name,
     )
 
 
@@ -273,5 +275,6 @@ def _store(local: LocalTarget, wanted: Wanted, data: memoryview) -> Version:
         wanted.length,
         extents,
         wanted.writer,
+        name=wanted.name,
     )
     return local.engine.apply([update])[0]

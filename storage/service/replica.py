@@ -36,6 +36,7 @@ from fireflyfs.storage.engine.interface import (
     Writer,
 )
 from fireflyfs.storage.service.locks import Gate, KeyLocks
+from fireflyfs.storage.service.target_cache import TargetCache
 from fireflyfs.storage.service.wire import Result
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class LocalTarget:
         self.removed: OrderedDict[ChunkKey, int] = OrderedDict()
         self.term = 0  # grows when it stops serving: an update that began before then may not end as one of a replica
         self.locks = KeyLocks()
+        self.cache = TargetCache(engine)
         self.once: ExactlyOnce[Result] = ExactlyOnce()
         self._recall()
         self.space = Space(0, 0, 0, 0)
@@ -418,6 +420,15 @@ class Replicas:
         """Raises FENCED."""
         if self.fenced():
             raise error(Code.FENCED, f"no heartbeat was answered for {self.fence_s:g} s")
+
+    def leads(self, local: LocalTarget) -> bool:
+        """Whether the target is the head of its chain now."""
+        return (
+            local.chain is not None
+            and local.serves()
+            and forward.is_head(local.chain, local.target_id)
+            and not self.fenced()
+        )
 
     def local(self, chain_id: int) -> LocalTarget:
         """This worker's target of the chain. Raises NO_CHAIN and TARGET_OFFLINE."""

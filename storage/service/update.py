@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 FINISH_ROUNDS_MAX = 3
 LOCK_WAIT_MAX_S = 30.0
+_ONTO_NOTHING = (UpdateKind.WRITE, UpdateKind.PUT)  # what may make a chunk: the head says so to the others
 
 Applied = dict[ChunkKey, Version | Code]
 
@@ -128,7 +129,7 @@ class Updater:
                     item.version = decision.version
                     if from_client and state is not None and state.pending is not None:
                         item.whole = True  # it leaves out the number of the one that it replaces
-                    if from_client and item.kind is UpdateKind.WRITE:
+                    if from_client and item.kind in _ONTO_NOTHING:
                         item.length = CREATES if state is None or state.committed is None else 0
                     fresh.append(item)
                 elif decision.action is Action.FORWARD:
@@ -166,7 +167,7 @@ class Updater:
                 syncing=syncing,
                 chain_version=chain.version,
                 floor=local.removed.get(item.key, 0),
-                creates=item.kind is UpdateKind.WRITE and item.length == CREATES,
+                creates=item.kind in _ONTO_NOTHING and item.length == CREATES,
                 built_on=item.base,
             )
             return decision, state
@@ -230,6 +231,7 @@ class Updater:
                 item.extents,
                 request.writer,
                 item.crc32c,
+                item.name,
             )
             for item in fresh
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ import numpy as np
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import (
+    CACHE_KEY_BYTES_MAX,
+    CACHE_KEY_BYTES_MIN,
     CHUNK_BYTES_MAX,
     CHUNK_EXTENTS_MAX,
     FRAME_SEGMENTS_MAX,
@@ -19,14 +22,17 @@ from fireflyfs.common.limits import (
 )
 from fireflyfs.proto.storage_wire import (
     EXTENT,
+    NAMED_TAIL,
     READ_IO,
     READ_RESULT,
     UPDATE_HEADER,
     UPDATE_ITEM,
+    UPDATE_NAME,
     UPDATE_RESULT,
+    UpdateFlag,
     UpdateKind,
 )
-from fireflyfs.storage.engine.interface import ChunkKey, Extent, Writer
+from fireflyfs.storage.engine.interface import CacheName, ChunkKey, Extent, Writer
 
 _HEADER = struct.Struct("<II16sQIIII")
 assert _HEADER.size == UPDATE_HEADER.itemsize
@@ -61,6 +67,7 @@ class Item:
     base: int = 0  # a forwarded REPLACE: the committed version that it takes the place of
     whole: bool = False  # forwarded as the whole stored pending content, whatever `extents` say
     seen: tuple[int, Writer] | None = None  # at the head: only over this committed version of this writer
+    name: CacheName | None = None  # of a block of the KV cache
 
 
 @dataclass(slots=True)
@@ -73,6 +80,7 @@ class UpdateRequest:
     flags: int
     items: list[Item]
     data_bytes: int = 0
+    capacity_bytes: int = 0  # of the namespace of its blocks, on this chain; 0: not bounded
 
     def attach(self, pieces: Sequence[memoryview]) -> None:
         """Give each extent its pulled data, in order."""
@@ -90,16 +98,24 @@ def decode_update(body: memoryview, pull_lengths: Sequence[int], *, from_client:
     chain_id, chain_version, client_id, sequence, channel, n_items, n_extents, flags = _HEADER.unpack_from(body)
     if n_items > UPDATE_ITEMS_MAX or n_extents > FRAME_SEGMENTS_MAX:
         raise error(Code.TOO_LARGE, f"{n_items} chunks in {n_extents} extents; at most {UPDATE_ITEMS_MAX} chunks")
-    expected = _HEADER.size + n_items * UPDATE_ITEM.itemsize + n_extents * EXTENT.itemsize
+    names_at = _HEADER.size + n_items * UPDATE_ITEM.itemsize + n_extents * EXTENT.itemsize
+    expected = names_at
+    if flags & UpdateFlag.NAMED:
+        expected += n_items * UPDATE_NAME.itemsize + NAMED_TAIL.itemsize
     if len(body) != expected:
         raise error(Code.PROTOCOL, f"an update of {len(body)} bytes, its counts say {expected}")
     if len(pull_lengths) != n_extents:
         raise error(Code.PROTOCOL, f"{len(pull_lengths)} pieces of data for {n_extents} extents")
     rows = np.frombuffer(body, UPDATE_ITEM, n_items, _HEADER.size).tolist()
     extents = np.frombuffer(body, EXTENT, n_extents, _HEADER.size + n_items * UPDATE_ITEM.itemsize).tolist()
+    names: list[CacheName | None] = [None] * n_items
+    capacity_bytes = 0
+    if flags & UpdateFlag.NAMED:
+        names = _names(body, n_items, names_at)
+        capacity_bytes = int.from_bytes(body[-NAMED_TAIL.itemsize :], "little")
     items: list[Item] = []
     place = 0
-    for inode, index, version, kind, count, chunk_size, length, crc32c, base in rows:
+    for (inode, index, version, kind, count, chunk_size, length, crc32c, base), name in zip(rows, names, strict=True):
         mine = extents[place : place + count]
         if len(mine) != count:
             raise error(Code.PROTOCOL, "the items name more extents than there are")
@@ -110,17 +126,33 @@ def decode_update(body: memoryview, pull_lengths: Sequence[int], *, from_client:
         if from_client and (version or kind in (UpdateKind.REPLACE, UpdateKind.DAMAGED)):
             raise error(Code.PROTOCOL, "a client's update has no version and replaces no whole chunk")
         _check_item(kind, count, chunk_size, length, mine, lengths)
+        if (kind == UpdateKind.PUT and name is None) or (name is not None and kind not in _MAY_BE_NAMED):
+            raise error(Code.PROTOCOL, f"an update of kind {kind} {'with' if name else 'without'} a name")
         data = [Extent(offset, _EMPTY, crc) for offset, _, crc, _ in mine]
-        items.append(Item(ChunkKey(inode, index), UpdateKind(kind), version, chunk_size, length, crc32c, data, base))
+        item = Item(ChunkKey(inode, index), UpdateKind(kind), version, chunk_size, length, crc32c, data, base)
+        item.name = name
+        items.append(item)
     if place != n_extents:
         raise error(Code.PROTOCOL, f"the items name {place} of {n_extents} extents")
     if len({item.key for item in items}) != len(items):
         raise error(Code.PROTOCOL, "an update names a chunk twice")
     writer = Writer(client_id, channel, sequence)
-    return UpdateRequest(chain_id, chain_version, writer, flags, items, sum(pull_lengths))
+    return UpdateRequest(chain_id, chain_version, writer, flags, items, sum(pull_lengths), capacity_bytes)
 
 
 _KINDS = frozenset(int(kind) for kind in UpdateKind)
+_MAY_BE_NAMED = frozenset({UpdateKind.PUT, UpdateKind.REPLACE, UpdateKind.DAMAGED})
+
+
+def _names(body: memoryview, count: int, at: int) -> list[CacheName | None]:
+    names: list[CacheName | None] = []
+    for length, expires_unix_s, key in np.frombuffer(body, UPDATE_NAME, count, at).tolist():
+        if length and not CACHE_KEY_BYTES_MIN <= length <= CACHE_KEY_BYTES_MAX:
+            raise error(
+                Code.PROTOCOL, f"a key of {length} bytes, {CACHE_KEY_BYTES_MIN} to {CACHE_KEY_BYTES_MAX} are taken"
+            )
+        names.append(CacheName(key[:length], expires_unix_s) if length else None)
+    return names
 
 
 def _check_item(
@@ -142,6 +174,10 @@ def _check_item(
             raise error(Code.PROTOCOL, f"an extent [{offset}, {offset + size}) in a chunk of {chunk_size} bytes")
     if kind == UpdateKind.WRITE:
         good = count >= 1
+    elif kind == UpdateKind.PUT:
+        ends = itertools.accumulate(size for _, size, _, _ in extents)
+        begins = [offset for offset, _, _, _ in extents]
+        good = count >= 1 and begins == [0, *list(ends)[:-1]]
     elif kind == UpdateKind.REPLACE:
         good = (count == 0 and length == 0) or (count == 1 and extents[0][0] == 0 and extents[0][1] == length)
     else:
@@ -151,9 +187,25 @@ def _check_item(
 
 
 def encode_update(
-    chain_id: int, chain_version: int, writer: Writer, flags: int, items: Sequence[Item]
+    chain_id: int,
+    chain_version: int,
+    writer: Writer,
+    flags: int,
+    items: Sequence[Item],
+    capacity_bytes: int = 0,
 ) -> tuple[bytes, list[memoryview]]:
     """Body and data of an update to a successor. The data is that of the items: nothing is copied."""
+    names = b""
+    if any(item.name is not None for item in items):
+        flags |= UpdateFlag.NAMED
+        named = [item.name or CacheName(b"", 0) for item in items]
+        table = np.zeros(len(items), UPDATE_NAME)
+        table["key_length"] = [len(name.key) for name in named]
+        table["expires_unix_s"] = [name.expires_unix_s for name in named]
+        table["key"] = np.array([name.key for name in named], "S64").view("V64")
+        names = table.tobytes() + capacity_bytes.to_bytes(NAMED_TAIL.itemsize, "little")
+    else:
+        flags &= ~UpdateFlag.NAMED
     rows = np.array(
         [
             (
@@ -184,7 +236,7 @@ def encode_update(
         len(pieces),
         flags,
     )
-    return header + rows.tobytes() + extents.tobytes(), pieces
+    return header + rows.tobytes() + extents.tobytes() + names, pieces
 
 
 def encode_results(results: Iterable[Result]) -> bytes:

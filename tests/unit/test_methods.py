@@ -13,7 +13,7 @@ def test_meta_methods_match_the_service() -> None:
 
 def test_storage_protobuf_methods_exist_in_the_service() -> None:
     names = {method.name for method in storage_pb2.DESCRIPTOR.services_by_name["Storage"].methods}
-    assert set(service_methods("STORAGE")) - {"Read", "Write", "Update", "SyncRead"} <= names
+    assert set(service_methods("STORAGE")) - {"Read", "Write", "Update", "SyncRead", "CacheGet", "CacheExists"} <= names
 
 
 def test_packed_sizes_are_what_the_format_says() -> None:

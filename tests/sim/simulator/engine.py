@@ -15,6 +15,7 @@ from crc32c import crc32c
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.proto.storage_wire import UpdateKind
+from fireflyfs.storage.engine.cache_blocks import BlocksByState
 from fireflyfs.storage.engine.interface import (
     ChunkKey,
     ChunkState,
@@ -48,7 +49,7 @@ class Chunk(NamedTuple):
     pending: Stored | None
 
 
-class SimEngine:
+class SimEngine(BlocksByState):
     """Outlives the processes that use it. `chance` decides what is lost and refused."""
 
     def __init__(
@@ -148,7 +149,7 @@ class SimEngine:
             if self.full and not new.version.removed and update.kind is not UpdateKind.TRUNCATE:
                 raise error(Code.NO_SPACE, "the disk is full")
             size = chunk.chunk_size if chunk is not None and chunk.committed is not None else update.chunk_size
-            if update.kind is UpdateKind.REPLACE:
+            if update.kind in (UpdateKind.REPLACE, UpdateKind.PUT):
                 size = update.chunk_size
             self._set(update.key, Chunk(size, chunk.committed if chunk is not None else None, new))
             versions.append(new.version)
@@ -158,7 +159,14 @@ class SimEngine:
         kind = update.kind
         if kind is UpdateKind.DAMAGED:
             lost = Version(
-                update.version, update.chain_version, update.length, update.crc32c, update.writer, False, True
+                update.version,
+                update.chain_version,
+                update.length,
+                update.crc32c,
+                update.writer,
+                False,
+                True,
+                update.name,
             )
             return Stored(lost, b"")
         removed = kind is UpdateKind.REMOVE or (kind is UpdateKind.TRUNCATE and committed is None)
@@ -184,7 +192,10 @@ class SimEngine:
             data[extent.offset : end] = extent.data
         whole_crc = crc32c(bytes(data)) if data else 0
         return Stored(
-            Version(update.version, update.chain_version, len(data), whole_crc, update.writer, removed), bytes(data)
+            Version(
+                update.version, update.chain_version, len(data), whole_crc, update.writer, removed, name=update.name
+            ),
+            bytes(data),
         )
 
     def done(self, after: Writer | None, limit: int) -> list[Done]:

@@ -230,7 +230,7 @@ def test_rot_in_a_patch_is_never_delivered(engine: Engine, tmp_path: Path) -> No
     assert caught.value.code is Code.CHECKSUM
 
 
-@pytest.mark.parametrize("format_number", [1, 2])
+@pytest.mark.parametrize("format_number", [1, 2, 3])
 def test_a_store_of_an_older_format_is_opened_and_becomes_the_newest(
     engine: Engine, tmp_path: Path, format_number: int
 ) -> None:
@@ -246,7 +246,7 @@ def test_a_store_of_an_older_format_is_opened_and_becomes_the_newest(
     engine.close()
     engine = open_engine(tmp_path, checkpoint_interval_s=0)
     assert get(engine, A) == b"old" * 1000
-    assert engine._meta.get(META + b"format") == b"\x03\0\0\0"
+    assert engine._meta.get(META + b"format") == b"\x04\0\0\0"
     (found,) = engine.quarantined(10)
     assert (found.key, found.reason, found.replaced) == (ChunkKey(1, 1), "rot", True)
     assert engine.space().used_bytes == 2 * 4096

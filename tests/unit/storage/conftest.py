@@ -19,6 +19,7 @@ from fireflyfs.common.net.methods import Method, service_methods
 from fireflyfs.proto import mgmtd_pb2, storage_pb2
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.core.target import Local, Public, TargetState
+from fireflyfs.storage.engine.cache_blocks import BlocksByState
 from fireflyfs.storage.engine.interface import (
     ChunkKey,
     ChunkState,
@@ -55,7 +56,7 @@ class _Chunk:
     pending_rotten: set[int] = field(default_factory=set)
 
 
-class MemoryEngine:
+class MemoryEngine(BlocksByState):
     """Keeps the engine contract in a dictionary. `cold`: all would block. `full`: nothing more is stored."""
 
     def __init__(self) -> None:
@@ -109,7 +110,8 @@ class MemoryEngine:
             chunk = self.chunks.setdefault(update.key, _Chunk(update.chunk_size))
             old = chunk.committed[1] if chunk.committed else b""
             rotten = self._building_on(chunk, update)
-            data = bytearray(b"" if update.kind in (UpdateKind.REPLACE, UpdateKind.REMOVE) else old)
+            whole = update.kind in (UpdateKind.REPLACE, UpdateKind.REMOVE, UpdateKind.PUT)
+            data = bytearray(b"" if whole else old)
             for extent in update.extents:
                 end = extent.offset + len(extent.data)
                 data.extend(bytes(max(0, end - len(data))))
@@ -124,6 +126,7 @@ class MemoryEngine:
                 crc32c_module.crc32c(bytes(data)),
                 update.writer,
                 removed,
+                name=update.name,
             )
             if update.kind is UpdateKind.DAMAGED:
                 version = version._replace(length=update.length, crc32c=update.crc32c, damaged=True)
@@ -376,7 +379,7 @@ class Cluster:
         service = StorageService(replicas)
         handlers = service.bulk_handlers()
         for name, number in service_methods("STORAGE").items():
-            if name in ("Read", "Write", "Update", "SyncRead"):
+            if number in handlers:
                 continue
             snake = "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
             handlers[number] = _protobuf(getattr(service, snake), getattr(storage_pb2, name + "Request"))

@@ -1,0 +1,177 @@
+"""Blocks of the KV cache in the engine: read whole under their name, listed, and told of as they are committed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.storage.engine.commit import Change
+from fireflyfs.storage.engine.interface import BlockObserver, ChunkKey, ChunkState, NamedBlock, ReadResult
+from fireflyfs.storage.engine.metadata import MetaStore
+from fireflyfs.storage.engine.reader import Mismatch, VerifiedReader, spread
+from fireflyfs.storage.engine.record import (
+    COMMITTED,
+    check,
+    chunk_key,
+    is_damaged,
+    key_of,
+    length_of,
+    name_of,
+    unpack,
+)
+from fireflyfs.storage.engine.recovery import end_of
+
+ATTEMPTS = 4  # a block that is replaced so often under one reader is a miss
+
+
+class CacheBlocks:
+    """The named chunks of one store. Takes no locks, as every reader."""
+
+    def __init__(
+        self, meta: MetaStore, reader: VerifiedReader, committed_raw: Callable[[ChunkKey], bytes | None]
+    ) -> None:
+        self._meta = meta
+        self._reader = reader
+        self._committed_raw = committed_raw
+        self._observer: BlockObserver | None = None
+        self.counters = dict.fromkeys(("block_reads", "block_read_bytes", "block_checksum_errors"), 0)
+
+    def observe(self, observer: BlockObserver) -> bool:
+        self._observer = observer
+        return True
+
+    def note(self, changes: Iterable[Change]) -> None:
+        """These changes are committed."""
+        observer = self._observer
+        if observer is None:
+            return
+        for key, _, new, _, old in changes:
+            if new.name is not None and not new.removed:
+                if new.damaged:
+                    observer.damaged(key)
+                else:
+                    observer.stored(key, new.name, new.length)
+            elif old is not None and old.name is not None:
+                observer.gone(key)
+
+    def note_damage(self, key: ChunkKey, raw: bytes) -> None:
+        """The chunk with that record is damaged from now on."""
+        if self._observer is not None and name_of(raw) is not None:
+            self._observer.damaged(key)
+
+    def read(
+        self, key: ChunkKey, name: bytes, into: Sequence[memoryview], now_unix_s: int, *, nowait: bool
+    ) -> ReadResult:
+        """See `ChunkEngine.read_block`."""
+        before: bytes | None = None
+        for attempt in range(ATTEMPTS):
+            raw = self._committed_raw(key)
+            if raw is None:
+                raise _missing(key)
+            if raw == before and attempt > 1:
+                break
+            before = raw
+            record = unpack(raw)
+            found = record.name
+            if found is None or found.key != name or 0 < found.expires_unix_s <= now_unix_s:
+                raise _missing(key)
+            if record.damaged:
+                break
+            parts = _cut(into, record.length)
+            if parts is None:
+                return ReadResult(0, 0, record.version, record.length, False)
+            try:
+                # The second time through memory of our own: a client could be writing to its own all the while.
+                place = self._reader.place_whole if attempt == 0 else self._reader.place_whole_private
+                place(key, record, parts, nowait=nowait)
+            except Mismatch:
+                continue
+            self.counters["block_reads"] += 1
+            self.counters["block_read_bytes"] += record.length
+            return ReadResult(record.length, record.crc, record.version, record.length, False)
+        self.counters["block_checksum_errors"] += 1
+        for view in into:
+            view[:] = bytes(len(view))  # what was placed is wrong: nobody gets to see it
+        raise error(Code.CHECKSUM, f"block {key.inode:#x}/{key.chunk_index:#x} does not match its checksum")
+
+    def list(self, after: ChunkKey | None, limit: int) -> tuple[list[NamedBlock], ChunkKey | None]:
+        """See `ChunkEngine.blocks_of_cache`."""
+        begin = COMMITTED if after is None else chunk_key(COMMITTED, after) + b"\0"
+        found: list[NamedBlock] = []
+        for seen, (raw_key, raw) in enumerate(self._meta.range(begin, end_of(COMMITTED)), 1):
+            name = name_of(raw)
+            if name is not None and _is_whole(raw):
+                found.append(NamedBlock(key_of(raw_key), name, length_of(raw), is_damaged(raw)))
+            if seen >= limit:
+                return found, key_of(raw_key)
+        return found, None
+
+
+class _Engine(Protocol):
+    def stat(self, key: ChunkKey) -> ChunkState | None: ...
+
+    def scan(self, after: ChunkKey | None, limit: int) -> list[ChunkState]: ...
+
+    def read(
+        self, key: ChunkKey, offset: int, into: memoryview, *, pending: bool = False, nowait: bool = False
+    ) -> ReadResult: ...
+
+
+class BlocksByState:
+    """The same over `stat`, `scan` and `read`, for an engine that keeps no records (those of tests); tells nobody."""
+
+    def observe(self, observer: BlockObserver) -> bool:
+        return False
+
+    def reclaim(self) -> None:
+        """Nothing is kept."""
+
+    def read_block(
+        self: _Engine, key: ChunkKey, name: bytes, into: Sequence[memoryview], now_unix_s: int, *, nowait: bool = False
+    ) -> ReadResult:
+        state = self.stat(key)
+        committed = state.committed if state is not None else None
+        found = committed.name if committed is not None else None
+        if committed is None or found is None or found.key != name or 0 < found.expires_unix_s <= now_unix_s:
+            raise _missing(key)
+        parts = _cut(into, committed.length)
+        if parts is None:
+            return ReadResult(0, 0, committed.version, committed.length, False)
+        whole = memoryview(bytearray(committed.length))
+        result = self.read(key, 0, whole, nowait=nowait)
+        spread(whole, parts)
+        return result
+
+    def blocks_of_cache(self: _Engine, after: ChunkKey | None, limit: int) -> tuple[list[NamedBlock], ChunkKey | None]:
+        page = self.scan(after, limit)
+        found = [
+            NamedBlock(state.key, state.committed.name, state.committed.length, state.committed.damaged)
+            for state in page
+            if state.committed is not None and state.committed.name is not None
+        ]
+        return found, page[-1].key if len(page) == limit else None
+
+
+def _missing(key: ChunkKey) -> FfsError:
+    return error(Code.CHUNK_NOT_FOUND, f"block {key.inode:#x}/{key.chunk_index:#x}")
+
+
+def _is_whole(raw: bytes) -> bool:
+    """Whether a record can be read at all; a damaged record is found by who reads it."""
+    try:
+        check(raw)
+    except FfsError:
+        return False
+    return True
+
+
+def _cut(into: Sequence[memoryview], length: int) -> list[memoryview] | None:
+    """The beginning of the pieces that `length` bytes fill; None: they do not fit."""
+    parts: list[memoryview] = []
+    for view in into:
+        if length <= 0:
+            break
+        parts.append(view if len(view) <= length else view[:length])
+        length -= len(view)
+    return parts if length <= 0 else None
