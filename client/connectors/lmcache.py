@@ -28,7 +28,7 @@ from lmcache.v1.storage_backend.connector import ConnectorAdapter
 from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
 
 from fireflyfs.client.connectors.settings import SECTION, CacheSettings
-from fireflyfs.client.kvcache.api import BLOCK_BYTES_MAX
+from fireflyfs.client.kvcache.api import BLOCK_BYTES_MAX, BLOCK_BYTES_MIN
 from fireflyfs.common.errors import Code, error
 
 THREADS = 4  # calls of the cache at a time
@@ -155,8 +155,11 @@ class FireflyRemote(RemoteConnector):  # type: ignore[misc]
 
     async def batched_put(self, keys: list[Any], memory_objs: list[Any]) -> None:
         """Their references are LMCache's to drop. What finds no room is counted by the cache, not raised."""
-        blocks = [memory.byte_array for memory in memory_objs]
-        await self._in_thread(self._cache.put_batch, [_key(key) for key in keys], blocks)
+        pairs = [(_key(key), memory.byte_array) for key, memory in zip(keys, memory_objs, strict=True)]
+        pairs = [
+            pair for pair in pairs if len(pair[1]) >= BLOCK_BYTES_MIN
+        ]  # a few tokens of a small model: not worth it
+        await self._in_thread(self._cache.put_batch, [key for key, _ in pairs], [block for _, block in pairs])
 
     def remove_sync(self, key: Any) -> bool:
         return self._cache.delete([_key(key)]) == 1

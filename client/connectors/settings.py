@@ -64,7 +64,7 @@ class CacheSettings:
 
     def open(self, host: str, block_size: int, fingerprint: str) -> Cache:
         """The cache, made on first use. Raises FfsError for one that was made for another layout or block size."""
-        from fireflyfs.client.kvcache import KVCache  # type: ignore[attr-defined]  # brings the whole client: only now
+        from fireflyfs.client.kvcache import KVCache  # brings the whole client: only now
 
         cache: Cache = KVCache.open(
             self.mgmtd,

@@ -20,7 +20,7 @@ from typing import Any
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
 
 from fireflyfs.client.connectors.settings import SECTION, CacheSettings, digest_of, tag_of
-from fireflyfs.client.kvcache.api import Cache
+from fireflyfs.client.kvcache.api import BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, Cache
 from fireflyfs.client.kvcache.layouts.memory import bytes_of, lend
 from fireflyfs.common.errors import Code, error
 
@@ -58,6 +58,11 @@ class FireflyHiCache(HiCacheStorage):  # type: ignore[misc]  # sglang is not ins
         nbytes = _page_bytes(pool)
         if not nbytes:
             return
+        if not BLOCK_BYTES_MIN <= nbytes <= BLOCK_BYTES_MAX:
+            raise error(
+                Code.NOT_SUPPORTED,
+                f"pages of {name} have {nbytes} bytes, not {BLOCK_BYTES_MIN} to {BLOCK_BYTES_MAX}: change --page-size",
+            )
         if self._cache is not None and nbytes > self._cache.namespace.block_size:
             raise error(
                 Code.TOO_LARGE,

@@ -9,85 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from engines.interfaces import differences, recorded, stand_in
-from engines.memory_cache import MemoryCache
+from engines.interfaces import differences, recorded
+from engines.sglang_host import HEADS, LAYERS, MODULE, PAGE, PAGES, VALUES, Host, HostPool, running
 from fireflyfs.client.kvcache.layouts import HostPages, sglang_host_pages
 from fireflyfs.common.errors import Code, FfsError
-
-MODULE = "sglang.srt.mem_cache.hicache_storage"
-PAGE, PAGES, LAYERS, HEADS, VALUES = 4, 6, 3, 2, 64
-
-
-class HostPool:
-    """As SGLang's MHA pool: pointers to the pieces of each page, in SGLang's order."""
-
-    def __init__(self, layout: str = "page_first", heads: int = HEADS) -> None:
-        self.layout, self.page_size, self.layer_num, self.head_num, self.head_dim = layout, PAGE, LAYERS, heads, VALUES
-        self.dtype = torch.bfloat16
-        axes = (LAYERS, PAGES * PAGE) if layout == "layer_first" else (PAGES * PAGE, LAYERS)
-        shape = (2, *axes, heads, VALUES)
-        self.kv_buffer = torch.zeros(shape, dtype=self.dtype)
-
-    def get_page_buffer_meta(self, indices: torch.Tensor) -> tuple[list[int], list[int]]:
-        base, token = self.kv_buffer.data_ptr(), self.head_num * self.head_dim * self.dtype.itemsize
-        half = self.kv_buffer.nbytes // 2
-        addresses = []
-        if self.layout == "layer_first":
-            for index in indices.tolist()[:: self.page_size]:
-                for layer in range(LAYERS):
-                    at = base + (layer * PAGES * PAGE + index) * token
-                    addresses += [at, at + half]
-            return addresses, [PAGE * token] * len(addresses)
-        for index in indices.tolist()[:: self.page_size]:
-            addresses += [base + index * LAYERS * token, base + index * LAYERS * token + half]
-        return addresses, [PAGE * LAYERS * token] * len(addresses)
-
-    def page(self, number: int) -> torch.Tensor:
-        rows = slice(number * PAGE, (number + 1) * PAGE)
-        return self.kv_buffer[:, :, rows] if self.layout == "layer_first" else self.kv_buffer[:, rows]
-
-    def indices(self, *pages: int) -> torch.Tensor:
-        return torch.cat([torch.arange(page * PAGE, (page + 1) * PAGE) for page in pages])
-
-
-class Host:
-    """SGLang's module with a backend for it, and what was opened under which name."""
-
-    def __init__(self, names: dict[str, Any], module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.names = names
-        self.module = module
-        self.blocks: dict[bytes, bytes] = {}
-        self.opened: list[tuple[str, int, str]] = []
-        self.caches: list[MemoryCache] = []
-
-        def opened(settings: Any, host: str, block_size: int, fingerprint: str) -> MemoryCache:
-            self.opened.append((settings.namespace or host, block_size, fingerprint))
-            self.caches.append(MemoryCache(self.blocks, block_size))
-            return self.caches[-1]
-
-        monkeypatch.setattr("fireflyfs.client.connectors.settings.CacheSettings.open", opened)
-
-    def config(self, **changes: Any) -> Any:
-        values: dict[str, Any] = {
-            "tp_rank": 0, "tp_size": 1, "pp_rank": 0, "pp_size": 1, "attn_cp_rank": 0, "attn_cp_size": 1,
-            "is_mla_model": False, "enable_storage_metrics": False, "is_page_first_layout": True, "model_name": "m",
-            "dcp_size": 1, "dcp_rank": 0, "extra_config": {"interface_v1": 1, "fireflyfs": {"mgmtd": "h:1"}},
-        }  # fmt: skip
-        return self.names["HiCacheStorageConfig"](**values | changes)
-
-    def backend(self, pool: Any = None, **changes: Any) -> Any:
-        backend = self.module.FireflyHiCache(self.config(**changes), {})
-        backend.register_mem_pool_host(pool or HostPool())
-        backend.on_host_pools_registered()
-        return backend
 
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    with stand_in("sglang") as names:
-        import fireflyfs.client.connectors.sglang as module
-
-        yield Host(names, module, monkeypatch)
+    with running(monkeypatch) as host:
+        yield host
 
 
 def hashes(count: int, salt: int = 0) -> list[str]:
@@ -116,7 +47,7 @@ def test_pages_go_out_and_come_back_without_a_copy(host: Host, layout: str) -> N
         assert bool((pool.page(number) == value).all())
     for number in (1, 2, 4):
         assert not pool.page(number).any()
-    assert host.opened == [("sglang", pool.kv_buffer.nbytes // PAGES, host.opened[0][2])]
+    assert [call[1:3] for call in host.opened.calls] == [("sglang", pool.kv_buffer.nbytes // PAGES)]
 
 
 def test_a_page_is_the_one_that_the_layout_describes(host: Host) -> None:
@@ -124,7 +55,7 @@ def test_a_page_is_the_one_that_the_layout_describes(host: Host) -> None:
     pool.kv_buffer.copy_(torch.randn(pool.kv_buffer.shape))
     host.backend(pool).batch_set_v1(hashes(1), pool.indices(3))
     page_map = sglang_host_pages(pool.kv_buffer, "page_first", PAGE)
-    assert list(host.blocks.values()) == [b"".join(HostPages(page_map, [pool.kv_buffer]).slices(3))]
+    assert list(host.opened.blocks.values()) == [b"".join(HostPages(page_map, [pool.kv_buffer]).slices(3))]
 
 
 def test_what_is_there_is_not_sent_again(host: Host) -> None:
@@ -132,8 +63,8 @@ def test_what_is_there_is_not_sent_again(host: Host) -> None:
     backend = host.backend(pool)
     backend.batch_set_v1(hashes(2), pool.indices(0, 1))
     assert backend.batch_set_v1(hashes(4), pool.indices(0, 1, 2, 3)) == [True] * 4
-    assert [call for call in host.caches[0].calls if call[0] == "put"] == [("put", 2), ("put", 2)]
-    cache = host.caches[0]
+    assert [call for call in host.opened.caches[0].calls if call[0] == "put"] == [("put", 2), ("put", 2)]
+    cache = host.opened.caches[0]
     more = hashes(6)
     cache.refuse = set(backend._keys(more[5:]))
     assert backend.batch_set_v1(more, pool.indices(*range(6))) == [True] * 5 + [False]
@@ -156,7 +87,7 @@ def test_the_older_interface_moves_tensors(host: Host) -> None:
     with pytest.raises(TypeError, match="contiguous"):
         backend.get(hashes(1)[0], torch.zeros(4, 4).t())
     backend.clear()
-    assert host.blocks == {}
+    assert host.opened.blocks == {}
 
 
 def test_ranks_keep_apart_and_mla_ranks_share(host: Host) -> None:
@@ -164,11 +95,11 @@ def test_ranks_keep_apart_and_mla_ranks_share(host: Host) -> None:
     ranks = [host.backend(pools[rank], tp_rank=rank, tp_size=2) for rank in range(2)]
     ranks[0].batch_set_v1(hashes(1), pools[0].indices(0))
     assert [rank.batch_exists(hashes(1)) for rank in ranks] == [1, 0]
-    host.blocks.clear()
+    host.opened.blocks.clear()
     shared = [host.backend(pools[rank], tp_rank=rank, tp_size=2, is_mla_model=True) for rank in range(2)]
     shared[0].batch_set_v1(hashes(1), pools[0].indices(0))
     assert [rank.batch_exists(hashes(1)) for rank in shared] == [1, 1]
-    assert [key[:32].hex() for key in host.blocks] == hashes(1)
+    assert [key[:32].hex() for key in host.opened.blocks] == hashes(1)
 
 
 def test_the_fingerprint_tells_models_layouts_and_shards_apart(host: Host) -> None:
@@ -178,7 +109,7 @@ def test_the_fingerprint_tells_models_layouts_and_shards_apart(host: Host) -> No
     host.backend(model_name="other")
     host.backend(HostPool("layer_first"))
     host.backend(HostPool(heads=4))
-    prints = [fingerprint for _, _, fingerprint in host.opened]
+    prints = host.opened.fingerprints
     assert prints[1] == prints[2], "ranks of one engine use one namespace"
     assert len(set(prints)) == len(prints) - 1
 
@@ -196,7 +127,7 @@ def test_models_of_several_pools(host: Host) -> None:
     backend.register_mem_host_pool_v2(state, host.names["PoolName"].MAMBA)
     backend.register_mem_host_pool_v2(indexer, host.names["PoolName"].INDEXER)
     backend.on_host_pools_registered()
-    assert host.opened[0][1] == pool.kv_buffer.nbytes // PAGES, "the largest page"
+    assert host.opened.calls[0][2] == pool.kv_buffer.nbytes // PAGES, "the largest page"
     names = hashes(5)
     backend.batch_set_v1(names, pool.indices(0, 1, 2, 3, 4))
     state.page(1).fill_(7)
@@ -230,13 +161,13 @@ def test_pools_that_only_hand_out_numbers_have_no_pages(host: Host) -> None:
     backend.register_mem_pool_host(HostPool())
     backend.register_mem_host_pool_v2(SimpleNamespace(page_size=4, get_page_buffer_meta=lambda _: None), "anchor")
     backend.on_host_pools_registered()
-    assert len(host.opened) == 1
+    assert len(host.opened.calls) == 1
 
 
 def test_a_closed_backend_and_wrong_settings(host: Host) -> None:
     backend = host.backend()
     backend.close()
-    assert host.caches[0].closed
+    assert host.opened.caches[0].closed
     with pytest.raises(FfsError, match="closed"):
         backend.batch_exists(hashes(1))
     with pytest.raises(FfsError, match='no table "fireflyfs"'):
@@ -265,3 +196,12 @@ def test_settings_of_a_url(host: Host) -> None:
     for wrong in ("redis://a:1/x", "fireflyfs:///x", "fireflyfs://a:1/x?ttl=1"):
         with pytest.raises(FfsError):
             host.module.CacheSettings.of_url(wrong)
+
+
+def test_pages_that_are_no_blocks_are_refused_at_the_start(host: Host) -> None:
+    backend = host.module.FireflyHiCache(host.config())
+    for heads in (1, 3000):
+        pool = HostPool(heads=heads)
+        pool.page_size = 1 if heads == 1 else PAGE
+        with pytest.raises(FfsError, match="change --page-size"):
+            backend.register_mem_pool_host(pool)

@@ -2,186 +2,22 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from engines.interfaces import differences, stand_in
-from engines.memory_cache import MemoryCache
+from engines.vllm_host import BLOCK, MODULE, Host, running
 from fireflyfs.client.connectors.vllm_plan import Scheduled, StepPlanner, Transfer
 from fireflyfs.client.kvcache.hashes import vllm_block_hashes
 from fireflyfs.common.errors import Code, FfsError
 
-MODULE = "vllm.distributed.kv_transfer.kv_connector.v1.base"
-BLOCK, BLOCKS, LAYERS = 4, 24, 3
-
-
-class Base:
-    """What of vLLM's base class a connector uses."""
-
-    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
-        self.role = role
-        self._metadata: Any = None
-
-    def bind_connector_metadata(self, metadata: Any) -> None:
-        self._metadata = metadata
-
-    def clear_connector_metadata(self) -> None:
-        self._metadata = None
-
-    def _get_connector_metadata(self) -> Any:
-        assert self._metadata is not None
-        return self._metadata
-
-
-class Engine:
-    """A scheduler and the workers of one vLLM: paged caches, block tables, steps. For a model: a step writes tokens."""
-
-    def __init__(self, host: Host, ranks: int = 1, mla: bool = False, **extra: Any) -> None:
-        self.host = host
-        shape = (BLOCKS, BLOCK, 64) if mla else (2, BLOCKS, BLOCK, 2, 32)
-        self.caches = [{f"layer{n}": torch.zeros(shape) for n in range(LAYERS)} for _ in range(ranks)]
-        self.mla = mla
-        self.scheduler = host.connector("SCHEDULER", ranks, 0, mla, extra)
-        self.workers = [host.connector("WORKER", ranks, rank, mla, extra) for rank in range(ranks)]
-        for worker, caches in zip(self.workers, self.caches, strict=True):
-            worker.register_kv_caches(caches)
-        self.scheduler.set_xfer_handshake_metadata(
-            {rank: worker.get_handshake_metadata() for rank, worker in enumerate(self.workers)}
-        )
-        self.free = list(range(BLOCKS))
-        self.new: list[Any] = []
-        self.failed: set[int] = set()
-        self.received: set[str] = set()
-
-    def request(self, name: str, tokens: list[int]) -> Any:
-        hashes = vllm_block_hashes(tokens, BLOCK)
-        return SimpleNamespace(request_id=name, num_tokens=len(tokens), block_hashes=hashes, tokens=tokens, blocks=[])
-
-    def schedule(self, request: Any, computed: int = 0) -> tuple[int, bool]:
-        """A request's first scheduling: match, make room, tell the connector. Tokens found, whether they come later."""
-        found, later = self.scheduler.get_num_new_matched_tokens(request, computed)
-        need = -(-request.num_tokens // BLOCK)
-        request.blocks = [self.free.pop(0) for _ in range(need)]
-        table = SimpleNamespace(get_block_ids=lambda: (request.blocks,))
-        self.scheduler.update_state_after_alloc(request, table, found)
-        return found, later
-
-    def step(self, *parts: tuple[Any, int, int], new: bool = True) -> None:
-        """One step of (request, computed, scheduled) each."""
-        names = [request.request_id for request, _, _ in parts]
-        news = [
-            SimpleNamespace(req_id=request.request_id, block_ids=(request.blocks,), num_computed_tokens=computed)
-            for request, computed, _ in parts
-            if new
-        ]
-        cached = SimpleNamespace(
-            req_ids=[] if new else names,
-            resumed_req_ids=set(),
-            new_block_ids=[] if new else [None] * len(parts),
-            num_computed_tokens=[] if new else [computed for _, computed, _ in parts],
-        )
-        output = SimpleNamespace(
-            scheduled_new_reqs=news,
-            scheduled_cached_reqs=cached,
-            num_scheduled_tokens={request.request_id: count for request, _, count in parts},
-        )
-        meta = pickle.loads(pickle.dumps(self.scheduler.build_connector_meta(output)))  # it goes to other processes
-        for worker, caches, rank in zip(self.workers, self.caches, range(len(self.workers)), strict=True):
-            worker.bind_connector_metadata(meta)
-            worker.start_load_kv(None)
-            for layer in caches:
-                worker.wait_for_layer_load(layer)
-            for request, computed, count in parts:
-                self.compute(request, caches, rank, computed, count)
-            for layer, tensor in caches.items():
-                worker.save_kv_layer(layer, tensor, None)
-            worker.wait_for_save()
-            _, received = worker.get_finished(set())
-            self.received |= received or set()
-            self.failed |= worker.get_block_ids_with_load_errors()
-            worker.clear_connector_metadata()
-
-    def compute(self, request: Any, caches: dict[str, Any], rank: int, computed: int, count: int) -> None:
-        for place in range(computed, computed + count):
-            block, row = request.blocks[place // BLOCK], place % BLOCK
-            for number, tensor in enumerate(caches.values()):
-                value = request.tokens[place] + 1000 * number + (0 if self.mla else 100_000 * rank)
-                (tensor[block, row] if self.mla else tensor[:, block, row])[:] = value
-
-    def content(self, request: Any, tokens: int) -> list[Any]:
-        """What the paged caches hold for a request's first tokens: each rank, each layer, each token one value."""
-        found = []
-        for caches in self.caches:
-            for tensor in caches.values():
-                for place in range(tokens):
-                    block, row = request.blocks[place // BLOCK], place % BLOCK
-                    values = tensor[block, row] if self.mla else tensor[:, block, row]
-                    assert bool((values == values.flatten()[0]).all())
-                    found.append(float(values.flatten()[0]))
-        return found
-
-    def finish(self, request: Any) -> None:
-        assert self.scheduler.request_finished(request, request.blocks) == (False, None)
-        self.free += request.blocks
-
-    def flush(self) -> None:
-        for worker in self.workers:
-            if worker._saver is not None:
-                assert worker._saver.flush(30)
-
-    def shutdown(self) -> None:
-        for part in (*self.workers, self.scheduler):
-            part.shutdown()
-
-
-class Host:
-    def __init__(self, names: dict[str, Any], module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.names, self.module = names, module
-        self.blocks: dict[bytes, bytes] = {}
-        self.opened: list[tuple[int, str]] = []
-        self.caches: list[MemoryCache] = []
-        self.engines: list[Engine] = []
-
-        def opened(settings: Any, host: str, block_size: int, fingerprint: str) -> MemoryCache:
-            assert host == "vllm"
-            self.opened.append((block_size, fingerprint))
-            self.caches.append(MemoryCache(self.blocks, block_size))
-            return self.caches[-1]
-
-        monkeypatch.setattr("fireflyfs.client.connectors.settings.CacheSettings.open", opened)
-
-    def connector(self, role: str, ranks: int, rank: int, mla: bool, extra: dict[str, Any], **changes: Any) -> Any:
-        parallel = {"tensor_parallel_size": ranks, "rank": rank, "pipeline_parallel_size": 1} | changes
-        config = SimpleNamespace(
-            kv_transfer_config=SimpleNamespace(kv_connector_extra_config={"fireflyfs": {"mgmtd": "h:1"}} | extra),
-            parallel_config=SimpleNamespace(**parallel),
-            model_config=SimpleNamespace(use_mla=mla, model="a/model"),
-            cache_config=SimpleNamespace(block_size=BLOCK),
-        )
-        groups = changes.get("groups", [object()])
-        pools = SimpleNamespace(num_blocks=BLOCKS, kv_cache_groups=groups, hash_block_size=None)
-        return self.module.FireflyConnector(config, self.names["KVConnectorRole"][role], pools)
-
-    def engine(self, *arguments: Any, **extra: Any) -> Engine:
-        self.engines.append(Engine(self, *arguments, **extra))
-        return self.engines[-1]
-
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    with stand_in("vllm", KVConnectorBase_V1=Base) as names:
-        import fireflyfs.client.connectors.vllm as module
-
-        made = Host(names, module, monkeypatch)
-        # What is pickled to the workers is found by its module's name.
-        yield made
-        for engine in made.engines:
-            engine.shutdown()
+    with running(monkeypatch) as host:
+        yield host
 
 
 def test_it_is_what_vllm_calls() -> None:
@@ -201,7 +37,7 @@ def test_another_engine_goes_on_from_what_one_computed(host: Host, ranks: int, m
     first.step((one, 0, 10))
     first.step((one, 10, 8), new=False)
     first.flush()
-    assert len(host.blocks) == 4 * (1 if mla else ranks)
+    assert len(host.opened.blocks) == 4 * (1 if mla else ranks)
     wanted = first.content(one, 16)
     first.finish(one)
 
@@ -216,8 +52,8 @@ def test_another_engine_goes_on_from_what_one_computed(host: Host, ranks: int, m
     assert not second.failed
     assert second.content(two, 16) == wanted
     second.flush()
-    assert len(host.blocks) == 5 * (1 if mla else ranks), "only the new block was saved"
-    assert len({print_ for _, print_ in host.opened}) == 1
+    assert len(host.opened.blocks) == 5 * (1 if mla else ranks), "only the new block was saved"
+    assert len(set(host.opened.fingerprints)) == 1
 
 
 def test_a_whole_prompt_in_the_cache_leaves_its_last_token_to_compute(host: Host) -> None:
@@ -239,7 +75,7 @@ def test_a_rank_that_lacks_a_block_ends_the_match(host: Host) -> None:
     engine.step((one, 0, 17))
     engine.flush()
     lost = vllm_block_hashes(one.tokens, BLOCK)[2] + b"\0\1"
-    del host.blocks[lost]
+    del host.opened.blocks[lost]
     assert engine.scheduler.get_num_new_matched_tokens(engine.request("two", one.tokens), 0) == (8, False)
 
 
@@ -255,11 +91,11 @@ def test_blocks_that_went_are_reported_and_never_taken_for_loaded(host: Host, wh
     assert engine.schedule(two)[0] == 16
     hashes = vllm_block_hashes(one.tokens, BLOCK)
     if why == "gone":
-        del host.blocks[hashes[1] + b"\0\0"]
+        del host.opened.blocks[hashes[1] + b"\0\0"]
     elif why == "other length":
-        host.blocks[hashes[1] + b"\0\0"] = bytes(100)
+        host.opened.blocks[hashes[1] + b"\0\0"] = bytes(100)
     else:
-        host.caches[0].fail = FfsError(Code.UNAVAILABLE)
+        host.opened.caches[0].fail = FfsError(Code.UNAVAILABLE)
     engine.step()
     while load_async and engine.received != {"two"}:
         engine.step()
@@ -269,7 +105,7 @@ def test_blocks_that_went_are_reported_and_never_taken_for_loaded(host: Host, wh
 
 def test_an_unreachable_cache_is_no_match(host: Host) -> None:
     engine = host.engine()
-    host.caches[-1].fail = FfsError(Code.UNAVAILABLE)
+    host.opened.caches[-1].fail = FfsError(Code.UNAVAILABLE)
     assert engine.schedule(engine.request("one", list(range(9)))) == (0, False)
     unconnected = host.connector("SCHEDULER", 1, 0, False, {})
     assert unconnected.get_num_new_matched_tokens(engine.request("two", list(range(9))), 0) == (0, False)
@@ -285,7 +121,7 @@ def test_what_does_not_keep_up_is_dropped(host: Host) -> None:
     engine.flush()
     counts = engine.workers[0]._saver.counts
     assert counts.stored + counts.dropped == 20
-    assert len(host.blocks) == counts.stored >= 3, "three slots of one page were free"
+    assert len(host.opened.blocks) == counts.stored >= 3, "three slots of one page were free"
 
 
 @pytest.mark.parametrize(
