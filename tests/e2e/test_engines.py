@@ -6,7 +6,10 @@ The hosts are played by `tests/engines`: their calls in their order, on their ow
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,3 +150,12 @@ def test_lmcache_stores_and_finds_chunks(lmcache: lmcache_host.Host) -> None:
     assert connector.remove_sync(key(1))
     assert not lmcache.run(connector.exists(key(1)))
     lmcache.run(connector.close())
+
+
+def test_the_documented_examples(mgmtd: str) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "engines.md").read_text()
+    names: dict[str, Any] = {"mgmtd": mgmtd}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 4
+    for block in blocks:
+        exec(compile(block, "docs/engines.md", "exec"), names)
