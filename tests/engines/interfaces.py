@@ -116,10 +116,9 @@ def stand_in(package: str, **extras: Any) -> Iterator[dict[str, Any]]:
         sys.modules.update(before)
 
 
-def differences(mine: type, package: str, module: str, name: str) -> list[str]:
-    """Why a host that calls by the recorded interface could not call `mine`; empty when it can."""
+def differences(mine: type, described: dict[str, Any]) -> list[str]:
+    """Why a host that calls by a described interface could not call `mine`; empty when it can."""
     found: list[str] = []
-    described = recorded(package)[module][name]
     for method, words in described["methods"].items():
         given = words.split()
         awaited = "async" in given

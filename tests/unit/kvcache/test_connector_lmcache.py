@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engines.interfaces import differences, stand_in
+from engines.interfaces import differences, recorded, stand_in
 from engines.lmcache_host import CHUNK, HIDDEN, LAYERS, MODULE, Host, chunk, key, running
 from fireflyfs.common.errors import Code, FfsError
 
@@ -24,8 +24,9 @@ def test_it_is_what_lmcache_calls() -> None:
     with stand_in("lmcache"):
         import fireflyfs.client.connectors.lmcache as module
 
-        assert differences(module.FireflyRemote, "lmcache", MODULE + ".base_connector", "RemoteConnector") == []
-        assert differences(module.FireflyAdapter, "lmcache", MODULE, "ConnectorAdapter") == []
+        modules = recorded("lmcache")
+        assert differences(module.FireflyRemote, modules[MODULE + ".base_connector"]["RemoteConnector"]) == []
+        assert differences(module.FireflyAdapter, modules[MODULE]["ConnectorAdapter"]) == []
 
 
 def test_chunks_go_out_and_come_back(host: Host) -> None:

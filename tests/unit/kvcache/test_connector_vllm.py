@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engines.interfaces import differences, stand_in
+from engines.interfaces import differences, recorded, stand_in
 from engines.vllm_host import BLOCK, MODULE, Host, running
 from fireflyfs.client.connectors.vllm_plan import Scheduled, StepPlanner, Transfer
 from fireflyfs.client.kvcache.hashes import vllm_block_hashes
@@ -24,7 +24,7 @@ def test_it_is_what_vllm_calls() -> None:
     with stand_in("vllm"):
         import fireflyfs.client.connectors.vllm as module
 
-        assert differences(module.FireflyConnector, "vllm", MODULE, "KVConnectorBase_V1") == []
+        assert differences(module.FireflyConnector, recorded("vllm")[MODULE]["KVConnectorBase_V1"]) == []
 
 
 @pytest.mark.parametrize(("ranks", "mla"), [(1, False), (2, False), (2, True)])
