@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import random
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -87,24 +87,13 @@ def test_a_pickled_dataset_and_threads(mgmtd: str) -> None:
     original = RecordDataset.fixed(mgmtd, PATHS, RECORD)
     assert original[1][:8].view(np.int64)[0] == 1
     copy = pickle.loads(pickle.dumps(original))
-    failures: list[BaseException] = []
 
-    def read(seed: int) -> None:
-        rng = random.Random(seed)
-        try:
-            for _ in range(10):
-                numbers = [rng.randrange(TOTAL) for _ in range(50)]
-                found = [int(part[:8].view(np.int64)[0]) for part in copy.__getitems__(numbers)]
-                assert found == numbers
-        except BaseException as exc:
-            failures.append(exc)
+    def read(seed: int) -> bool:
+        numbers = [random.Random(seed).randrange(TOTAL) for _ in range(50)]
+        return [int(part[:8].view(np.int64)[0]) for part in copy.__getitems__(numbers)] == numbers
 
-    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    with ThreadPoolExecutor(3) as threads:
+        assert all(threads.map(read, range(30)))
     for dataset in (original, copy):
         dataset.close()
     assert int(copy[5][:8].view(np.int64)[0]) == 5, "a closed dataset connects again"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Sequence
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from engines.interfaces import stand_in
-from engines.opening import Opened
+from engines.opening import Opened, playing
 from fireflyfs.client.kvcache.layouts.memory import bytes_of
 
 MODULE = "lmcache.v1.storage_backend.connector"
@@ -122,14 +121,6 @@ def chunk(number: int, tokens: int = CHUNK) -> Memory:
     return memory
 
 
-@contextmanager
-def running(monkeypatch: pytest.MonkeyPatch, mgmtd: str = "") -> Iterator[Host]:
-    """Within: the host's package can be imported, and the connector with it. See `Opened` for `mgmtd`."""
-    with stand_in("lmcache", RemoteConnector=Base) as names:
-        import fireflyfs.client.connectors.lmcache as module
-
-        host = Host(names, module, Opened(monkeypatch, mgmtd))
-        try:
-            yield host
-        finally:
-            host.end()
+def running(monkeypatch: pytest.MonkeyPatch, mgmtd: str = "") -> AbstractContextManager[Host]:
+    """See `opening.playing`."""
+    return playing(Host, "lmcache", monkeypatch, mgmtd, RemoteConnector=Base)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from engines.interfaces import stand_in
 from engines.memory_cache import MemoryCache
 from fireflyfs.client.connectors.settings import CacheSettings
 from fireflyfs.client.kvcache.api import Cache
@@ -42,3 +46,22 @@ class Opened:
     @property
     def fingerprints(self) -> list[str]:
         return [fingerprint for _, _, _, fingerprint in self.calls]
+
+
+@contextmanager
+def playing(
+    host: Callable[[dict[str, Any], Any, Opened], Any],
+    package: str,
+    monkeypatch: pytest.MonkeyPatch,
+    mgmtd: str,
+    **classes: type,
+) -> Iterator[Any]:
+    """Within: `package` can be imported, as recorded but for real `classes`, and our connector with it."""
+    with stand_in(package, **classes) as names:
+        played = host(
+            names, importlib.import_module(f"fireflyfs.client.connectors.{package}"), Opened(monkeypatch, mgmtd)
+        )
+        try:
+            yield played
+        finally:
+            played.end()

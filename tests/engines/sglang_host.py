@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import torch
 
-from engines.interfaces import stand_in
-from engines.opening import Opened
+from engines.opening import Opened, playing
 
 MODULE = "sglang.srt.mem_cache.hicache_storage"
 PAGE, PAGES, LAYERS, HEADS, VALUES = 8, 6, 3, 2, 64
@@ -76,14 +74,6 @@ class Host:
         return backend
 
 
-@contextmanager
-def running(monkeypatch: pytest.MonkeyPatch, mgmtd: str = "") -> Iterator[Host]:
-    """Within: the host's package can be imported, and the connector with it. See `Opened` for `mgmtd`."""
-    with stand_in("sglang") as names:
-        import fireflyfs.client.connectors.sglang as module
-
-        host = Host(names, module, Opened(monkeypatch, mgmtd))
-        try:
-            yield host
-        finally:
-            host.end()
+def running(monkeypatch: pytest.MonkeyPatch, mgmtd: str = "") -> AbstractContextManager[Host]:
+    """See `opening.playing`."""
+    return playing(Host, "sglang", monkeypatch, mgmtd)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from engines.interfaces import stand_in
-from engines.opening import Opened
+from engines.opening import Opened, playing
 from fireflyfs.client.kvcache.hashes import vllm_block_hashes
 
 MODULE = "vllm.distributed.kv_transfer.kv_connector.v1.base"
@@ -173,14 +171,6 @@ class Host:
         return self.engines[-1]
 
 
-@contextmanager
-def running(monkeypatch: pytest.MonkeyPatch, mgmtd: str = "") -> Iterator[Host]:
-    """Within: the host's package can be imported, and the connector with it. See `Opened` for `mgmtd`."""
-    with stand_in("vllm", KVConnectorBase_V1=Base) as names:
-        import fireflyfs.client.connectors.vllm as module
-
-        host = Host(names, module, Opened(monkeypatch, mgmtd))
-        try:
-            yield host
-        finally:
-            host.end()
+def running(monkeypatch: pytest.MonkeyPatch, mgmtd: str = "") -> AbstractContextManager[Host]:
+    """See `opening.playing`."""
+    return playing(Host, "vllm", monkeypatch, mgmtd, KVConnectorBase_V1=Base)
