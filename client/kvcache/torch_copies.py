@@ -123,7 +123,7 @@ class TorchCopyEngine:
         self._cuda = device.type == "cuda"
         shape = (slot_pages, self.pages.row_words)
         self._host = torch.empty((slots, *shape), dtype=self.pages.dtype, pin_memory=self._cuda)
-        self._indices = torch.empty((slots, 2, slot_pages), dtype=torch.int64, pin_memory=self._cuda)
+        self._indices = torch.empty((slots, 2 * slot_pages), dtype=torch.int64, pin_memory=self._cuda)
         # One device buffer for all slots: the stream runs their copies one after the other.
         self._staged = torch.empty(shape, dtype=self.pages.dtype, device=device) if self._cuda else None
         self._stream: Any = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
@@ -175,12 +175,16 @@ class TorchCopyEngine:
         return torch.cuda.stream(self._stream)
 
     def _index(self, slot: int, pages: Sequence[int], rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Page numbers and row numbers on the device; their pinned memory is the slot's, so it lives as long."""
-        indices = self._indices[slot, :, : len(pages)]
-        indices[0] = torch.tensor(pages, dtype=torch.int64)
-        indices[1] = torch.tensor(rows, dtype=torch.int64)
+        """Page numbers and row numbers on the device; their pinned memory is the slot's, so it lives as long.
+
+        One contiguous piece: torch copies anything else through memory that is not pinned, and waits for the stream.
+        """
+        count = len(pages)
+        indices = self._indices[slot, : 2 * count]
+        indices[:count] = torch.tensor(pages, dtype=torch.int64)
+        indices[count:] = torch.tensor(rows, dtype=torch.int64)
         placed = indices.to(self.pages.device, non_blocking=True)
-        return placed[0], placed[1]
+        return placed[:count], placed[count:]
 
     def _event(self) -> Event:
         return _CudaEvent(self._stream) if self._stream is not None else _Over()

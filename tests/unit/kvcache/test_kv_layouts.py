@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -230,3 +231,30 @@ def test_memory_is_shared_and_kept_alive() -> None:
     assert geometry_of(torch.zeros(2, 3, dtype=torch.bfloat16)) == ((2, 3), (6, 2), 2, "bfloat16")
     with pytest.raises(ValueError, match="a tensor on meta"):
         bytes_of(torch.empty(4, device="meta"))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_shape_and_order_of_axes(seed: int) -> None:
+    """Pages of arrays with axes in any order, some padded: each value in one page, once, in the order of memory."""
+    rng = random.Random(seed)
+    tokens = rng.choice([1, 2, 4])
+    pages = rng.randrange(1, 5)
+    shape = [rng.randrange(1, 4) for _ in range(rng.randrange(0, 3))]
+    page_axis = rng.randrange(len(shape) + 1)
+    shape.insert(page_axis, pages * tokens)
+    order = list(range(len(shape)))
+    rng.shuffle(order)
+    padded = [shape[axis] + rng.choice([0, 0, 1]) for axis in order]
+    memory = np.arange(int(np.prod(padded)) * 32, dtype=np.uint32).reshape(*padded, 32)
+    cut = memory[tuple(slice(shape[axis]) for axis in order)]
+    array = cut.transpose(*np.argsort(order), len(order))
+    assert list(array.shape[:-1]) == shape
+    layout = map_pages("any", [array], page_axis, tokens=tokens)
+    host = HostPages(layout, [array])
+    seen: list[np.ndarray[Any, Any]] = []
+    for page in range(pages):
+        found = np.frombuffer(block(host, page), np.uint32)
+        part = array.take(range(page * tokens, (page + 1) * tokens), axis=page_axis)
+        assert np.array_equal(np.sort(part, axis=None), found), "the page's values, and memory's order is ascending"
+        seen.append(found)
+    assert np.array_equal(np.sort(np.concatenate(seen)), np.sort(array, axis=None))
