@@ -33,6 +33,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "rm": ("files", "rm", "Remove files and trees."),
         "mkdir": ("files", "mkdir", "Make directories."),
         "mv": ("files", "mv", "Rename or move files."),
+        "cache": ("caching", "cache", "The KV cache's namespaces: list, create, show, clear, remove."),
         "trash": ("trash", "trash", "What was removed: list, restore, empty."),
     },
     "Administration": {

@@ -227,7 +227,7 @@ def _copy(chunk: storage_pb2.ListedChunk) -> Copy:
         return ABSENT
     content = None
     if state.committed_version:
-        content = Content(state.committed_version, state.length, state.crc32c, state.chunk_size)
+        content = Content(state.committed_version, state.length, state.crc32c, state.chunk_size, state.named)
     return Copy(
         content,
         _writer(chunk.writer) if chunk.HasField("writer") else None,

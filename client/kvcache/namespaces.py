@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fireflyfs.client.file import File
 from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.client.kvcache.api import BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, Namespace
 from fireflyfs.client.striping import FileLayout
@@ -74,6 +75,16 @@ class Namespaces:
             found = self.get(name)  # ours, or that of who was faster
         _require_same(found[0], wanted)
         return found
+
+    def hold(self, namespace: Namespace) -> File:
+        """An open file of the namespace: while somebody has one, a namespace that is removed keeps its inode, so that
+        no block is put for one that is forgotten. Raises NO_ENTRY when it is gone, or another one by now."""
+        with _as_ffs_errors():
+            file = self._fs.open_file(_path(namespace.name), os.O_RDONLY)
+        if file.handle.file.inode != namespace.inode:
+            file.close()
+            raise error(Code.NO_ENTRY, f"namespace {namespace.name!r} was removed")
+        return file
 
     def remove(self, name: str) -> None:
         """Its name is gone at once, its blocks are collected as those of a removed file. Raises NO_ENTRY."""

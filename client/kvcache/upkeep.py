@@ -18,7 +18,7 @@ from fireflyfs.common.net.methods import Method
 from fireflyfs.proto import storage_pb2
 
 ATTEMPTS = 2
-SUMMED = ("hits", "misses", "hit_bytes", "puts", "evictions", "expired", "damaged")
+SUMMED = ("hits", "misses", "hit_bytes", "evictions", "expired", "damaged")  # over all replicas
 
 
 class Upkeep:
@@ -109,7 +109,7 @@ class Upkeep:
             (address, Call(Method.STORAGE_BLOCK_STATS, body, deadline_s=self._timeout_s))
             for address in sorted(addresses, key=lambda address: (address.tcp, address.unix))
         ]
-        sums = dict.fromkeys(("blocks", "bytes", *SUMMED, "unanswered", "loading"), 0)
+        sums = dict.fromkeys(("blocks", "bytes", "puts", *SUMMED, "unanswered", "loading"), 0)
         for answer in self._nodes.call_many(calls):
             rows = _rows(answer)
             if rows is None:
@@ -120,6 +120,7 @@ class Upkeep:
                     sums["blocks"] += row.blocks
                     sums["bytes"] += row.bytes
                     sums["loading"] += not row.ready
+                    sums["puts"] += row.puts
                 for name in SUMMED:
                     sums[name] += getattr(row, name)
         return sums

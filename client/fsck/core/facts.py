@@ -30,6 +30,7 @@ class Content(NamedTuple):
     length: int
     crc32c: int
     chunk_size: int
+    named: bool = False  # a block of the KV cache: its index is a hash, its file has no length
 
 
 class Copy(NamedTuple):

@@ -48,6 +48,8 @@ def problem_of(key: Key, chain_id: int, copies: Mapping[int, Copy], file: File |
         return None
     if file.chain_of(key.chunk_index) != chain_id:
         return Kind.MISPLACED
+    if content.named:
+        return None
     if not (file.writing or file.trimming) and key.chunk_index * file.chunk_size + content.length > file.length:
         return Kind.BEYOND_END
     return None
@@ -156,6 +158,8 @@ def _wanted(key: Key, chain_id: int, now: Look) -> bool:
     file = now.file
     if file is None or file.removed or file.chain_of(key.chunk_index) != chain_id:
         return False
+    if any(copy.content is not None and copy.content.named for copy in now.copies.values()):
+        return True
     return file.writing or file.trimming or key.chunk_index * file.chunk_size < file.length
 
 
