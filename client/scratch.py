@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import numpy as np
 
 from fireflyfs.common.limits import MiB
 from fireflyfs.common.net.api import Memory, MemoryPool, Piece, Slice
 
 BLOCK_BYTES = 4 * MiB
 BLOCKS_MAX = 8
+
+
+class Unfilled:
+    """A `bytes` object that is read into before anybody has it: no copy. `view` is its memory, zeros at first."""
+
+    def __init__(self, length: int) -> None:
+        # BytesIO lets nobody write into bytes that others share; these it alone has, and gives them away as they are.
+        self._holder = io.BytesIO(bytes(length))
+        self.view = self._holder.getbuffer()
+
+    def filled(self) -> bytes:
+        """The object; a copy where somebody still holds a part of `view`, who changes nothing by writing there."""
+        self.view.release()
+        return self._holder.getvalue()
 
 
 class Scratch:
@@ -24,12 +41,17 @@ class Scratch:
         self._all: list[Memory] = []
         self._lock = threading.Lock()
 
+    def shares(self, length: int) -> bool:
+        """Whether `take` has blocks as long as that."""
+        return length <= self._block_bytes
+
     @contextmanager
     def take(self, length: int) -> Iterator[Piece]:
         """`length` bytes with old content, until the end of the block; private memory when none of ours is free."""
         memory = self._get() if length <= self._block_bytes else None
         if memory is None:
-            yield memoryview(bytearray(length))
+            # Not a bytearray, which would be filled with zeros first; and long ones get huge pages from numpy.
+            yield np.empty(length, np.uint8).data
             return
         try:
             yield Slice(memory, 0, length)

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from fireflyfs.client.fsspec import FireflyFileSystem
 from fireflyfs.common.limits import GiB
 from fireflyfs.deploy.local import ClusterSpec, LocalCluster
 from fireflyfs.fuse import device
@@ -267,3 +269,26 @@ def ring_programs(programs: Callable[..., Program]) -> Callable[..., Program]:
         return program
 
     return make
+
+
+@pytest.fixture(scope="module")
+def mgmtd(cluster: LocalCluster) -> Iterator[str]:
+    """The cluster's managers as a URL of fsspec names them; the connection made for them goes with the module."""
+    managers = ",".join(cluster.mgmtd_addresses())
+    yield managers
+    FireflyFileSystem(mgmtd=managers).disconnect()
+
+
+@pytest.fixture
+def fs(mgmtd: str) -> FireflyFileSystem:
+    """The cluster through fsspec."""
+    return FireflyFileSystem(mgmtd=mgmtd)
+
+
+@pytest.fixture
+def folder(fs: FireflyFileSystem, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A directory for one test."""
+    path = "/" + re.sub(r"\W", "_", request.node.name)
+    fs.makedirs(path)
+    yield path
+    fs.rm(path, recursive=True)
