@@ -112,7 +112,7 @@ class FireflyConnector(KVConnectorBase_V1):  # type: ignore[misc]
         names = self._planner.wanted(request.request_id, request.block_hashes, request.num_tokens, num_computed_tokens)
         if self._cache is None and not self._told:
             self._told = True
-            log.warning("no worker has said how large a block is: nothing is looked up (vLLM before 0.11?)")
+            log.warning("no worker has said how large a block is: nothing is looked up (vLLM before 0.11.2?)")
         if not names or self._cache is None:
             return 0, False
         try:
