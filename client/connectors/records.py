@@ -11,6 +11,7 @@ afterwards. Other clients in that process do not: where there are any, take work
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import weakref
@@ -24,6 +25,8 @@ import numpy.typing as npt
 
 from fireflyfs.client.file import File
 from fireflyfs.client.filesystem import FileSystem
+
+log = logging.getLogger(__name__)
 
 FILES_OPEN_MAX = 1024  # of one dataset in one process; the one not used for longest is closed
 RECORD_BYTES_MAX = 1 << 30
@@ -236,7 +239,10 @@ def _before_fork() -> None:
     for dataset in list(_datasets):
         dataset._gate.shut()
         _held.append(dataset)
-        dataset._disconnect()
+        try:
+            dataset._disconnect()
+        except Exception:  # the fork goes on whatever is raised here
+            log.exception("a dataset's connection could not be closed before a fork")
 
 
 def _after_fork(child: bool) -> None:

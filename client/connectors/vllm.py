@@ -90,6 +90,7 @@ class FireflyConnector(KVConnectorBase_V1):  # type: ignore[misc]
         if role is KVConnectorRole.SCHEDULER:
             hash_size = getattr(kv_cache_config, "hash_block_size", None) or self._block_size
             self._planner = StepPlanner(self._block_size, hash_size)
+            self._told = False
         else:
             self._rank: int = parallel.rank % parallel.tensor_parallel_size
             self._loading: dict[str, Future[None]] = {}
@@ -109,6 +110,9 @@ class FireflyConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         names = self._planner.wanted(request.request_id, request.block_hashes, request.num_tokens, num_computed_tokens)
+        if self._cache is None and not self._told:
+            self._told = True
+            log.warning("no worker has said how large a block is: nothing is looked up (vLLM before 0.11.2?)")
         if not names or self._cache is None:
             return 0, False
         try:

@@ -33,7 +33,7 @@ class Scheduled(NamedTuple):
 class _Request:
     hashes: Sequence[bytes]  # vLLM's own list, which grows as blocks of tokens become full
     blocks: list[int] = field(default_factory=list)
-    saved: int = 0  # blocks from the first on that need not be saved, or were
+    saved: int = -1  # blocks from the first on that need not be saved, or were; -1: not scheduled yet
     matched_from: int = 0  # the block that the last match began at
 
 
@@ -92,7 +92,7 @@ class StepPlanner:
                 known.blocks = list(item.blocks)
             else:
                 known.blocks += item.blocks
-            if not known.saved:  # what was in the engine's own cache at the beginning was saved by who computed it
+            if known.saved < 0:  # what was in the engine's own cache at the beginning was saved by who computed it
                 known.saved = item.computed // self._block_size
             full = min((item.computed + item.scheduled) // self._block_size, len(known.blocks))
             names = self.hashes(known.hashes, known.saved, full)

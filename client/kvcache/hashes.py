@@ -10,8 +10,8 @@ functions here a program beside the engine (a router, a prefetcher, a warm-up jo
 | `vllm_block_hashes(..., "sha256")` | the same, vLLM's default | for CPython: sha256 over pickle protocol 5 |
 | `lmcache_chunk_hashes` | LMCache's chunks in the engine's process | with "sha256_cbor" and "sha256" |
 
-The seed of a chain: vLLM before 0.33 draws a random one for each process unless PYTHONHASHSEED is set, so set it to the
-same string in every engine and pass it as `seed`. From 0.33 on the default of both sides is the same fixed string.
+The seed of a chain: vLLM 0.33 has a fixed one, which is the default here. Older releases draw a random one for each
+process unless PYTHONHASHSEED is set: set it to the same string in every engine and pass it as `seed`.
 Not offered: LMCache's "builtin" hash, which is CPython's own with a seed of each process, and the blake3 of its
 multiprocess server.
 """
@@ -133,7 +133,8 @@ def vllm_block_hashes(
     """32 bytes for each full block, as vLLM's `hash_block_tokens`; what is left over at the end has no hash.
 
     `parent`: the hash of the block before `tokens`, or None at the beginning. `extra_keys`: for each block what the
-    engine mixes in, or None: ("lora", name, path), ("mm", identifier, offset), ("cache_salt", salt) of the first block.
+    engine mixes in, or None. In 0.33: ("lora", name, path), ("mm", identifier, offset), ("cache_salt", salt) of the
+    first block; older releases have no such words in front.
     """
     _check_block(block_size)
     encode = _encoder(algorithm)

@@ -169,6 +169,16 @@ def test_blocks_are_saved_once_when_they_are_full_and_named() -> None:
     assert planner.step([Scheduled("r", [], False, 14, 9)]) == ([], [])
 
 
+def test_a_block_whose_name_comes_late_is_saved_then() -> None:
+    planner = StepPlanner(4, 4)
+    known: list[bytes] = []
+    planner.allocated("r", known, [], 0)
+    assert planner.step([Scheduled("r", [7, 8], True, 0, 3)]) == ([], [])
+    assert planner.step([Scheduled("r", [], False, 3, 1)]) == ([], []), "vLLM schedules ahead of what it has sampled"
+    known += hashes(1)
+    assert planner.step([Scheduled("r", [], False, 4, 1)]) == ([], [Transfer("r", (known[0],), (7,))])
+
+
 def test_a_preempted_request_saves_nothing_twice() -> None:
     planner = StepPlanner(4, 4)
     known = hashes(4)

@@ -303,18 +303,22 @@ def test_the_saver_outlives_failures(what: str) -> None:
     saver.close()
 
 
-# torch, on tensors of the host
+# torch, on tensors of the host, and of a GPU where there is one
 
 
-def test_flashmla_pages_through_torch() -> None:
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_flashmla_pages_through_torch(device: str) -> None:
     torch.manual_seed(1)
-    source = [torch.randn(9, 64, 1, 576).to(torch.bfloat16) for _ in range(3)]
+    source = [torch.randn(9, 64, 1, 576, device=device).to(torch.bfloat16) for _ in range(3)]
     target = [torch.zeros_like(layer) for layer in source]
     page_map = flashmla_pages(source)
     cache = MemoryCache()
     keys = keys_of(7)
     assert all(PagePipeline(cache, TorchCopyEngine(page_map, source, slots=2, slot_pages=3)).save(keys, range(1, 8)))
-    assert cache.blocks[keys[2]] == b"".join(HostPages(page_map, source).slices(3))
+    assert cache.blocks[keys[2]] == b"".join(HostPages(page_map, [layer.cpu() for layer in source]).slices(3))
     cache.delete([keys[3]])
     pages = [8, 0, 5, 6, 1, 7, 3]
     loaded = PagePipeline(cache, TorchCopyEngine(page_map, target, slots=2, slot_pages=3)).load(keys, pages)
@@ -328,8 +332,9 @@ def test_flashmla_pages_through_torch() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 6, 8, 4, 16), (6, 8, 4, 16), (12, 4, 4, 16)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.uint8])
-def test_scatter_is_the_inverse_of_gather(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    source = {f"l{n}": (torch.arange(np.prod(shape)) % 199 + n).to(dtype).reshape(shape) for n in range(3)}
+@pytest.mark.parametrize("device", DEVICES)
+def test_scatter_is_the_inverse_of_gather(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    source = {f"l{n}": (torch.arange(np.prod(shape)) % 199 + n).to(device, dtype).reshape(shape) for n in range(3)}
     target = {name: torch.zeros_like(layer) for name, layer in source.items()}
     cache = MemoryCache()
     engines = [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -215,6 +217,12 @@ def test_what_has_no_pages() -> None:
     with pytest.raises(ValueError, match="ends before its page"):
         HostPages(page_first(wide), [wide[:2]])
     assert isinstance(page_first(wide), PageMap)
+
+
+def test_torch_is_only_imported_by_who_uses_it() -> None:
+    modules = "fireflyfs.client.kvcache, fireflyfs.client.kvcache.layouts, fireflyfs.client.kvcache.device"
+    script = f"import sys, {modules}, fireflyfs.client.connectors.records; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-P", "-c", script], check=False, timeout=120).returncode == 0
 
 
 def test_memory_is_shared_and_kept_alive() -> None:
