@@ -202,8 +202,6 @@ def main() -> None:
         small = ring(read=True, size=4 * KIB, depth=BATCH, reap=REAP, sequential=False)
         reads = ring(read=True, size=MIB, depth=8, reap=1, sequential=True)
         writes = ring(read=False, size=MIB, depth=8, reap=1, sequential=True)
-        mount = "the mount"
-        library = "library, shm, 8 at once"
         table: list[tuple[str, str, str, float, Callable[[], float], Callable[[], float] | None]] = [
             ("4 KiB random reads, depth 128", "/s", "", 60_000, small, None),
             (
