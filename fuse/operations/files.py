@@ -208,18 +208,12 @@ def release(volume: Volume, request: Request) -> Reply:
 def fsync(volume: Volume, request: Request) -> Reply:
     fh, _, _ = protocol.FSYNC_IN.unpack_from(request.body)
     live = volume.handles.file(fh).live
-    record_all(volume, live)
+    volume.flush(live)
+    if volume.rings is not None:
+        volume.rings.files.record(live)
     volume.data.sync(live.file)
     volume.record(live, durable=True)
     return b""
-
-
-def record_all(volume: Volume, live: LiveInode) -> None:
-    """What was written through the mount and through rings is stored, and everyone may see its length."""
-    volume.flush(live)
-    if volume.rings is not None and volume.rings.files.record(live):
-        return
-    volume.record(live, keep=True)
 
 
 def drop_handle(volume: Volume, handle: FileHandle) -> None:
