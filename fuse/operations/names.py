@@ -8,6 +8,7 @@ import stat
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import NAME_BYTES_MAX
 from fireflyfs.fuse import protocol
+from fireflyfs.fuse.operations import control
 from fireflyfs.fuse.request import Reply, Request
 from fireflyfs.fuse.volume import Volume
 from fireflyfs.proto import meta_pb2 as m
@@ -29,6 +30,9 @@ def lookup(volume: Volume, request: Request) -> Reply:
     try:
         reply = volume.meta.lookup(m.LookupRequest(caller=volume.caller(request), parent=request.nodeid, name=name))
     except FfsError as exc:
+        entry = control.found(request.nodeid, name) if exc.code == errno.ENOENT else None
+        if entry is not None:
+            return entry
         if exc.code == errno.ENOENT and any(volume.negative_valid):
             return protocol.encode_no_entry(volume.negative_valid)
         raise
