@@ -85,6 +85,8 @@ def opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes, 
     keep = volume.table.opened(inode)
     if volume.options.relatime and live.atime_is_old(volume.clock.unix_ns()):
         keep = False  # a read that the kernel answers by itself is not seen here
+    if not reply.created:
+        volume.counts["pages_kept" if keep else "pages_dropped"] += 1
     if not reply.created and volume.table.kernel_attributes_differ(inode):
         # The kernel's length would cut reads short until its time is up: have it ask (we answer from `live`).
         volume.notify(protocol.encode_inval_inode(live.id, -1, 0))
