@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("house", deadline=None)  # how fast it is, is measured in bench/
+settings.load_profile("house")
 
 E2E = ("tests/e2e/", "tests/fault/")  # where all real-process tests are
 NO_SKIPS = "FFS_NO_SKIPS"  # set by `make test`: a machine that lacks something must not look like a pass

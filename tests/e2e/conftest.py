@@ -131,11 +131,11 @@ class Mounted:
 
 @pytest.fixture
 def mount_of(tmp_path: Path) -> Iterator[Callable[..., Mounted]]:
-    """mount_of(cluster, *options): a mount of a cluster for one test."""
+    """mount_of(cluster, *options): a mount of a cluster for one test; in `folder`, where pytest's own will not do."""
     made: list[Mounted] = []
 
-    def make(cluster: LocalCluster, *options: str) -> Mounted:
-        point = tmp_path / f"point{len(made)}"
+    def make(cluster: LocalCluster, *options: str, folder: Path | None = None) -> Mounted:
+        point = (folder or tmp_path) / f"point{len(made)}"
         point.mkdir()
         made.append(Mounted(cluster, point, *options))
         return made[-1]
