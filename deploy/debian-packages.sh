@@ -10,7 +10,7 @@ declare -A PROGRAM=( # program to look for -> Debian package
 need_test() {
   PROGRAM+=([fio]=fio [sqlite3]=sqlite3 [iperf3]=iperf3 [git]=git [mkfs.ext4]=e2fsprogs
             [ip]=iproute2 [nft]=nftables [fsfreeze]=util-linux [nsenter]=util-linux [fuser]=psmisc
-            [setfacl]=acl [setpriv]=util-linux)
+            [setfacl]=acl [setpriv]=util-linux [gcc]=gcc)
 }
 need_bench() {
   PROGRAM+=([mfsmaster]=moosefs-master [mfschunkserver]=moosefs-chunkserver [mfsmount]=moosefs-client)
@@ -30,6 +30,7 @@ for program in "${!PROGRAM[@]}"; do
 done
 "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 if [ "${1:-run}" != run ]; then # Python's own tests run on a mount
+  [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
   "${PYTHON:-python3}" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("test.test_fcntl"))' \
     2>/dev/null || missing+=(libpython3-testsuite)
 fi
