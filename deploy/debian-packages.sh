@@ -10,10 +10,10 @@ declare -A PROGRAM=( # program to look for -> Debian package
 need_test() {
   PROGRAM+=([fio]=fio [sqlite3]=sqlite3 [iperf3]=iperf3 [git]=git [mkfs.ext4]=e2fsprogs
             [ip]=iproute2 [nft]=nftables [fsfreeze]=util-linux [nsenter]=util-linux [fuser]=psmisc
-            [setfacl]=acl [setpriv]=util-linux [rsync]=rsync)
+            [setfacl]=acl [setpriv]=util-linux [rsync]=rsync [gcc]=gcc)
 }
 need_soak() {
-  PROGRAM+=([dbench]=dbench [bonnie++]=bonnie++ [stress-ng]=stress-ng [pg_lsclusters]=postgresql [make]=make [gcc]=gcc
+  PROGRAM+=([dbench]=dbench [bonnie++]=bonnie++ [stress-ng]=stress-ng [pg_lsclusters]=postgresql [make]=make
             [bison]=bison [flex]=flex)
 }
 need_bench() {
@@ -36,6 +36,7 @@ for program in "${!PROGRAM[@]}"; do
 done
 "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 if [ "${1:-run}" != run ]; then # Python's own tests run on a mount
+  [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
   "${PYTHON:-python3}" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("test.test_fcntl"))' \
     2>/dev/null || missing+=(libpython3-testsuite)
 fi

@@ -50,6 +50,7 @@ class AgentProcess:
         self.free_slots = list(range(SLOTS_MAX))
         self.pids: set[int] = set()
         self.started_s = time.monotonic()
+        self.listener: threading.Thread | None = None
         self.sock, theirs = messages.pair()
         with theirs:
             descriptors = [theirs.fileno(), self.ends.fd]
@@ -211,7 +212,8 @@ class RingHost:
         return agent
 
     def _listen_to(self, agent: AgentProcess, pause_s: float = RESTART_S_MIN) -> None:
-        threading.Thread(target=self._listen, args=(agent, pause_s), name="usrbio-agent", daemon=True).start()
+        agent.listener = threading.Thread(target=self._listen, args=(agent, pause_s), name="usrbio-agent", daemon=True)
+        agent.listener.start()
 
     def _serve(self, agent: AgentProcess, link: Link) -> None:
         link.agent = agent
@@ -308,6 +310,8 @@ class RingHost:
             except subprocess.TimeoutExpired:
                 agent.process.kill()
                 agent.process.wait()
+            if agent.listener is not None:
+                agent.listener.join(END_S)
         self.files.stop()
         for thread in self._threads:
             if thread.ident is not None:

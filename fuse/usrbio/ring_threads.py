@@ -51,6 +51,7 @@ class RingThreads:
         self._turn = threading.Condition()  # of the batch that may complete
         self._completing = 0
         self._left = THREADS
+        self._failed = False
         self._why = errno.ENOLINK
         self._threads = [threading.Thread(target=self._run, name="ring", daemon=True) for _ in range(THREADS)]
 
@@ -94,6 +95,7 @@ class RingThreads:
             if not self._stopping.is_set():
                 log.warning("a ring is given up: %s", why)
                 self._why = number
+            self._failed = True
             self._stopping.set()
             self._turn.notify_all()
         self._ring.ring_bell()
@@ -149,7 +151,7 @@ class RingThreads:
                 self._known.leave(file)
         with self._turn:
             while self._completing != ticket:
-                if self._why != errno.ENOLINK:
+                if self._failed:
                     return  # the one before it has broken the ring
                 self._turn.wait()
             finished(len(sqes))

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from fireflyfs.client.filesystem import FileSystem
+
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"),
@@ -179,19 +181,23 @@ def test_a_killed_agent(mounted: Any, ring_programs: Any) -> None:
     assert (point / "file").read_bytes() == b"k" * 8000000 + bytes(1000000) + b"k" * 5000
 
 
-def test_the_mount_ends_under_a_ring(mounted: Any, ring_programs: Any) -> None:
-    """Whoever waits is told, agents are gone, and what was written is there."""
+@pytest.mark.parametrize("how", ["end", "kill"])
+def test_the_mount_ends_under_a_ring(cluster: Any, mounted: Any, ring_programs: Any, how: str) -> None:
+    """Unmounted or killed: whoever waits is told, and agents are gone. An unmount records what was written."""
     point = mounted.point
     app = ring_programs(point)
     assert app("move(False, 'end', [(0, 5000, 0)])") == [5000]
     app.send("ring(False).ior.wait(min_results=1)")
     pids = agents(mounted)
     assert pids
-    mounted.end()
+    mounted.end() if how == "end" else mounted.kill()
     with pytest.raises(OSError, match=r".*") as info:
         app.answer()
     assert info.value.errno == errno.ENOLINK
-    assert all(not Path(f"/proc/{pid}").exists() for pid in pids)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    if how == "end":
+        with FileSystem.connect(cluster.mgmtd_addresses()) as fs:
+            assert fs.stat("/end").st_size == 5000
 
 
 def test_many_applications_share_few_agents(mounted: Any, ring_programs: Any) -> None:

@@ -2,7 +2,7 @@
 
 `io_depth` is 3FS's: 0 takes everything there is; above 0 exactly so many, as a training step reads its samples; below
 0 at most so many, and with a timeout it waits that long for as many. 3FS waits for ever for the last, partial batch of
-an `io_depth` above 0, and never submits one below 0 with a timeout (reference bugs): here a partial batch is taken
+an `io_depth` above 0, and never submits one below 0 with a timeout: here a partial batch is taken
 when `timeout_ms`, or PARTIAL_MS where there is none, has passed since the first of it was seen.
 """
 
