@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from fireflyfs.common.limits import MiB
 from fireflyfs.common.net.api import Memory, MemoryPool, Piece, Slice
 
@@ -29,7 +31,8 @@ class Scratch:
         """`length` bytes with old content, until the end of the block; private memory when none of ours is free."""
         memory = self._get() if length <= self._block_bytes else None
         if memory is None:
-            yield memoryview(bytearray(length))
+            # Not a bytearray, which would be filled with zeros first; and long ones get huge pages from numpy.
+            yield np.empty(length, np.uint8).data
             return
         try:
             yield Slice(memory, 0, length)
