@@ -28,6 +28,8 @@ class Transfers(Connected):
     _strip_protocol: Callable[[Any], Any]
     expand_path: Callable[..., list[str]]
     lexists: Callable[[str], bool]
+    open: Callable[..., Any]
+    _intrans: bool
 
     # Into memory
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
@@ -70,14 +72,8 @@ class Transfers(Connected):
     # From memory
     def pipe_file(self, path: str, value: Any, mode: str = "overwrite", **_: Any) -> None:
         """Make the file hold exactly `value`, any buffer. `mode="create"` raises FileExistsError if it is there."""
-        path = self._strip_protocol(path)
-        flags = os.O_EXCL if mode == "create" else os.O_TRUNC
-
-        def write() -> None:
-            with self.client.open_file(path, os.O_WRONLY | os.O_CREAT | flags) as file:
-                file.write(value)
-
-        self._making_parents(path, write)
+        with self._open_new(self._strip_protocol(path), mode) as file:
+            file.write(value)
 
     # Local files
     def get_file(
@@ -106,12 +102,11 @@ class Transfers(Connected):
         if os.path.isdir(lpath):
             self.client.makedirs(rpath, exist_ok=True)
             return
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if mode == "create" else os.O_TRUNC)
         with open(lpath, "rb", buffering=0) as local:
             size = os.fstat(local.fileno()).st_size
             callback.set_size(size)
             with (
-                self._making_parents(rpath, lambda: self.client.open_file(rpath, flags)) as target,
+                self._open_new(rpath, mode) as target,
                 self.client.context.scratch.take(min(TRANSFER_BYTES, max(size, 1))) as piece,
             ):
                 view = view_of(piece)
@@ -141,6 +136,14 @@ class Transfers(Connected):
             while count := target.copy_from(source, at, at, COPY_BYTES):
                 at += count
                 callback.relative_update(count)
+
+    def _open_new(self, path: str, mode: str) -> File:
+        """To write all of a file, without a buffer; part of the transaction, if there is one."""
+        if self._intrans:
+            file: File = self.open(path, "xb" if mode == "create" else "wb", block_size=0)
+            return file
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if mode == "create" else os.O_TRUNC)
+        return self._making_parents(path, lambda: self.client.open_file(path, flags))
 
     def _copy_out(self, source: File, local: Any, callback: Any) -> None:
         callback.set_size(source.length)

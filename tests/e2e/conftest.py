@@ -6,6 +6,7 @@ import ast
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from fireflyfs.client.filesystem import FileSystem
+from fireflyfs.client.fsspec import FireflyFileSystem
 from fireflyfs.common.limits import GiB
 from fireflyfs.deploy.local import ClusterSpec, LocalCluster
 from fireflyfs.fuse import device
@@ -267,3 +270,33 @@ def ring_programs(programs: Callable[..., Program]) -> Callable[..., Program]:
         return program
 
     return make
+
+
+@pytest.fixture(scope="module")
+def mgmtd(cluster: LocalCluster) -> Iterator[str]:
+    """The managers of `cluster`, as a URL for fsspec names them; the connection to it goes with the module's tests."""
+    managers = ",".join(cluster.mgmtd_addresses())
+    yield managers
+    FireflyFileSystem(mgmtd=managers).disconnect()
+
+
+@pytest.fixture
+def fs(mgmtd: str) -> FireflyFileSystem:
+    """`cluster` through fsspec."""
+    return FireflyFileSystem(mgmtd=mgmtd)
+
+
+@pytest.fixture
+def folder(fs: FireflyFileSystem, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A directory of `cluster` for one test."""
+    path = "/" + re.sub(r"\W", "_", request.node.name)
+    fs.makedirs(path)
+    yield path
+    fs.rm(path, recursive=True)
+
+
+@pytest.fixture
+def other(mgmtd: str) -> Iterator[FileSystem]:
+    """Another client, with a connection of its own."""
+    with FileSystem.connect(mgmtd) as connected:
+        yield connected

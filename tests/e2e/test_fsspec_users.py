@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,6 @@ from fireflyfs.deploy.local import LocalCluster
 pytestmark = pytest.mark.e2e
 
 ROWS = 20_000
-
-
-@pytest.fixture(scope="module")
-def mgmtd(cluster: LocalCluster) -> Iterator[str]:
-    managers = ",".join(cluster.mgmtd_addresses())
-    yield managers
-    FireflyFileSystem(mgmtd=managers).disconnect()
-
-
-@pytest.fixture
-def fs(mgmtd: str) -> FireflyFileSystem:
-    return FireflyFileSystem(mgmtd=mgmtd)
-
-
-@pytest.fixture
-def folder(fs: FireflyFileSystem, request: pytest.FixtureRequest) -> Iterator[str]:
-    path = "/" + re.sub(r"\W", "_", request.node.name)
-    fs.makedirs(path)
-    yield path
-    fs.rm(path, recursive=True)
 
 
 @pytest.fixture
