@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
-from fireflyfs.client.handle import OpenInode
+from fireflyfs.client.handle import READ_AT_ONCE_BYTES_MAX, OpenInode
+from fireflyfs.client.scratch import Unfilled
 from fireflyfs.client.storage_codec import length_of
 from fireflyfs.common.errors import FfsError
 from fireflyfs.common.limits import FILE_BYTES_MAX, MiB
@@ -65,15 +66,13 @@ class File(io.RawIOBase):
     def pread(self, length: int, offset: int) -> bytes:
         """Like os.pread, but short only at the end of the file."""
         with self._errors():
-            data = self.handle.pread(offset, length)
-            if len(data) == length or offset + len(data) >= self.handle.length:
-                return data
-            parts = [data]
-            while data and length > sum(map(len, parts)):  # more than one pread gives
-                done = sum(map(len, parts))
-                data = self.handle.pread(offset + done, length - done)
-                parts.append(data)
-            return b"".join(parts)
+            count = self.handle.room(offset, length)
+            if count <= READ_AT_ONCE_BYTES_MAX:
+                return self.handle.pread(offset, count)
+            whole = Unfilled(count)
+            done = self.handle.pread_into(offset, whole.view)
+            data = whole.filled()
+            return data if done == count else data[:done]  # it was cut meanwhile
 
     def readinto_at(self, buffer: Any, offset: int) -> int:
         """Fill `buffer` (any writable buffer, or a Slice) from `offset`; how many bytes there were."""

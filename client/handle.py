@@ -10,7 +10,7 @@ from typing import Protocol
 
 from fireflyfs.client.inode_state import InodeState, InodeTable
 from fireflyfs.client.meta_client import MetaClient
-from fireflyfs.client.scratch import Scratch
+from fireflyfs.client.scratch import Scratch, Unfilled
 from fireflyfs.client.storage_client import StorageClient, WriteSpan
 from fireflyfs.client.storage_codec import length_of, part_of, view_of
 from fireflyfs.client.striping import FileLayout
@@ -106,6 +106,10 @@ class OpenInode:
         count = self.room(offset, min(length, READ_AT_ONCE_BYTES_MAX))
         if not count:
             return b""
+        if not self._context.scratch.shares(count):
+            whole = Unfilled(count)
+            self._storage.read_into(self._state.file, offset, whole.view)
+            return whole.filled()
         with self._context.scratch.take(count) as piece:
             self._storage.read_into(self._state.file, offset, piece)
             return bytes(view_of(piece))

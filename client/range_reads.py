@@ -14,14 +14,16 @@ from typing import NamedTuple
 from fireflyfs.client.batch import inodes
 from fireflyfs.client.handle import HandleContext
 from fireflyfs.client.paths import StrPath, path_at
+from fireflyfs.client.scratch import Unfilled
 from fireflyfs.client.storage_client import ReadSpan
 from fireflyfs.client.storage_codec import part_of, view_of
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.errors import Code, FfsError, error
-from fireflyfs.common.limits import BATCH_STAT_MAX, MiB
+from fireflyfs.common.limits import BATCH_STAT_MAX, KiB, MiB
 from fireflyfs.proto import meta_pb2
 
 READ_BYTES_MAX = 64 * MiB  # read at once, except for one longer range
+OWN_BYTES_MIN = 64 * KiB  # a range of a large batch that is read into its own result, instead of copied there
 TRIES_MAX = 8  # when files change while they are read
 
 
@@ -136,34 +138,46 @@ def _read_group(
     context: HandleContext, ranges: Sequence[Range], group: list[_Wanted], results: list[bytes | OSError]
 ) -> list[int]:
     """Read ranges at once; those to look at again, because their file changed or went while it was read."""
-    spans: list[ReadSpan] = []
-    places: list[int] = []
-    starts: list[int] = []
-    with context.scratch.take(max(1, sum(one.length for one in group))) as piece:
+    total = sum(one.length for one in group)
+    own_least = total + 1 if context.scratch.shares(total) else OWN_BYTES_MIN
+    wholes = [Unfilled(one.length) if one.length >= own_least else None for one in group]
+    shared = sum(one.length for one, whole in zip(group, wholes, strict=True) if whole is None)
+    with context.scratch.take(max(1, shared)) as piece:
+        spans: list[ReadSpan] = []
+        places: list[int] = []
+        starts: list[int] = []
         at = 0
-        for place, one in enumerate(group):
+        for place, (one, whole) in enumerate(zip(group, wholes, strict=True)):
             starts.append(at)
             if one.length:
                 layout = FileLayout.of(one.inode.id, one.inode.layout)
-                spans.append(ReadSpan(layout, one.offset, part_of(piece, at, one.length)))
+                into = part_of(piece, at, one.length) if whole is None else whole.view
+                spans.append(ReadSpan(layout, one.offset, into))
                 places.append(place)
-            at += one.length
+            at += one.length if whole is None else 0
         failed = {places[number]: exc for number, exc in context.storage.read(spans).items()}
-        # A file that is gone by now may have been read as holes: only what is still there was read for sure.
-        seen = list({one.inode.id: None for one in group})
-        try:
-            reply = context.meta.batch_stat(meta_pb2.BatchStatRequest(inodes=seen))
-        except FfsError as exc:
-            raise exc.to_oserror() from exc
-        now = dict(zip(seen, reply.inodes, strict=True))
+        gone = _changed(context, group)
         again: list[int] = []
         view = view_of(piece)
-        for place, (one, start) in enumerate(zip(group, starts, strict=True)):
-            after = now[one.inode.id]
-            if after.id != one.inode.id or not after.nlink or after.truncate_version != one.inode.truncate_version:
+        for place, (one, whole, start) in enumerate(zip(group, wholes, starts, strict=True)):
+            if one.inode.id in gone:
                 again.append(one.number)
             elif place in failed:
                 results[one.number] = failed[place].to_oserror(os.fspath(ranges[one.number].path))
             else:
-                results[one.number] = bytes(view[start : start + one.length])
+                results[one.number] = bytes(view[start : start + one.length]) if whole is None else whole.filled()
     return again
+
+
+def _changed(context: HandleContext, group: list[_Wanted]) -> set[int]:
+    """Files that were cut or removed since they were looked up: they may have been read as holes."""
+    seen = {one.inode.id: one.inode for one in group}
+    try:
+        reply = context.meta.batch_stat(meta_pb2.BatchStatRequest(inodes=list(seen)))
+    except FfsError as exc:
+        raise exc.to_oserror() from exc
+    return {
+        before.id
+        for before, now in zip(seen.values(), reply.inodes, strict=True)
+        if now.id != before.id or not now.nlink or now.truncate_version != before.truncate_version
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,20 @@ BLOCK_BYTES = 4 * MiB
 BLOCKS_MAX = 8
 
 
+class Unfilled:
+    """A `bytes` object that is read into before anybody has it: no copy. `view` is its memory, zeros at first."""
+
+    def __init__(self, length: int) -> None:
+        # BytesIO lets nobody write into bytes that others share; these it alone has, and gives them away as they are.
+        self._holder = io.BytesIO(bytes(length))
+        self.view = self._holder.getbuffer()
+
+    def filled(self) -> bytes:
+        """The object; a copy where somebody still holds a part of `view`, who changes nothing by writing there."""
+        self.view.release()
+        return self._holder.getvalue()
+
+
 class Scratch:
     """Blocks that are allocated when first needed. Safe to use from several threads."""
 
@@ -25,6 +40,10 @@ class Scratch:
         self._free: list[Memory] = []
         self._all: list[Memory] = []
         self._lock = threading.Lock()
+
+    def shares(self, length: int) -> bool:
+        """Whether `take` has blocks as long as that."""
+        return length <= self._block_bytes
 
     @contextmanager
     def take(self, length: int) -> Iterator[Piece]:

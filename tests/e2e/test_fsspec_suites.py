@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from typing import Any
 
 import fsspec
 import pytest
@@ -18,7 +17,6 @@ from fsspec.tests.abstract import (
 )
 
 from fireflyfs.client.fsspec import FireflyFileSystem
-from fireflyfs.deploy.local import LocalCluster
 
 pytestmark = pytest.mark.e2e
 
@@ -27,8 +25,8 @@ class Fixtures(AbstractFixtures):
     """What the suites run on."""
 
     @pytest.fixture
-    def fs(self, cluster: LocalCluster) -> FireflyFileSystem:
-        found = fsspec.filesystem("ffs", mgmtd=",".join(cluster.mgmtd_addresses()))
+    def fs(self, mgmtd: str) -> FireflyFileSystem:
+        found = fsspec.filesystem("ffs", mgmtd=mgmtd)
         assert isinstance(found, FireflyFileSystem)
         return found
 
@@ -58,10 +56,3 @@ class TestPipe(Fixtures, AbstractPipeTests):
 
 class TestOpen(Fixtures, AbstractOpenTests):
     """Modes."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def disconnected(cluster: LocalCluster) -> Iterator[Any]:
-    """The connection of all these tests goes with them."""
-    yield
-    FireflyFileSystem(mgmtd=",".join(cluster.mgmtd_addresses())).disconnect()
