@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from fsspec.callbacks import Callback
+from fsspec.parquet import open_parquet_file
 
 from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.client.fsspec import FireflyFileSystem, many
@@ -153,3 +157,25 @@ def test_a_cache_that_the_caller_chooses(
         assert file.read(8) == data[12:20], "nobody was asked"
     with pytest.raises(KeyError):
         fs.open(f"{folder}/file", "rb", cache_type="nonsense")
+
+
+def test_parquet_columns_are_read_at_once_when_opened(
+    fs: FireflyFileSystem, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"{folder}/table.parquet"
+    plain: dict[str, Any] = {"use_dictionary": False, "compression": "none"}
+    columns = {f"c{n}": np.arange(n, n + 200_000) for n in range(4)}
+    pyarrow.parquet.write_table(pa.table(columns), path, filesystem=fs, row_group_size=10_000, **plain)
+    asked: list[int] = []
+    cat_ranges = fs.cat_ranges
+
+    def counting(paths: list[str], *args: Any, **kwargs: Any) -> Any:
+        asked.append(len(paths))
+        return cat_ranges(paths, *args, **kwargs)
+
+    monkeypatch.setattr(fs, "cat_ranges", counting)
+    with open_parquet_file(path, fs=fs, columns=["c2"], engine="pyarrow") as file:
+        monkeypatch.setattr(fs, "cat_file", None)
+        found = pyarrow.parquet.read_table(file, columns=["c2"])["c2"]
+    np.testing.assert_array_equal(found.to_numpy(), columns["c2"])
+    assert max(asked) >= 10, "all row groups in one batch"
