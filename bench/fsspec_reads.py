@@ -1,4 +1,4 @@
-"""Reads, and whole small files in and out, through fsspec beside the same with local files: `python bench/fsspec_reads.py [--gib 1] [--json]`.
+"""Reads through fsspec beside the same with local files, and small files in and out: `python bench/fsspec_reads.py`.
 
 Both are cached by the machine: what is measured is the way to the bytes, not the disk. The cluster has three storage
 nodes and three replicas on this machine, and shares its cores.
