@@ -83,10 +83,14 @@ class Transfers(Connected):
         rpath = self._strip_protocol(rpath)
         if outfile is None and isfilelike(lpath):
             outfile = lpath
-        if outfile is None and self.client.isdir(rpath):
+        try:
+            source = self.client.open_file(rpath)
+        except IsADirectoryError:
+            if outfile is not None:
+                raise
             os.makedirs(lpath, exist_ok=True)
             return
-        with self.client.open_file(rpath) as source:
+        with source:
             if outfile is not None:
                 self._copy_out(source, outfile, callback)
                 return
@@ -118,19 +122,20 @@ class Transfers(Connected):
     def cp_file(self, path1: str, path2: str, callback: Any = DEFAULT_CALLBACK, **_: Any) -> None:
         """Chunk by chunk from storage to storage. A directory is only made."""
         path1, path2 = self._strip_protocol(path1), self._strip_protocol(path2)
-        if self.client.isdir(path1):
+        try:
+            source = self.client.open_file(path1)
+        except IsADirectoryError:
             self.client.makedirs(path2, exist_ok=True)
             return
-        if path1 == path2:
-            raise ValueError(f"{path1} cannot be copied onto itself")
         flags = os.O_WRONLY | os.O_CREAT
         with (
-            self.client.open_file(path1) as source,
+            source,
             self._making_parents(path2, lambda: self.client.open_file(path2, flags)) as target,
         ):
             if source.inode.id == target.inode.id:
                 raise ValueError(f"{path1} and {path2} are one file")
-            target.truncate(0)
+            if target.length:  # not O_TRUNC, which would also cut a source that both names lead to
+                target.truncate(0)
             callback.set_size(source.length)
             at = 0
             while count := target.copy_from(source, at, at, COPY_BYTES):
