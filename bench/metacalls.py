@@ -79,7 +79,7 @@ def serve(folder: str, told: multiprocessing.connection.Connection, profile: str
         parts = assemble(
             kv, SystemClock(), NoStorage(), InventedRouting(), root=(0, 0, 0o755), layout=LayoutRule(1 << 20, 4, 1)
         )
-        collecting = asyncio.create_task(parts.collector.run())
+        jobs = [asyncio.create_task(job()) for job in (parts.collector.run, parts.folder.run)]
         link = LinkServer(Identity(CLUSTER), link_handlers(META, "META", parts.handlers), unix_path=f"{folder}/unix")
         control = ControlServer([(META, parts.handlers)])
         await link.start()
@@ -88,7 +88,8 @@ def serve(folder: str, told: multiprocessing.connection.Connection, profile: str
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         await stop.wait()
-        collecting.cancel()
+        for job in jobs:
+            job.cancel()
         await link.stop()
         await control.stop()
         kv.close()

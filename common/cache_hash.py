@@ -34,7 +34,7 @@ Hashes = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]
 class Keys:
     """A batch of keys in one array, and their hashes."""
 
-    __slots__ = ("check", "index", "lengths", "table")
+    __slots__ = ("check", "index", "length", "table")
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         """Raises INVALID for a key out of bounds."""
@@ -44,17 +44,16 @@ class Keys:
                 Code.INVALID,
                 f"keys of {min(lengths)} to {max(lengths)} bytes, not {CACHE_KEY_BYTES_MIN} to {CACHE_KEY_BYTES_MAX}",
             )
-        self.lengths = lengths
+        self.length: npt.NDArray[np.uint64] = np.array(lengths, np.uint64)
         self.table: npt.NDArray[np.bytes_] = np.array(keys, "S64")  # padded with zeros
-        self.index, self.check = _hash(self.table, lengths)
+        self.index, self.check = _hash(self.table, lengths, self.length)
 
 
-def _hash(table: npt.NDArray[np.bytes_], lengths: list[int]) -> Hashes:
+def _hash(table: npt.NDArray[np.bytes_], lengths: list[int], size: npt.NDArray[np.uint64]) -> Hashes:
     count = len(lengths)
     if not count:
         return np.empty(0, np.uint64), np.empty(0, np.uint32)
     words = table.view("<u8").reshape(count, CACHE_KEY_BYTES_MAX // 8)
-    size = np.array(lengths, np.uint64)
     shortest, longest = -(-min(lengths) // 8), -(-max(lengths) // 8)
     state = size * _CU
     for number in range(longest):

@@ -17,7 +17,8 @@ need_soak() {
             [bison]=bison [flex]=flex)
 }
 need_bench() {
-  PROGRAM+=([mfsmaster]=moosefs-master [mfschunkserver]=moosefs-chunkserver [mfsmount]=moosefs-client)
+  PROGRAM+=([mfsmaster]=moosefs-master [mfschunkserver]=moosefs-chunkserver [mfsmount]=moosefs-client
+            [redis-server]=redis-server)
 }
 
 case "${1:-run}" in

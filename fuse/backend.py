@@ -77,6 +77,9 @@ class Backend(Protocol):
     def pool(self) -> MemoryPool: ...
     @property
     def client_id(self) -> bytes: ...
+    @property
+    def waits(self) -> int:
+        """How often a call was begun anew because servers were away."""
 
     def give_up(self) -> None:
         """The mount ends: calls that wait for servers may fail now."""

@@ -36,6 +36,7 @@ class Patience:
 
     def __init__(self) -> None:
         self._given_up = threading.Event()
+        self.waits = 0
 
     def give_up(self) -> None:
         self._given_up.set()
@@ -45,6 +46,7 @@ class Patience:
         if exc.reaction is Reaction.GIVE_UP or exc.code is Code.CHECKSUM:
             raise exc
         log.warning("%s: %s; still trying", what, exc)
+        self.waits += 1
         if self._given_up.wait(PAUSE_S):
             raise exc
 
@@ -213,6 +215,10 @@ class ContextBackend:
         self.data: DataCalls = PatientData(context.storage, patience)
         self.pool: MemoryPool = context.pool
         self.client_id: bytes = context.client_id
+
+    @property
+    def waits(self) -> int:
+        return self._patience.waits
 
     def give_up(self) -> None:
         """The mount ends: nobody waits for servers any more."""

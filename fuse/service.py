@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 from fireflyfs.common.errors import FfsError
 from fireflyfs.fuse import protocol
-from fireflyfs.fuse.operations import HANDLERS
+from fireflyfs.fuse.operations import HANDLERS, control
+from fireflyfs.fuse.operations.control import CONTROL_FIRST
 from fireflyfs.fuse.protocol import IN_HEADER, OUT_HEADER, Opcode
 from fireflyfs.fuse.request import Reply, Request
+from fireflyfs.fuse.statistics import BYTES, CLASSES, ERRORS, OPCODES_MAX, TOTAL_US
 from fireflyfs.fuse.usrbio import virtual
 from fireflyfs.fuse.volume import Volume
 
@@ -40,6 +42,7 @@ class Service:
         self._request_bytes = request_bytes_max + protocol.REQUEST_EXTRA_BYTES
         self._landing = volume.backend.pool.allocate(request_bytes_max)
         self._may_end = may_end
+        self._times = volume.times.table()
 
     def run(self) -> None:
         """Until the file system is unmounted, or `may_end` says that this thread is not needed."""
@@ -48,10 +51,11 @@ class Service:
         finally:
             os.close(self.fd)
             self._landing.close()
+            self.volume.times.ended(self._times)
 
     def _loop(self) -> None:
         volume, fd, need = self.volume, self.fd, self._request_bytes
-        segments, counts = volume.segments, volume.counts
+        segments, counts, times = volume.segments, volume.counts, self._times
         segment = segments.take()
         request = Request(segment, self._landing, fd)
         position = 0
@@ -82,7 +86,12 @@ class Service:
                 opcode = self.busy_with = request.opcode
                 request.body = room[40:length]
                 request.body_position = position + 40
-                handler = HANDLERS.get(opcode) if request.nodeid < protocol.VIRTUAL_BASE else virtual.handle
+                handler = HANDLERS.get(opcode)
+                if request.nodeid >= protocol.VIRTUAL_BASE:
+                    if request.nodeid < CONTROL_FIRST:
+                        handler = virtual.handle
+                    elif handler is not None:
+                        handler = control.handle
                 reply: Reply = None
                 number = 0
                 if handler is None:
@@ -113,10 +122,13 @@ class Service:
                 else:
                     total = 16 + sum(map(len, reply))
                     self._write([OUT_HEADER.pack(total, 0, request.unique), *reply])
+                    if opcode == Opcode.READ:
+                        times[opcode][BYTES] += total - 16
                 if request.after_reply is not None:
                     volume.notify(request.after_reply)
                     request.after_reply = None
                 if opcode == Opcode.WRITE:
+                    times[opcode][BYTES] += length - protocol.WRITE_DATA_OFFSET
                     position += (length + _ALIGN - 1) & -_ALIGN
                     if position + need > segments.segment_bytes:
                         request.body = memoryview(b"")
@@ -125,6 +137,13 @@ class Service:
                         segment = request.segment = segments.take()
                         position = 0
                     room = segment.view[position : position + need]
+                if opcode < OPCODES_MAX:
+                    took_us = int((monotonic() - self.busy_since_s) * 1e6)
+                    row = times[opcode]
+                    row[min(took_us.bit_length(), CLASSES - 1)] += 1
+                    row[TOTAL_US] += took_us
+                    if number:
+                        row[ERRORS] += 1
                 self.busy_since_s = 0.0
                 if self._may_end(self):
                     return

@@ -24,6 +24,7 @@ from fireflyfs.fuse.options import MountOptions
 from fireflyfs.fuse.request import Request
 from fireflyfs.fuse.segments import SegmentPool
 from fireflyfs.fuse.session_ender import Ended, SessionEnder
+from fireflyfs.fuse.statistics import Statistics
 from fireflyfs.fuse.told import RemovedInodes, XattrKnowledge
 from fireflyfs.fuse.write_behind import WriteBehind
 from fireflyfs.proto import meta_pb2 as m
@@ -69,6 +70,8 @@ class Volume:
         self.counts: Counter[str] = Counter()
         self.mountpoint = Path("/")
         self.rings: RingHost | None = None  # where applications' rings are served
+        self.times = Statistics()
+        self.began_s = clock.monotonic_s()
 
     def caller(self, request: Request) -> Caller:
         return self.callers.caller(request.uid, request.gid, request.pid)
@@ -302,5 +305,6 @@ class Volume:
             "flushed_bytes": self.write_behind.flushed_bytes,
             "flush_errors": self.write_behind.flush_errors,
             "segments": self.segments.made,
+            "server_waits": self.backend.waits,
             **self.counts,
         }

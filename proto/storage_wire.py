@@ -11,8 +11,11 @@ STORAGE_UPDATE    the same, from a replica to its successor
                   reply to both: UPDATE_RESULT[n]
 
 STORAGE_CACHE_GET body: CACHE_HEADER[1] CACHE_BLOCK[n], `into`: the pieces of each block, one block after the other
-                  reply: READ_RESULT[n]; `length` bytes are in the block's pieces, filled in order, and `crc32c` is of
-                  them all; CHUNK_NOT_FOUND: a miss; TOO_LARGE: `chunk_length` bytes do not fit, nothing was pushed
+                  reply: CACHE_RESULT[n]; `length` bytes are in the block's pieces, filled in order, and `crc32c` should
+                  be of them all: with CacheFlag.VERIFY the server has made sure, else the client does, and asks again
+                  with VERIFY where it is not; CHUNK_NOT_FOUND: a miss; TOO_LARGE: the block does not fit
+                  with CacheFlag.PACKED: `into` is one piece, a block stands at `offset` of it, and `pieces` is how
+                  many bytes a block may have
 STORAGE_CACHE_EXISTS  body: CACHE_HEADER[1] CACHE_LOOKUP[n]
                   reply: one byte for each: 0 absent, 1 there, 2 not to be told here (another version of the chain)
 
@@ -121,18 +124,28 @@ UPDATE_NAME = np.dtype(
 # Of the namespace on this chain: what its blocks may take, each counted once; 0: what the targets have
 NAMED_TAIL = np.dtype([("capacity_bytes", "<u8")])  # 8 bytes
 
-CACHE_HEADER = np.dtype([("inode", "<u8"), ("rows", "<u4"), ("flags", "<u4")])  # 16 bytes; flags: 0
+CACHE_HEADER = np.dtype([("inode", "<u8"), ("rows", "<u4"), ("flags", "<u4")])  # 16 bytes
+
+
+class CacheFlag(IntFlag):
+    """Bits of CACHE_HEADER.flags."""
+
+    VERIFY = 1  # the server compares checksums, mends, and says CHECKSUM; slower
+    PACKED = 2  # all blocks land in one piece
+
 
 CACHE_BLOCK = np.dtype(
     [
         ("index", "<u8"),  # common.cache_hash of the key
         ("chain_id", "<u4"),
         ("chain_version", "<u4"),
-        ("pieces", "<u4"),  # how many of the `into` pieces are this block's
+        ("pieces", "<u4"),  # how many of the `into` pieces are this block's; PACKED: bytes that it may have
         ("key_length", "<u4"),
         ("key", "V64"),
     ]
 )  # 88 bytes
+
+CACHE_RESULT = np.dtype([("status", "<u4"), ("length", "<u4"), ("crc32c", "<u4"), ("offset", "<u4")])  # 16 bytes
 
 CACHE_LOOKUP = np.dtype(
     [

@@ -23,6 +23,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     "The mount": {
         "mount": ("mounting", "mount", "Mount the file system on a directory."),
         "umount": ("mounting", "umount", "Unmount a directory."),
+        "stats": ("mount_stats", "stats", "Show what a mount did, and how fast."),
     },
     "Files": {
         "ls": ("files", "ls", "List directories."),

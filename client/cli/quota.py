@@ -36,7 +36,7 @@ def _amount(text: str, factors: dict[str, int]) -> int:
     if found is None or found[3] not in factors:
         raise click.BadParameter(f"{text!r} is no amount: give a number such as 500, 10K or 1.5G")
     part = found[2] or ""
-    amount = int(found[1] + part) * factors[found[3]] // 10 ** len(part)
+    amount = int(found[1] + part) * factors[found[3]] // int(10 ** len(part))
     if amount >= 1 << 63:
         raise click.BadParameter(f"{text!r} is more than there can be")
     return amount

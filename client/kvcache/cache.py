@@ -16,35 +16,32 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from crc32c import crc32c
 
 from fireflyfs.client.channels import ChannelPool
 from fireflyfs.client.file import File
 from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.client.kvcache.api import MISS, Block, CacheStats, Namespace, Out
-from fireflyfs.client.kvcache.memory import pieces_of
+from fireflyfs.client.kvcache.getting import GetBatch
 from fireflyfs.client.kvcache.namespaces import Namespaces
-from fireflyfs.client.kvcache.nodes import MOVED, Nodes
-from fireflyfs.client.kvcache.placement import NodeRows, Placement, Rows, requests_of, waves_of
+from fireflyfs.client.kvcache.nodes import Nodes
+from fireflyfs.client.kvcache.placement import NodeRows, Placed, Placement, Rows
 from fireflyfs.client.kvcache.prefetch import Prefetcher, PrefetchJob
 from fireflyfs.client.kvcache.putting import Putter
 from fireflyfs.client.kvcache.upkeep import Upkeep
-from fireflyfs.client.routing import Routing
-from fireflyfs.client.storage_codec import length_of, part_of, read_results, view_of
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.cache_hash import Keys
 from fireflyfs.common.clock import SystemClock
-from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.errors import Code, error
 from fireflyfs.common.ids import new_client_id
 from fireflyfs.common.limits import CACHE_LOOKUPS_MAX
-from fireflyfs.common.net.api import Call, Piece, Reply
+from fireflyfs.common.net.api import Call, Reply
 from fireflyfs.common.net.methods import Method
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 0.4  # a look-up waits so long for a node
 PUT_TIMEOUT_S = 2.0  # and a put, which may have to wait for room
-_MISSING = int(Code.CHUNK_NOT_FOUND)
+THERE, UNKNOWN = 1, 2  # answers to STORAGE_CACHE_EXISTS
 
 
 class KVCache:
@@ -150,22 +147,23 @@ class KVCache:
 
     def get_batch(self, keys: Sequence[bytes], out: Sequence[Out]) -> list[int]:
         self._check(len(keys), len(out))
-        if not keys:
-            return []
-        landing = [pieces_of(each, writable=True) for each in out]
-        batch = _GetBatch(Keys(keys), self._placement, [pieces for pieces, _ in landing], [n for _, n in landing])
         stats = CacheStats()
-        unanswered: list[int] = []
-        for rows in waves_of(batch.room):
-            unanswered += self._nodes.ask_all(
-                self._placement, batch.chains, rows, batch.pack, lambda rows, reply: batch.land(rows, reply, stats)
-            )
-        stats.away = len(set(unanswered) - batch.damaged_rows)
-        stats.hit_bytes = sum([length for length in batch.lengths if length > 0])
-        stats.misses = batch.lengths.count(MISS)
+        with GetBatch(keys, out, self._placement, self._fs.context.scratch) as batch:
+
+            def land(rows: Rows, reply: Reply, memory: Any) -> list[int]:
+                return batch.land(rows, reply, memory, stats)
+
+            unanswered: list[int] = []
+            for rows in batch.waves():
+                unanswered += self._nodes.ask_all(self._placement, batch.chains, rows, batch.pack, land)
+        lengths = batch.lengths
+        stats.damaged = len(batch.damaged)
+        stats.away = len(set(unanswered) - batch.damaged)
+        stats.misses = lengths.count(MISS)
         stats.hits = len(keys) - stats.misses
+        stats.hit_bytes = sum(lengths) + stats.misses
         self._count(stats)
-        return batch.lengths
+        return lengths
 
     def exists_batch(self, keys: Sequence[bytes]) -> list[bool]:
         return [bool(each) for each in self._find(keys).tolist()]
@@ -180,19 +178,17 @@ class KVCache:
         chains = self._placement.chains_of(hashed)
         found = np.zeros(len(keys), np.bool_)
 
-        def pack(routing: Routing, node: NodeRows) -> Iterator[tuple[Rows, Call]]:
-            versions = self._placement.versions_of(routing, chains)
+        def pack(placed: Placed, node: NodeRows) -> Iterator[tuple[Rows, Call, None]]:
             for start in range(0, len(node.rows), CACHE_LOOKUPS_MAX):
                 rows = node.rows[start : start + CACHE_LOOKUPS_MAX]
-                body = self._placement.lookup_body(hashed, chains, versions, rows)
-                yield rows, Call(Method.STORAGE_CACHE_EXISTS, body)
+                yield rows, Call(Method.STORAGE_CACHE_EXISTS, self._placement.lookup_body(hashed, placed, rows)), None
 
-        def land(rows: Rows, reply: Reply) -> list[int]:
+        def land(rows: Rows, reply: Reply, _: None) -> list[int]:
             if len(reply.body) != len(rows):
                 return []  # nonsense: misses
             answer = np.frombuffer(reply.body, np.uint8)
-            found[rows] = answer == 1
-            return rows[answer == 2].tolist() if answer.max() == 2 else []
+            found[rows] = answer == THERE
+            return rows[answer == UNKNOWN].tolist() if answer.max() == UNKNOWN else []
 
         unanswered: list[int] = []
         if len(keys):
@@ -254,63 +250,3 @@ class KVCache:
 
 
 _COUNTERS = tuple(each.name for each in dataclasses.fields(CacheStats) if each.name != "servers")
-
-
-class _GetBatch:
-    """One `get_batch`: what is asked, and what has landed."""
-
-    def __init__(self, keys: Keys, placement: Placement, pieces: list[list[Piece]], room: list[int]) -> None:
-        self.keys = keys
-        self.chains = placement.chains_of(keys)
-        self.lengths = [MISS] * len(pieces)
-        self.damaged_rows: set[int] = set()
-        self._placement = placement
-        self._pieces = pieces
-        self.room = room
-        self._counts = [len(each) for each in pieces]
-        self._count_array = np.array(self._counts, np.uint32)
-
-    def pack(self, routing: Routing, node: NodeRows) -> Iterator[tuple[Rows, Call]]:
-        versions = self._placement.versions_of(routing, self.chains)
-        for rows in requests_of(node.rows, self.room, self._counts):
-            into = [piece for row in rows.tolist() for piece in self._pieces[row]]
-            body = self._placement.get_body(self.keys, self.chains, versions, rows, self._count_array)
-            yield rows, Call(Method.STORAGE_CACHE_GET, body, (), into)
-
-    def land(self, rows: Rows, reply: Reply, stats: CacheStats) -> list[int]:
-        """Verify what came; rows to ask another replica for."""
-        try:
-            results = read_results(reply.body, len(rows))
-        except FfsError:
-            return list(rows.tolist())
-        again: list[int] = []
-        for row, status, length, expected in zip(
-            rows.tolist(),
-            results["status"].tolist(),
-            results["length"].tolist(),
-            results["crc32c"].tolist(),
-            strict=True,
-        ):
-            if status == 0 and 0 < length <= self.room[row] and self._crc(row, length) == expected:
-                self.lengths[row] = length
-            elif status == 0 or status == Code.CHECKSUM:
-                stats.damaged += row not in self.damaged_rows
-                self.damaged_rows.add(row)
-                again.append(row)
-            elif status in MOVED:
-                again.append(row)
-            elif status == Code.TOO_LARGE:
-                stats.too_large += 1
-        return again
-
-    def _crc(self, row: int, length: int) -> int:
-        pieces = self._pieces[row]
-        if len(pieces) == 1:
-            view = view_of(pieces[0])
-            return crc32c(view if len(view) == length else view[:length])
-        whole = 0
-        for piece in pieces:
-            take = min(length, length_of(piece))
-            whole = crc32c(view_of(part_of(piece, 0, take)), whole)
-            length -= take
-        return whole

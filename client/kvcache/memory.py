@@ -19,6 +19,14 @@ def pieces_of(block: Any, *, writable: bool) -> tuple[list[Piece], int]:
 
     Raises INVALID for what is not contiguous, not memory at all, not writable where it must be, or in too many parts.
     """
+    if not isinstance(block, (list, tuple, Slice)):
+        try:
+            view = memoryview(block)  # the usual case by the shortest way
+        except (TypeError, ValueError, BufferError):
+            pass
+        else:
+            if view.format == "B" and view.ndim == 1 and view.c_contiguous and not (writable and view.readonly):
+                return ([view] if view.nbytes else []), view.nbytes
     parts = block if isinstance(block, (list, tuple)) else (block,)
     pieces = [piece for part in parts if length_of(piece := _piece_of(part, writable))]
     if len(pieces) > PIECES_MAX:

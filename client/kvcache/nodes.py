@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from fireflyfs.client.kvcache.placement import NodeRows, Placement, Rows
+from fireflyfs.client.kvcache.placement import Chains, NodeRows, Placed, Placement, Rows
 from fireflyfs.client.replica_choice import ReplicaChoice
 from fireflyfs.client.routing import Chain, Routing
 from fireflyfs.client.routing_view import RoutingView
@@ -18,9 +18,8 @@ from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.net.api import Address, BlockingLink, Call, Reply
 
-Chains = npt.NDArray[np.uint32]
-Pack = Callable[[Routing, NodeRows], Iterable[tuple[Rows, Call]]]
-Land = Callable[[Rows, Reply], list[int]]
+Pack = Callable[[Placed, NodeRows], Iterable[tuple[Rows, Call, Any]]]  # the last is for `Land`
+Land = Callable[[Rows, Reply, Any], list[int]]
 
 AWAY_S = 1.0  # a worker that did not answer is not asked again for so long: what it has is a miss
 AWAY_MAX = 65_536
@@ -80,9 +79,10 @@ class Nodes:
         for attempt in range(ATTEMPTS):
             placed = placement.place(routing, chains, rows, self._chooser(routing, failed))
             left = placed.homeless
-            calls = [(node, part, call) for node in placed.nodes for part, call in pack(routing, node)]
-            for (node, part, _), answer in zip(calls, self._ask(calls), strict=True):
-                again = part.tolist() if isinstance(answer, FfsError) else land(part, answer)
+            calls = [(node, *each) for node in placed.nodes for each in pack(placed, node)]
+            answers = self._ask([(node, call) for node, _, call, _ in calls])
+            for (node, part, _, memory), answer in zip(calls, answers, strict=True):
+                again = part.tolist() if isinstance(answer, FfsError) else land(part, answer, memory)
                 if again:
                     failed |= node.targets
                     left += again
@@ -99,15 +99,15 @@ class Nodes:
 
         return choose
 
-    def _ask(self, calls: Sequence[tuple[NodeRows, Rows, Call]]) -> list[Reply | FfsError]:
+    def _ask(self, calls: Sequence[tuple[NodeRows, Call]]) -> list[Reply | FfsError]:
         loads = []
-        for node, _, call in calls:
+        for node, call in calls:
             call.deadline_s = self._timeout_s
             loads.append(self._choice.begin(node.address, sum(map(length_of, call.into))))
         began_s = self._clock.monotonic_s()
-        answers = self.call_many([(node.address, call) for node, _, call in calls])
+        answers = self.call_many([(node.address, call) for node, call in calls])
         elapsed_s = self._clock.monotonic_s() - began_s
-        for (node, _, _), load, answer in zip(calls, loads, answers, strict=True):
+        for (node, _), load, answer in zip(calls, loads, answers, strict=True):
             if isinstance(answer, FfsError):
                 self._choice.failed(node.address, load, ())
             else:

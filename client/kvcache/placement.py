@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,15 +13,12 @@ import numpy.typing as npt
 from fireflyfs.client.routing import Chain, Routing
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.cache_hash import Keys
-from fireflyfs.common.limits import FRAME_SEGMENTS_MAX, MiB
 from fireflyfs.common.net.api import Address
-from fireflyfs.proto.storage_wire import CACHE_BLOCK, CACHE_HEADER, CACHE_LOOKUP
-
-WAVE_BYTES_MAX = 16 * MiB  # of a batch, under way at once
-GET_ROWS_MAX = 1024
-GET_BYTES_MAX = 8 * MiB  # of one request, except for a single larger block
+from fireflyfs.proto.storage_wire import CACHE_BLOCK, CACHE_LOOKUP
 
 Rows = npt.NDArray[np.intp]
+Chains = npt.NDArray[np.uint32]
+_HEADER = struct.Struct("<QII")  # CACHE_HEADER
 
 
 @dataclass(slots=True)
@@ -33,10 +31,12 @@ class NodeRows:
 
 
 class Placed(NamedTuple):
-    """A batch by worker; `homeless`: rows whose chain nobody can be asked about now."""
+    """A batch by worker."""
 
     nodes: list[NodeRows]
-    homeless: list[int]
+    homeless: list[int]  # rows whose chain nobody can be asked about now
+    chains: Chains  # of each row of the batch
+    versions: Chains  # of the chains of the rows that are placed
 
 
 class Placement:
@@ -47,19 +47,16 @@ class Placement:
         self._chains = file.chain_array
         self._count = np.uint64(len(file.chains))
 
-    def chains_of(self, keys: Keys) -> npt.NDArray[np.uint32]:
+    def chains_of(self, keys: Keys) -> Chains:
         """The chain of each key: where a file with this layout has the chunk of that index."""
         return self._chains[(keys.index % self._count).astype(np.intp)]
 
     def place(
-        self,
-        routing: Routing,
-        chains: npt.NDArray[np.uint32],
-        rows: Rows,
-        choose: Callable[[Chain], tuple[int, Address] | None],
+        self, routing: Routing, chains: Chains, rows: Rows, choose: Callable[[Chain], tuple[int, Address] | None]
     ) -> Placed:
         """`rows` by worker. `choose`: a replica of the chain and where its worker listens, None where there is none."""
-        mine = chains[rows]
+        mine = chains[rows] if len(rows) < len(chains) else chains
+        versions = np.zeros(len(chains), np.uint32)
         nodes: dict[Address, NodeRows] = {}
         parts: dict[Address, list[Rows]] = {}
         homeless: list[int] = []
@@ -67,84 +64,41 @@ class Placement:
             members = rows[mine == chain_id]
             chain = routing.chains.get(chain_id)
             chosen = choose(chain) if chain is not None else None
-            if chosen is None:
+            if chain is None or chosen is None:
                 homeless += members.tolist()
                 continue
             target, address = chosen
+            versions[members] = chain.version
             node = nodes.get(address)
             if node is None:
                 node = nodes[address] = NodeRows(address, members, set())
+                parts[address] = []
             node.targets.add(target)
-            parts.setdefault(address, []).append(members)
+            parts[address].append(members)
         for address, node in nodes.items():
             if len(parts[address]) > 1:
-                node.rows = np.sort(np.concatenate(parts[address]))
-        return Placed(list(nodes.values()), homeless)
+                node.rows = np.concatenate(parts[address])
+        return Placed(list(nodes.values()), homeless, chains, versions)
 
-    def versions_of(self, routing: Routing, chains: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-        """The version of each row's chain; 0 for one that routing does not have."""
-        versions = np.zeros(len(chains), np.uint32)
-        for chain_id in set(chains.tolist()):
-            chain = routing.chains.get(chain_id)
-            if chain is not None:
-                versions[chains == chain_id] = chain.version
-        return versions
-
-    def lookup_body(
-        self, keys: Keys, chains: npt.NDArray[np.uint32], versions: npt.NDArray[np.uint32], rows: Rows
-    ) -> bytes:
+    def lookup_body(self, keys: Keys, placed: Placed, rows: Rows) -> bytes:
         """The body of STORAGE_CACHE_EXISTS."""
         table = np.zeros(len(rows), CACHE_LOOKUP)
         table["index"] = keys.index[rows]
-        table["chain_id"] = chains[rows]
-        table["chain_version"] = versions[rows]
+        table["chain_id"] = placed.chains[rows]
+        table["chain_version"] = placed.versions[rows]
         table["check"] = keys.check[rows]
-        return self._header(len(rows)) + table.tobytes()
+        return self._header(len(rows), 0) + table.tobytes()
 
-    def get_body(
-        self,
-        keys: Keys,
-        chains: npt.NDArray[np.uint32],
-        versions: npt.NDArray[np.uint32],
-        rows: Rows,
-        pieces: npt.NDArray[np.uint32],
-    ) -> bytes:
-        """The body of STORAGE_CACHE_GET. `pieces`: how many the block of each row of the batch has."""
+    def get_body(self, keys: Keys, placed: Placed, rows: Rows, pieces: npt.NDArray[np.uint32], flags: int) -> bytes:
+        """The body of STORAGE_CACHE_GET. `pieces`: of each row of the batch, as the flags say."""
         table = np.zeros(len(rows), CACHE_BLOCK)
         table["index"] = keys.index[rows]
-        table["chain_id"] = chains[rows]
-        table["chain_version"] = versions[rows]
+        table["chain_id"] = placed.chains[rows]
+        table["chain_version"] = placed.versions[rows]
         table["pieces"] = pieces[rows]
-        table["key_length"] = [keys.lengths[row] for row in rows.tolist()]
+        table["key_length"] = keys.length[rows]
         table["key"] = keys.table[rows].view("V64")
-        return self._header(len(rows)) + table.tobytes()
+        return self._header(len(rows), flags) + table.tobytes()
 
-    def _header(self, rows: int) -> bytes:
-        return np.array([(self.file.inode, rows, 0)], CACHE_HEADER).tobytes()
-
-
-def waves_of(room: Sequence[int]) -> Iterator[Rows]:
-    """A batch cut into parts that may be under way at once; more than one block only within the bound."""
-    start = nbytes = 0
-    for end, size in enumerate(room):
-        if end > start and nbytes + size > WAVE_BYTES_MAX:
-            yield np.arange(start, end)
-            start, nbytes = end, 0
-        nbytes += size
-    if room:
-        yield np.arange(start, len(room))
-
-
-def requests_of(rows: Rows, room: Sequence[int], pieces: Sequence[int]) -> Iterator[Rows]:
-    """Rows of one worker, cut into requests within the bounds. `room`: bytes that each row's block may have."""
-    start = nbytes = segments = 0
-    listed = rows.tolist()
-    for end, row in enumerate(listed):
-        full = nbytes + room[row] > GET_BYTES_MAX or segments + pieces[row] > FRAME_SEGMENTS_MAX
-        if end > start and (full or end - start >= GET_ROWS_MAX):
-            yield rows[start:end]
-            start, nbytes, segments = end, 0, 0
-        nbytes += room[row]
-        segments += pieces[row]
-    if listed:
-        yield rows[start:]
+    def _header(self, rows: int, flags: int) -> bytes:
+        return _HEADER.pack(self.file.inode, rows, flags)

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from fireflyfs.client.channels import ChannelPool
 from fireflyfs.client.kvcache.api import BLOCK_BYTES_MIN, Block, CacheStats, Namespace
+from fireflyfs.client.kvcache.getting import WAVE_BYTES_MAX
 from fireflyfs.client.kvcache.memory import pieces_of
 from fireflyfs.client.kvcache.nodes import Nodes
-from fireflyfs.client.kvcache.placement import WAVE_BYTES_MAX, Placement
+from fireflyfs.client.kvcache.placement import Placement
 from fireflyfs.client.retry import RetryPolicy
 from fireflyfs.client.routing import Routing
 from fireflyfs.client.session import ClientContext

@@ -25,12 +25,15 @@ def getattr_(volume: Volume, request: Request) -> Reply:
         # What is open here was asked for at its open: within the time that the kernel may trust it, so may we.
         with live.lock:
             if volume.clock.monotonic_s() - live.checked_s < volume.options.attr_timeout_s:
+                volume.counts["attributes_known"] += 1
                 return volume.attr(live.inode)
     changed = volume.changed.take(request.nodeid, volume.clock.monotonic_s())
     if changed is not None:
         inode, left_s = changed
+        volume.counts["attributes_known"] += 1
         volume.table.told(inode)
         return protocol.encode_attr(attributes_of(inode, None), protocol.Valid.of(left_s))
+    volume.counts["attributes_asked"] += 1
     try:
         return volume.attr(volume.stat(request.nodeid, volume.caller(request)))
     except FfsError as exc:

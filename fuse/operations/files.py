@@ -85,6 +85,8 @@ def opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes, 
     keep = volume.table.opened(inode)
     if volume.options.relatime and live.atime_is_old(volume.clock.unix_ns()):
         keep = False  # a read that the kernel answers by itself is not seen here
+    if not reply.created:
+        volume.counts["pages_kept" if keep else "pages_dropped"] += 1
     if not reply.created and volume.table.kernel_attributes_differ(inode):
         # The kernel's length would cut reads short until its time is up: have it ask (we answer from `live`).
         volume.notify(protocol.encode_inval_inode(live.id, -1, 0))
@@ -208,18 +210,12 @@ def release(volume: Volume, request: Request) -> Reply:
 def fsync(volume: Volume, request: Request) -> Reply:
     fh, _, _ = protocol.FSYNC_IN.unpack_from(request.body)
     live = volume.handles.file(fh).live
-    record_all(volume, live)
+    volume.flush(live)
+    if volume.rings is not None:
+        volume.rings.files.record(live)
     volume.data.sync(live.file)
     volume.record(live, durable=True)
     return b""
-
-
-def record_all(volume: Volume, live: LiveInode) -> None:
-    """What was written through the mount and through rings is stored, and everyone may see its length."""
-    volume.flush(live)
-    if volume.rings is not None and volume.rings.files.record(live):
-        return
-    volume.record(live, keep=True)
 
 
 def drop_handle(volume: Volume, handle: FileHandle) -> None:

@@ -9,7 +9,6 @@ from fireflyfs.client.usrbio import ioctls
 from fireflyfs.common.errors import Code, error
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.inodes import FileHandle
-from fireflyfs.fuse.operations.files import record_all
 from fireflyfs.fuse.operations.privileges import SET_ID_BITS, drop_privileges
 from fireflyfs.fuse.request import Reply, Request
 from fireflyfs.fuse.volume import Volume
@@ -36,7 +35,10 @@ def ioctl(volume: Volume, request: Request) -> Reply:
     elif flags & protocol.IOCTL_DIR:
         raise OSError(errno.ENOTTY, f"ioctl {command:#x} of a directory")
     elif command == ioctls.FSYNC:
-        record_all(volume, volume.handles.file(fh).live)
+        live = volume.handles.file(fh).live
+        volume.flush(live)
+        if not volume.rings.files.record(live):
+            volume.record(live, keep=True)
     elif command == ioctls.REGISTER:
         answer = ioctls.TOKEN.pack(_register(volume, request, volume.handles.file(fh)))
     elif command == ioctls.DEREGISTER and in_size == ioctls.TOKEN.size:

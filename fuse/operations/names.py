@@ -8,6 +8,7 @@ import stat
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import NAME_BYTES_MAX
 from fireflyfs.fuse import protocol
+from fireflyfs.fuse.operations import control
 from fireflyfs.fuse.request import Reply, Request
 from fireflyfs.fuse.usrbio import virtual
 from fireflyfs.fuse.volume import Volume
@@ -32,6 +33,9 @@ def lookup(volume: Volume, request: Request) -> Reply:
     try:
         reply = volume.meta.lookup(m.LookupRequest(caller=volume.caller(request), parent=request.nodeid, name=name))
     except FfsError as exc:
+        entry = control.found(request.nodeid, name) if exc.code == errno.ENOENT else None
+        if entry is not None:
+            return entry
         if exc.code == errno.ENOENT and any(volume.negative_valid):
             return protocol.encode_no_entry(volume.negative_valid)
         raise
@@ -110,6 +114,8 @@ def _rename(volume: Volume, request: Request, new_parent: int, flags: int, offse
     old, new = protocol.decode_names(request.body, offset)
     if max(len(old), len(new)) > NAME_BYTES_MAX:
         raise error(Code.NAME_TOO_LONG)
+    if new_parent >= control.CONTROL_FIRST:
+        raise error(Code.NOT_PERMITTED, "the control directory cannot be changed")
     if new_parent >= protocol.VIRTUAL_BASE:
         virtual.rename_into(volume, request, new_parent, old)
         return b""

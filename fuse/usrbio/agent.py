@@ -25,7 +25,7 @@ from fireflyfs.fuse.usrbio import messages
 from fireflyfs.fuse.usrbio.ends import Ends
 from fireflyfs.fuse.usrbio.known import Known
 from fireflyfs.fuse.usrbio.messages import Message
-from fireflyfs.fuse.usrbio.ring_thread import RingThread
+from fireflyfs.fuse.usrbio.ring_threads import RingThreads
 from fireflyfs.fuse.usrbio.served_ring import ServedRing
 from fireflyfs.fuse.usrbio.stages import Stages
 from fireflyfs.proto.common_pb2 import NODE_TYPE_FUSE
@@ -87,7 +87,7 @@ class Agent:
         self._known = Known(self._questions.ask, ends, lambda token: self._tell({"did": "forget", "file": token}))
         assert isinstance(context.pool, SharedPool)
         self._stages = Stages(context.pool)
-        self._rings: dict[int, RingThread] = {}
+        self._rings: dict[int, RingThreads] = {}
 
     def run(self) -> None:
         while (came := messages.receive(self._sock)) is not None:
@@ -97,18 +97,18 @@ class Agent:
             elif message["do"] == "serve":
                 self._serve(message["ring"], fd)
             elif message["do"] == "drop":
-                thread = self._rings.pop(message["ring"], None)
-                if thread is not None:
-                    thread.stop()
+                threads = self._rings.pop(message["ring"], None)
+                if threads is not None:
+                    threads.stop()
             elif message["do"] == "forget_region":
                 self._known.forget_region(bytes.fromhex(message["region"]))
             elif message["do"] == "forget":
                 self._known.forget_file(message["file"])
-        for thread in self._rings.values():
-            thread.stop()
+        for threads in self._rings.values():
+            threads.stop()
         end_s = time.monotonic() + END_S
-        for thread in self._rings.values():  # whoever waits is told
-            thread.join(end_s - time.monotonic())
+        for threads in self._rings.values():  # whoever waits is told
+            threads.join(end_s - time.monotonic())
 
     def _serve(self, number: int, fd: int) -> None:
         try:
@@ -117,11 +117,11 @@ class Agent:
             log.warning("ring %d is refused: %s", number, exc)
             os.close(fd)
             return
-        thread = RingThread(
+        threads = RingThreads(
             ring, self._context.storage, self._known, self._stages, lambda: self._tell({"did": "drop", "ring": number})
         )
-        self._rings[number] = thread
-        thread.start()
+        self._rings[number] = threads
+        threads.start()
 
     def _tell(self, message: Message) -> None:
         try:

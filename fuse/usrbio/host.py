@@ -43,7 +43,9 @@ APPLICATIONS_MAX: Final = 2048  # each is watched through a descriptor
 class AgentProcess:
     """One agent, and its applications. `send` may be called by any thread."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], number: int, log_file: Path | None) -> None:
+        """`number`: among those that live now; each has a log of its own beside the mount's, or its stderr."""
+        self.number = number
         self.ends = Ends()
         self.free_slots = list(range(SLOTS_MAX))
         self.pids: set[int] = set()
@@ -52,6 +54,8 @@ class AgentProcess:
         with theirs:
             descriptors = [theirs.fileno(), self.ends.fd]
             arguments = [f"--socket={descriptors[0]}", f"--ends={descriptors[1]}"]
+            if log_file is not None:
+                arguments.append(f"--log-file={log_file.with_suffix(f'.agent{number}.log')}")
             self.process = subprocess.Popen(
                 [*command, *arguments],
                 stdin=subprocess.DEVNULL,
@@ -80,8 +84,7 @@ class RingHost:
     ) -> None:
         self._volume = volume
         self._command = [sys.executable, "-P", "-m", "fireflyfs.fuse.usrbio.agent", f"--mgmtd={','.join(mgmtd)}"]
-        if log_file is not None:
-            self._command.append(f"--log-file={log_file}")
+        self._log_file = log_file
         self._agents_max = agents_max
         self.files = Registrations(volume)
         self._lock = threading.RLock()
@@ -195,10 +198,16 @@ class RingHost:
         return least
 
     def _start_agent(self) -> AgentProcess:
-        agent = AgentProcess(self._command)
-        self._agents.append(agent)
+        agent = self._new_agent()
         self._listen_to(agent)
-        log.info("agent %d is started", agent.process.pid)
+        return agent
+
+    def _new_agent(self) -> AgentProcess:
+        used = {agent.number for agent in self._agents}
+        number = next(number for number in range(len(used) + 1) if number not in used)
+        agent = AgentProcess(self._command, number, self._log_file)
+        self._agents.append(agent)
+        log.info("agent %d is process %d", number, agent.process.pid)
         return agent
 
     def _listen_to(self, agent: AgentProcess, pause_s: float = RESTART_S_MIN) -> None:
@@ -237,9 +246,8 @@ class RingHost:
             rings = [link for link in self._links.all() if link.agent is agent]
             if not rings or self._ending.is_set():
                 return
-            heir = AgentProcess(self._command)
+            heir = self._new_agent()
             heir.pids |= pids
-            self._agents.append(heir)
             for link in rings:
                 self._serve(heir, link)
         self._listen_to(heir, pause_s)

@@ -16,6 +16,8 @@ from typing import Final
 from fireflyfs.client.usrbio import layout, names
 
 LINKS_MAX: Final = 4096  # each keeps a descriptor open
+LINKS_OF_USER_MAX: Final = 1024  # but root's: nobody shall use up all
+RINGS_OF_APPLICATION_MAX: Final = 256  # each has threads in an agent
 _MEMORY = re.compile(rb"/dev/shm/[^/\0]+\Z")
 
 
@@ -90,6 +92,10 @@ class Links:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
         if len(self._by_name) >= LINKS_MAX:
             raise OSError(errno.ENOSPC, f"{LINKS_MAX} regions and rings are registered")
+        if uid and sum(link.uid == uid for link in self._by_number.values()) >= LINKS_OF_USER_MAX:
+            raise OSError(errno.ENOSPC, f"user {uid} has {LINKS_OF_USER_MAX} regions and rings")
+        if parsed.ring and sum(link.ring for link in self.of(pid)) >= RINGS_OF_APPLICATION_MAX:
+            raise OSError(errno.ENOSPC, f"process {pid} has {RINGS_OF_APPLICATION_MAX} rings")
         fd = open_memory(target, pid, uid, groups)
         try:
             size = os.fstat(fd).st_size

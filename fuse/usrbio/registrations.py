@@ -22,6 +22,7 @@ from fireflyfs.fuse.volume import Volume
 log = logging.getLogger(__name__)
 
 REGISTRATIONS_MAX: Final = 65_536
+REGISTRATIONS_OF_FILE_MAX: Final = 64  # of one open file: a library needs one
 RECORD_S: Final = 0.5  # how often what agents wrote is told to meta, where nobody asks for it
 
 
@@ -81,10 +82,13 @@ class Registrations:
                 with self._lock:
                     if len(self._by_token) >= REGISTRATIONS_MAX:
                         raise error(Code.OVERLOADED, f"{REGISTRATIONS_MAX} files are registered")
+                    group = self._by_inode.get(live.id, ())
+                    if sum(known.handle is handle for known in group) >= REGISTRATIONS_OF_FILE_MAX:
+                        raise error(Code.OVERLOADED, f"{REGISTRATIONS_OF_FILE_MAX} registrations of one open file")
                     token = int.from_bytes(os.urandom(8), "little") or 1
                     made = Registration(token, handle, live.inode.truncate_version)
                     self._by_token[token] = made
-                    self._by_inode[live.id] = (*self._by_inode.get(live.id, ()), made)
+                    self._by_inode[live.id] = (*group, made)
             volume.notify(protocol.encode_inval_inode(live.id, -1, 0))  # what the kernel keeps for `attr_timeout_s`
             return token
         except BaseException:

@@ -20,7 +20,8 @@ from fireflyfs.client.usrbio.layout import RingLayout, parse_header
 
 
 class ServedRing:
-    """Owns `fd`. Used by one thread; `ring_bell` by any. OSError: the ring is of no use any more."""
+    """Owns `fd`. `available` and `take` are for one thread at a time, so are `complete` and `give_up`; `ring_bell` is
+    for any. OSError: the ring is of no use any more."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -28,12 +29,11 @@ class ServedRing:
         self._layout = RingLayout.of(self.options.entries)
         self._map = mmap.mmap(fd, layout.PAGE_BYTES)  # for its address, which futex(2) wants: never touched
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        self._word = bytearray(4)
         self._seq_bytes = bytearray(self.options.entries * layout.SEQ_BYTES)
         self._seq = np.frombuffer(self._seq_bytes, np.uint64)
-        self._sqe_bytes = memoryview(bytearray(self.options.entries * layout.SQE.size))
         # An agent before this one may have ended: what it completed is done, what it had begun is done once more.
         bell, _, self._head = layout.AGENT.unpack(self._read(layout.AGENT.size, layout.CQ_DOORBELL_AT))
+        self._done = self._head
         self._cq_bell: int = bell
 
     def _read(self, length: int, at: int) -> bytes:
@@ -65,20 +65,21 @@ class ServedRing:
         return ready(self._seq, self._head)
 
     def take(self, count: int) -> npt.NDArray[np.void]:
-        """SQE_DTYPE[count]: the oldest ones, valid until the next call. They are done when `complete` says so."""
+        """SQE_DTYPE[count]: the oldest ones that were not taken. `complete` gives them back."""
         size = layout.SQE.size
-        into = self._sqe_bytes
+        into = memoryview(bytearray(count * size))
         at = 0
         for slot, length in runs(self._head, count, self.options.entries):
             part = into[at : at + length * size]
             if length and os.preadv(self.fd, [part], self._layout.sqes + slot * size) < len(part):
                 raise OSError(errno.EFAULT, "the ring was cut off")
             at += length * size
-        return np.frombuffer(into, layout.SQE_DTYPE, count)
+        self._head += count
+        return np.frombuffer(into, layout.SQE_DTYPE)
 
     def complete(self, results: npt.NDArray[np.int64]) -> None:
         """The oldest ones that were taken have ended, with bytes moved or -errno; they are the application's again."""
-        head = self._head
+        head = self._done
         words = np.arange(head + 1, head + 1 + len(results), dtype=np.uint64)
         for what, start in ((results, self._layout.results), (words, self._layout.cq_seq)):
             raw = np.ascontiguousarray(what).data.cast("B")
@@ -86,7 +87,7 @@ class ServedRing:
             for slot, length in runs(head, len(results), self.options.entries):
                 os.pwrite(self.fd, raw[at : at + 8 * length], start + slot * 8)
                 at += 8 * length
-        self._head = head + len(results)
+        self._done = head + len(results)
         self._ring_completion(0)
 
     def give_up(self, number: int) -> None:
@@ -95,7 +96,7 @@ class ServedRing:
 
     def _ring_completion(self, state: int) -> None:
         self._cq_bell = (self._cq_bell + 1) & 0xFFFFFFFF
-        os.pwrite(self.fd, layout.AGENT.pack(self._cq_bell, state, self._head), layout.CQ_DOORBELL_AT)
+        os.pwrite(self.fd, layout.AGENT.pack(self._cq_bell, state, self._done), layout.CQ_DOORBELL_AT)
         futex.wake(self._address + layout.CQ_DOORBELL_AT)
 
     def close(self) -> None:

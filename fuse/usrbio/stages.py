@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from fireflyfs.common.limits import MiB
+from fireflyfs.common.net.api import Piece
 from fireflyfs.common.net.memory import SharedPool
 
 STAGE_BYTES: Final = 4 * MiB
@@ -27,13 +28,23 @@ class Pair:
     def __init__(self, pool: SharedPool) -> None:
         self._pool = pool
         self.buffers = [pool.allocate(STAGE_BYTES), pool.allocate(STAGE_BYTES)]
+        self._length = 0
+        self._slices: list[Piece] = []
         self.copier = ThreadPoolExecutor(1, thread_name_prefix="copy")
+
+    def slices(self, length: int, count: int) -> list[Piece]:
+        """`count` pieces of `length` bytes of the first buffer, one behind the other."""
+        if length != self._length or count > len(self._slices):
+            self._length = length
+            self._slices = [self.buffers[0].slice(number * length, length) for number in range(count)]
+        return self._slices[:count]
 
     def renew(self) -> None:
         """A server may still write into a buffer whose request has failed: another one takes its place."""
         for number, buffer in enumerate(self.buffers):
             if buffer.tainted:
                 buffer.close()
+                self._length = 0
                 self.buffers[number] = self._pool.allocate(STAGE_BYTES)
 
     def close(self) -> None:

@@ -21,9 +21,11 @@ from fireflyfs.meta.core.records import COUNTED_VERSION, VERSION, Inode
 
 BLOCK_BYTES = 4096
 NO_LIMIT = (1 << 64) - 1
+_VERSION_BYTE = bytes((VERSION,))
 
 _FACTS = Struct("<B3xIIII4xQ40xQ")  # of an inode record: version, mode, nlink, uid, gid, length, parent
 _CHANGE = Struct("<BQqq")  # of a change record, repeated: kind, id, bytes, inodes
+_THREE_CHANGES = Struct("<BBQqqBQqqBQqq")
 _USAGE = Struct("<Bqq")
 _QUOTA = Struct("<BQQ")
 _NAMES = Struct("<BI")
@@ -90,6 +92,29 @@ def facts_of_record(data: bytes) -> Facts:
     return Facts(kind == stat.S_IFDIR, version == COUNTED_VERSION, parent if nlink else 0, uid, gid, length)
 
 
+def is_unchanged(data: bytes, inode: Inode) -> bool:
+    """Whether usage knows the same of an inode and of its record as stored before, at a glance."""
+    return _FACTS.unpack_from(data) == (
+        COUNTED_VERSION if inode.counted else VERSION,
+        inode.mode,
+        inode.nlink,
+        inode.uid,
+        inode.gid,
+        inode.length,
+        inode.parent,
+    )
+
+
+def of_new(inode: Inode) -> dict[Subject, Usage]:
+    """The change that a new inode makes."""
+    length = -(-inode.length // BLOCK_BYTES) * BLOCK_BYTES if inode.mode & 0o170000 == stat.S_IFREG else 0
+    one = Usage(length, 1)
+    owners: dict[Subject, Usage] = {(1, inode.uid): one, (2, inode.gid): one}
+    if inode.nlink:
+        owners[0, inode.parent] = one
+    return owners
+
+
 class Sums:
     """Changes of usage that belong together, added up by subject; what adds up to nothing is left out at the end."""
 
@@ -125,17 +150,33 @@ def add_inode(sums: Sums, was: Facts | None, now: Facts | None) -> bool:
 
 
 def pack_changes(changes: Mapping[Subject, Usage]) -> bytes:
+    if len(changes) == 3:  # as nearly all
+        (a, x), (b, y), (c, z) = changes.items()
+        return _THREE_CHANGES.pack(VERSION, *a, *x, *b, *y, *c, *z)
     parts = [bytes((VERSION,))]
     parts += [_CHANGE.pack(kind, subject, *change) for (kind, subject), change in changes.items()]
     return b"".join(parts)
 
 
-def unpack_changes(data: bytes) -> Iterable[tuple[Subject, Usage]]:
-    """Raises VERSION_MISMATCH, and IO_ERROR for a record that makes no sense."""
-    _check_version(data, "change of usage")
-    if (len(data) - 1) % _CHANGE.size:
-        raise error(Code.IO_ERROR, "the stored record of a change of usage is damaged")
-    return [((kind, subject), Usage(size, inodes)) for kind, subject, size, inodes in _CHANGE.iter_unpack(data[1:])]
+def summed(records: Iterable[bytes]) -> dict[Subject, Usage]:
+    """Change records added up; what adds up to nothing is left out.
+
+    Raises VERSION_MISMATCH, and IO_ERROR for a record that makes no sense.
+    """
+    totals: dict[Subject, list[int]] = {}
+    for data in records:
+        if data[:1] != _VERSION_BYTE:
+            _check_version(data, "change of usage")
+        if (len(data) - 1) % _CHANGE.size:
+            raise error(Code.IO_ERROR, "the stored record of a change of usage is damaged")
+        for kind, subject, size, inodes in _CHANGE.iter_unpack(memoryview(data)[1:]):
+            total = totals.get((kind, subject))
+            if total is None:
+                totals[kind, subject] = [size, inodes]
+            else:
+                total[0] += size
+                total[1] += inodes
+    return {subject: Usage(*total) for subject, total in totals.items() if any(total)}
 
 
 def pack_usage(usage: Usage) -> bytes:
@@ -173,7 +214,7 @@ def unpack_names(data: bytes | None) -> int:
 
 
 def _check_version(data: bytes, what: str) -> None:
-    if data[:1] != bytes((VERSION,)):
+    if data[:1] != _VERSION_BYTE:
         found = data[0] if data else "none"
         raise error(
             Code.VERSION_MISMATCH, f"a record of {what} has version {found}, this release reads version {VERSION}"

@@ -10,7 +10,6 @@ from fireflyfs.common.kv.interface import Transaction
 from fireflyfs.meta.core import acl, keys, xattrs
 from fireflyfs.meta.core.acl import Acl
 from fireflyfs.meta.core.records import Flags, Garbage, Inode, Session, Trash, Trim, pack_dentry, unpack_dentry
-from fireflyfs.meta.core.usage import Facts, facts_of, facts_of_record
 
 ANCESTORS_MAX = 4096  # deeper than any path reaches: a longer way up is a loop
 
@@ -18,16 +17,17 @@ ANCESTORS_MAX = 4096  # deeper than any path reaches: a longer way up is a loop
 class Tree:
     """The namespace as one transaction sees it. Everything read is in the transaction's conflict set.
 
-    `stored` holds inode records as they were found first, `written` what usage knows of those that were stored since
-    (None: deleted); meta/store/accounts.py compares the two.
+    `stored` holds inode records as they were found first (None: there was none), `written` the inodes that were stored
+    since (None: deleted):
+    meta/store/accounts.py compares the two.
     """
 
     __slots__ = ("moved", "stored", "txn", "written")
 
     def __init__(self, txn: Transaction) -> None:
         self.txn = txn
-        self.stored: dict[int, bytes] = {}
-        self.written: dict[int, Facts | None] = {}
+        self.stored: dict[int, bytes | None] = {}
+        self.written: dict[int, Inode | None] = {}
         self.moved = False  # a directory came to a place, with what is below it
 
     def find(self, inode_id: int) -> Inode | None:
@@ -35,8 +35,7 @@ class Tree:
         return None if data is None else self._unpack(inode_id, data)
 
     def _unpack(self, inode_id: int, data: bytes) -> Inode:
-        if inode_id not in self.stored and inode_id not in self.written:
-            self.stored[inode_id] = data
+        self.stored.setdefault(inode_id, data)
         inode = Inode.unpack(inode_id, data)
         if inode.flags & Flags.ACL:
             inode.acl, _ = self.acls(inode)
@@ -51,12 +50,8 @@ class Tree:
 
     def put(self, inode: Inode) -> None:
         self.txn.put(keys.inode(inode.id), inode.pack())
-        self.written[inode.id] = facts_of(inode)
-
-    def before(self, inode_id: int) -> Facts | None:
-        """What usage knows of an inode as this transaction found it; None: it did not find it."""
-        data = self.stored.get(inode_id)
-        return facts_of_record(data) if data is not None else None
+        self.written[inode.id] = inode
+        self.stored.setdefault(inode.id, None)  # one that was not found before is new
 
     def delete(self, inode: Inode) -> None:
         """The inode, its extended attributes and its ACLs: up to three writes."""

@@ -17,7 +17,7 @@ from fireflyfs.meta.core.usage import (
     Usage,
     facts_of_record,
     pack_changes,
-    unpack_changes,
+    summed,
     unpack_usage,
 )
 from fireflyfs.meta.store import accounts
@@ -100,11 +100,7 @@ def _waiting(txn: Transaction) -> dict[Subject, Usage]:
     found = accounts.waiting(txn, keys.changes_from(0), CHANGES_MAX)
     if len(found) == CHANGES_MAX:
         raise error(Code.OVERLOADED, "changes of usage are made faster than they are folded: try again later")
-    sums = Sums()
-    for _, data in found:
-        for (kind, subject), change in unpack_changes(data):
-            sums.add(kind, subject, change)
-    return sums.by_subject
+    return summed(data for _, data in found)
 
 
 def _below(txn: Transaction, directory: int) -> tuple[Usage, int]:

@@ -40,6 +40,7 @@ class iovec:
     def __init__(self, iov: usrbio.iovec, link: str) -> None:
         self.iov = iov
         self.link = link
+        self._owner = os.getpid()
 
     def __getitem__(self, part: slice) -> usrbio.iovec:
         piece: usrbio.iovec = self.iov[part]
@@ -49,8 +50,9 @@ class iovec:
         self.iov[part] = value
 
     def __del__(self) -> None:
-        with contextlib.suppress(OSError):  # the mount may be gone
-            os.unlink(self.link)
+        if self._owner == os.getpid():  # a forked child's copy leaves the parent's region alone
+            with contextlib.suppress(OSError):  # the mount may be gone
+                os.unlink(self.link)
 
 
 class ioring:

@@ -1,10 +1,9 @@
 """What one target holds of the KV cache, in memory: who is there, how large, until when, and who goes first.
 
 By slot in numpy arrays, found through a table with open addressing and linear probing, at most half full. Look-ups of a
-batch are a few numpy operations. Memory: 36 bytes a slot and 4 a place of the table, with room to grow into that is 36
-to 88 bytes a block, and 24 to 48 for its ghosts; measured by `memory_bytes`. Keys are not kept: a block is told from
-others by the chunk's index and 32 bits more of its key's hash, so "there" is as good as certain, and only that; who
-reads the block compares the key.
+batch are a few numpy operations. Memory: 46 bytes a slot and its key, 4 a place of the table, two places a slot. With
+keys of 32 bytes and room to grow into that is 86 to 172 bytes a block, and 24 to 48 for ghosts; `memory_bytes` measures
+it. To be told whether a block is there, 96 bits of hash are compared; to be told where, the whole key.
 
 Belongs to the caller's lock. Slots are u32: 2**31 blocks to a target.
 """
@@ -18,9 +17,10 @@ import numpy.typing as npt
 
 from fireflyfs.storage.core import eviction
 from fireflyfs.storage.core.eviction import LEAVING, NONE, S3Fifo
-from fireflyfs.storage.engine.interface import ChunkKey
+from fireflyfs.storage.engine.interface import ChunkKey, NamedBlock
 
 SLOTS_FIRST = 1024
+KEY_BYTES_FIRST = 16
 SPACES_MAX = 4096  # namespaces remembered; those without a block are forgotten beyond
 _ODD = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -42,6 +42,15 @@ class SpaceStats(NamedTuple):
     evictions: int
     expired: int
     damaged: int
+
+
+class Located(NamedTuple):
+    """Where blocks are. Rows are places in what was asked for; one item for each block that is here."""
+
+    rows: list[int]
+    sizes: list[int]
+    crcs: list[int]
+    places: list[tuple[int, int]]
 
 
 class Space:
@@ -90,6 +99,7 @@ class CacheIndex:
         self._next_number = 1
         self._count = 0
         self._blocks: dict[int, int] = {}  # namespace number to blocks, leaving ones too
+        self._key_bytes = KEY_BYTES_FIRST  # in the array of keys
         self._free = NONE  # the first of the free slots, linked by `after`
         self._used = 0  # slots that were ever taken
         self._allocate(SLOTS_FIRST)
@@ -100,9 +110,10 @@ class CacheIndex:
     def _allocate(self, slots: int) -> None:
         """Arrays for `slots`, with what the old ones hold."""
         old = getattr(self, "_arrays", None)
-        kinds = {
+        kinds: dict[str, npt.DTypeLike] = {
             "index": np.uint64, "check": np.uint32, "size": np.uint32, "expires": np.uint32, "before": np.uint32,
-            "after": np.uint32, "space": np.uint32, "queue": np.uint8, "frequency": np.uint8,
+            "after": np.uint32, "space": np.uint32, "crc": np.uint32, "block": np.uint32, "shift": np.uint8,
+            "key_length": np.uint8, "queue": np.uint8, "frequency": np.uint8, "key": f"S{self._key_bytes}",
         }  # fmt: skip
         self._arrays = {name: np.zeros(slots, kind) for name, kind in kinds.items()}
         if old is not None:
@@ -114,6 +125,12 @@ class CacheIndex:
         self._space: npt.NDArray[np.uint32] = self._arrays["space"]
         self._frequency: npt.NDArray[np.uint8] = self._arrays["frequency"]
         self._queue: npt.NDArray[np.uint8] = self._arrays["queue"]
+        self._crc: npt.NDArray[np.uint32] = self._arrays["crc"]
+        self._block: npt.NDArray[np.uint32] = self._arrays["block"]
+        self._shift: npt.NDArray[np.uint8] = self._arrays["shift"]
+        self._key_length: npt.NDArray[np.uint8] = self._arrays["key_length"]
+        self._key: npt.NDArray[np.bytes_] = self._arrays["key"]
+        self._size: npt.NDArray[np.uint32] = self._arrays["size"]
         # Single elements are read and set through these, at a third of an array's price.
         self.index = self._arrays["index"].data
         self.check = self._arrays["check"].data
@@ -174,9 +191,9 @@ class CacheIndex:
         return found
 
     def present(
-        self, inode: int, indexes: Indexes, checks: npt.NDArray[np.uint32] | None, now_unix_s: int
+        self, inode: int, indexes: Indexes, checks: npt.NDArray[np.uint32], now_unix_s: int
     ) -> npt.NDArray[np.bool_]:
-        """Which are here and not expired; those count as asked for. `checks` None: the caller compares keys."""
+        """Which are here and not expired; those count as asked for."""
         slots = self.find(inode, indexes)
         there = slots >= 0
         if not there.any():
@@ -184,10 +201,28 @@ class CacheIndex:
         # Slot -1 names the last one: whatever that says, `there` is false.
         expires = self._expires[slots]
         there &= (expires == 0) | (expires > now_unix_s)
-        if checks is not None:
-            there &= self._check[slots] == checks
+        there &= self._check[slots] == checks
         eviction.note_hits(self._frequency, slots[there])
         return there
+
+    def locate(
+        self,
+        inode: int,
+        indexes: Indexes,
+        keys: npt.NDArray[np.bytes_],
+        key_lengths: npt.NDArray[np.uint32],
+        now_unix_s: int,
+    ) -> Located:
+        """Where the blocks of these keys are that are here and not expired; they count as asked for."""
+        slots = self.find(inode, indexes)
+        expires = self._expires[slots]
+        there = (slots >= 0) & ((expires == 0) | (expires > now_unix_s))
+        # Zeros at the end of a key are no part of what is compared: its length is.
+        there &= (self._key_length[slots] == key_lengths) & (self._key[slots] == keys)
+        slots = slots[there]
+        eviction.note_hits(self._frequency, slots)
+        places = list(zip(self._shift[slots].tolist(), self._block[slots].tolist(), strict=True))
+        return Located(np.flatnonzero(there).tolist(), self._size[slots].tolist(), self._crc[slots].tolist(), places)
 
     def count_reads(self, inode: int, hits: int, misses: int, hit_bytes: int) -> None:
         space = self._spaces.get(inode) or self._open(inode)
@@ -214,8 +249,9 @@ class CacheIndex:
     def set_capacity(self, inode: int, capacity_bytes: int) -> None:
         (self._spaces.get(inode) or self._open(inode)).capacity_bytes = capacity_bytes
 
-    def store(self, key: ChunkKey, check: int, size: int, expires_unix_s: int, *, fresh: bool = True) -> None:
+    def store(self, block: NamedBlock, check: int, *, fresh: bool = True) -> None:
         """The block is there; where one was, this is it now. Not `fresh`: it was found by a scan."""
+        key = block.key
         space = self._spaces.get(key.inode) or self._open(key.inode)
         place, slot = self._look(space.number, key.chunk_index)
         if slot != NONE:
@@ -233,9 +269,17 @@ class CacheIndex:
             self.space[slot] = space.number
             self._count += 1
             self._blocks[space.number] += 1
+        name, length = block.name.key, len(block.name.key)
+        if length > self._key_bytes:
+            self._key_bytes = -(-length // 8) * 8
+            self._allocate(self._slots)
         self.check[slot] = check
-        self.size[slot] = min(size, NONE)
-        self.expires[slot] = min(expires_unix_s, NONE)
+        self.size[slot] = block.length
+        self.expires[slot] = block.name.expires_unix_s
+        self._crc[slot] = block.crc32c
+        self._shift[slot], self._block[slot] = block.place
+        self._key[slot] = name
+        self._key_length[slot] = length
         space.puts += fresh
         space.order.enter(slot, key.chunk_index)
 

@@ -9,14 +9,15 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.storage.engine.commit import Change
 from fireflyfs.storage.engine.interface import BlockObserver, ChunkKey, ChunkState, NamedBlock, ReadResult
 from fireflyfs.storage.engine.metadata import MetaStore
-from fireflyfs.storage.engine.reader import Mismatch, VerifiedReader, spread
+from fireflyfs.storage.engine.reader import Mismatch, VerifiedReader, cut_to, spread
 from fireflyfs.storage.engine.record import (
     COMMITTED,
+    block_of,
     check,
     chunk_key,
+    content_of,
     is_damaged,
     key_of,
-    length_of,
     name_of,
     unpack,
 )
@@ -51,7 +52,7 @@ class CacheBlocks:
                 if new.damaged:
                     observer.damaged(key)
                 else:
-                    observer.stored(key, new.name, new.length)
+                    observer.stored(NamedBlock(key, new.name, new.length, new.crc, new.block_place))
             elif old is not None and old.name is not None:
                 observer.gone(key)
 
@@ -78,7 +79,7 @@ class CacheBlocks:
                 raise _missing(key)
             if record.damaged:
                 break
-            parts = _cut(into, record.length)
+            parts = cut_to(into, record.length)
             if parts is None:
                 return ReadResult(0, 0, record.version, record.length, False)
             try:
@@ -102,7 +103,8 @@ class CacheBlocks:
         for seen, (raw_key, raw) in enumerate(self._meta.range(begin, end_of(COMMITTED)), 1):
             name = name_of(raw)
             if name is not None and _is_whole(raw):
-                found.append(NamedBlock(key_of(raw_key), name, length_of(raw), is_damaged(raw)))
+                length, crc = content_of(raw)
+                found.append(NamedBlock(key_of(raw_key), name, length, crc, block_of(raw), is_damaged(raw)))
             if seen >= limit:
                 return found, key_of(raw_key)
         return found, None
@@ -124,6 +126,9 @@ class BlocksByState:
     def observe(self, observer: BlockObserver) -> bool:
         return False
 
+    def read_place(self, place: tuple[int, int], into: list[memoryview]) -> bool:
+        return False
+
     def reclaim(self) -> None:
         """Nothing is kept."""
 
@@ -135,7 +140,7 @@ class BlocksByState:
         found = committed.name if committed is not None else None
         if committed is None or found is None or found.key != name or 0 < found.expires_unix_s <= now_unix_s:
             raise _missing(key)
-        parts = _cut(into, committed.length)
+        parts = cut_to(into, committed.length)
         if parts is None:
             return ReadResult(0, 0, committed.version, committed.length, False)
         whole = memoryview(bytearray(committed.length))
@@ -146,7 +151,14 @@ class BlocksByState:
     def blocks_of_cache(self: _Engine, after: ChunkKey | None, limit: int) -> tuple[list[NamedBlock], ChunkKey | None]:
         page = self.scan(after, limit)
         found = [
-            NamedBlock(state.key, state.committed.name, state.committed.length, state.committed.damaged)
+            NamedBlock(
+                state.key,
+                state.committed.name,
+                state.committed.length,
+                state.committed.crc32c,
+                (0, 0),
+                state.committed.damaged,
+            )
             for state in page
             if state.committed is not None and state.committed.name is not None
         ]
@@ -164,14 +176,3 @@ def _is_whole(raw: bytes) -> bool:
     except FfsError:
         return False
     return True
-
-
-def _cut(into: Sequence[memoryview], length: int) -> list[memoryview] | None:
-    """The beginning of the pieces that `length` bytes fill; None: they do not fit."""
-    parts: list[memoryview] = []
-    for view in into:
-        if length <= 0:
-            break
-        parts.append(view if len(view) <= length else view[:length])
-        length -= len(view)
-    return parts if length <= 0 else None

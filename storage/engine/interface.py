@@ -147,18 +147,20 @@ class Quarantined(NamedTuple):
 
 
 class NamedBlock(NamedTuple):
-    """A committed block of the KV cache."""
+    """A committed block of the KV cache, and where its bytes are until another version of it is committed."""
 
     key: ChunkKey
     name: CacheName
     length: int
-    damaged: bool
+    crc32c: int
+    place: tuple[int, int]  # for `read_place`
+    damaged: bool = False
 
 
 class BlockObserver(Protocol):
     """Is told of every commit that concerns a block of the KV cache, by whichever thread commits. Never raises."""
 
-    def stored(self, key: ChunkKey, name: CacheName, length: int) -> None:
+    def stored(self, block: NamedBlock) -> None:
         """A block is committed, perhaps in another one's place."""
 
     def gone(self, key: ChunkKey) -> None:
@@ -203,6 +205,12 @@ class ChunkEngine(Protocol):
 
         `crc32c` is of all of it. With too little room nothing is placed: length 0, `chunk_length` says how much it is.
         Raises CHUNK_NOT_FOUND (expired ones too), CHECKSUM, and WouldBlock.
+        """
+
+    def read_place(self, place: tuple[int, int], into: list[memoryview]) -> bool:
+        """Fill the pieces with what a block's place holds *now*, unverified: who looked the place up a moment ago and
+        compares the checksum of all of it has the block, or knows that it has been replaced. False: that is not all
+        there. Raises WouldBlock instead of waiting for the disk, and DISK_FAILED.
         """
 
     def blocks_of_cache(self, after: ChunkKey | None, limit: int) -> tuple[list[NamedBlock], ChunkKey | None]:

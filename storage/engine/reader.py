@@ -138,3 +138,17 @@ def spread(whole: memoryview, parts: Sequence[memoryview]) -> None:
     for part in parts:
         part[:] = whole[at : at + len(part)]
         at += len(part)
+
+
+def cut_to(into: Sequence[memoryview], length: int) -> list[memoryview] | None:
+    """The beginning of the pieces that `length` bytes fill; None: they do not fit."""
+    if len(into) == 1:
+        view = into[0]
+        return None if length > len(view) else [view if len(view) == length else view[:length]]
+    parts: list[memoryview] = []
+    for view in into:
+        if length <= 0:
+            break
+        parts.append(view if len(view) <= length else view[:length])
+        length -= len(view)
+    return parts if length <= 0 else None

@@ -44,6 +44,7 @@ _HEADER = struct.Struct("<BBBBIIIIIHHQQQII16s")
 _DELTA = struct.Struct("<IIQ")
 _KEY = struct.Struct(">QQ")
 _CRC = struct.Struct("<I")
+_CONTENT = struct.Struct("<II")  # at byte 8: length, crc32c
 _NAME_END = struct.Struct("<IB")  # expires_unix_s, bytes of the key before it
 HEADER_BYTES = _HEADER.size
 _FLAGS_AT = 1
@@ -243,9 +244,10 @@ def name_of(raw: bytes) -> CacheName | None:
     return CacheName(raw[end - length : end], expires_unix_s)
 
 
-def length_of(raw: bytes) -> int:
-    """Bytes of the chunk that a record describes, without parsing the rest."""
-    return int.from_bytes(raw[8:12], "little")
+def content_of(raw: bytes) -> tuple[int, int]:
+    """(bytes, CRC32C) of the chunk that a record describes, without parsing the rest."""
+    length, crc = _CONTENT.unpack_from(raw, 8)
+    return length, crc
 
 
 def is_damaged(raw: bytes) -> bool:

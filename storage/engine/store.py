@@ -241,6 +241,9 @@ class Engine:
     ) -> ReadResult:
         return self._cache.read(key, name, into, now_unix_s, nowait=nowait)
 
+    def read_place(self, place: tuple[int, int], into: list[memoryview]) -> bool:
+        return self._blocks.read(*place, 0, into, nowait=True)
+
     def blocks_of_cache(self, after: ChunkKey | None, limit: int) -> tuple[list[NamedBlock], ChunkKey | None]:
         return self._cache.list(after, limit)
 

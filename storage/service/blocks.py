@@ -7,9 +7,7 @@ another key, or does not match its checksum is a miss; the last is mended, or re
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Iterator, Sequence
 
 import crc32c as crc32c_module
 import numpy as np
@@ -29,23 +27,13 @@ from fireflyfs.common.limits import (
 from fireflyfs.common.net.api import ServerRequest
 from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.storage_wire import CACHE_BLOCK, CACHE_HEADER, CACHE_LOOKUP, UpdateKind
-from fireflyfs.storage.engine.interface import CacheName, ChunkEngine, ChunkKey, Extent, ReadResult, WouldBlock
-from fireflyfs.storage.service.reading import Reader, Row
+from fireflyfs.storage.engine.interface import CacheName, ChunkEngine, ChunkKey, Extent
+from fireflyfs.storage.service.block_get import BlockGet, Members, refused
+from fireflyfs.storage.service.reading import Reader
 from fireflyfs.storage.service.replica import LocalTarget, Replicas
-from fireflyfs.storage.service.wire import Item, encode_reads
+from fireflyfs.storage.service.wire import Item
 
 ABSENT, THERE, UNKNOWN = 0, 1, 2  # in the answer to STORAGE_CACHE_EXISTS
-_MISS: Row = (int(Code.CHUNK_NOT_FOUND), 0, 0, 0, 0)
-
-
-class _Ask(NamedTuple):
-    """One block that is asked for."""
-
-    place: int
-    local: LocalTarget
-    key: ChunkKey
-    name: bytes
-    into: list[memoryview]
 
 
 class BlockReader:
@@ -62,132 +50,38 @@ class BlockReader:
 
     def get(self, request: ServerRequest) -> Awaitable[None] | None:
         """Answers at once when everything is in memory; otherwise what is left runs as a task."""
-        inode, table = decode_table(request.body, CACHE_BLOCK, READ_ITEMS_MAX)
+        inode, flags, table = decode_table(request.body, CACHE_BLOCK, READ_ITEMS_MAX)
         self._replicas.check_fence()
-        now_unix_s = self._now_unix_s()
-        rows: list[Row] = [_MISS] * len(table)
-        asks = self._asks(inode, table, request, rows, now_unix_s)
-        slow: list[_Ask] = []
-        for ask in asks:
-            try:
-                found = ask.local.engine.read_block(ask.key, ask.name, ask.into, now_unix_s, nowait=True)
-                rows[ask.place] = _row(found)
-            except WouldBlock:
-                slow.append(ask)
-            except FfsError as exc:
-                rows[ask.place] = self._refused(ask, exc)
-        if slow:
-            return self._finish(request, table, rows, asks, slow, inode, now_unix_s)
-        self._answer(request, table, rows, asks, inode)
-        return None
+        get = BlockGet(request, inode, table, flags, self._now_unix_s())
+        for members, found in self._by_chain(table):
+            if isinstance(found, Code):
+                get.refuse(members, found)
+            else:
+                get.read(found, members)
+        return get.finish(self._replicas.check_fence)
 
-    def _asks(
-        self,
-        inode: int,
-        table: npt.NDArray[np.void],
-        request: ServerRequest,
-        rows: list[Row],
-        now_unix_s: int,
-    ) -> list[_Ask]:
-        """What may be here. Rows that are refused, or known to be misses, are answered in `rows`."""
-        views = request.push_views()
-        if int(table["pieces"].sum(dtype=np.int64)) != len(views):
-            raise error(Code.PROTOCOL, f"the blocks name other pieces of memory than the {len(views)} that there are")
-        asks: list[_Ask] = []
-        ends = np.cumsum(table["pieces"]).tolist()
-        begins = [0, *ends[:-1]]
-        indexes, keys = table["index"].tolist(), table["key"].tolist()
-        lengths = table["key_length"].tolist()
-        if lengths and not CACHE_KEY_BYTES_MIN <= min(lengths) <= max(lengths) <= CACHE_KEY_BYTES_MAX:
-            raise error(Code.PROTOCOL, f"a key of {min(lengths)} or {max(lengths)} bytes")
-        for local, members in self._by_chain(table, rows):
-            if local.cache.ready:
-                members = members[local.cache.present(inode, table["index"][members], None, now_unix_s)]
-            for place in members.tolist():
-                key, name = ChunkKey(inode, indexes[place]), keys[place][: lengths[place]]
-                asks.append(_Ask(place, local, key, name, views[begins[place] : ends[place]]))
-        return asks
-
-    def _by_chain(
-        self, table: npt.NDArray[np.void], rows: list[Row] | None
-    ) -> list[tuple[LocalTarget, npt.NDArray[np.intp]]]:
-        """The rows of each chain that is served here; of the others, why not, goes to `rows`."""
+    def _by_chain(self, table: npt.NDArray[np.void]) -> Iterator[tuple[Members, LocalTarget | Code]]:
+        """The rows of each chain, with the target that answers for it here, or why none does."""
         chains = table["chain_id"]
-        found: list[tuple[LocalTarget, npt.NDArray[np.intp]]] = []
-        for chain_id in sorted(set(chains.tolist())):
+        versions = table["chain_version"]
+        for chain_id in set(chains.tolist()):
             members = np.flatnonzero(chains == chain_id)
             try:
-                local = self._reader.admit(chain_id, int(table["chain_version"][members].max()))
+                yield members, self._reader.admit(chain_id, int(versions[members].max()))
             except FfsError as exc:
-                if rows is not None:
-                    for place in members.tolist():
-                        rows[place] = (int(exc.code), 0, 0, 0, 0)
-                continue
-            found.append((local, members))
-        return found
-
-    def _refused(self, ask: _Ask, exc: FfsError) -> Row:
-        if exc.code is Code.CHECKSUM:
-            ask.local.suspect(ask.key)
-        elif exc.code is Code.DISK_FAILED:
-            ask.local.fail(exc.message)
-        return (int(exc.code), 0, 0, 0, 0)
-
-    async def _finish(
-        self,
-        request: ServerRequest,
-        table: npt.NDArray[np.void],
-        rows: list[Row],
-        asks: Sequence[_Ask],
-        slow: Sequence[_Ask],
-        inode: int,
-        now_unix_s: int,
-    ) -> None:
-        async def one(ask: _Ask) -> None:
-            try:
-                read = ask.local.engine.read_block
-                rows[ask.place] = _row(await ask.local.call(read, ask.key, ask.name, ask.into, now_unix_s))
-            except FfsError as exc:
-                rows[ask.place] = self._refused(ask, exc)
-
-        self._replicas.count("block_reads_slow", len(slow))
-        await asyncio.gather(*(one(ask) for ask in slow))
-        self._replicas.check_fence()  # it may have waited for long
-        self._answer(request, table, rows, asks, inode)
-
-    def _answer(
-        self,
-        request: ServerRequest,
-        table: npt.NDArray[np.void],
-        rows: list[Row],
-        asks: Sequence[_Ask],
-        inode: int,
-    ) -> None:
-        pushed = [0] * int(table["pieces"].sum())
-        begins = (np.cumsum(table["pieces"]) - table["pieces"]).tolist()
-        counts: dict[int, list[int]] = {}
-        for ask in asks:
-            left = rows[ask.place][1]
-            count = counts.setdefault(ask.local.target_id, [0, 0])
-            count[0] += left > 0
-            count[1] += left
-            for number, view in enumerate(ask.into, begins[ask.place]):
-                pushed[number] = min(left, len(view))
-                left -= pushed[number]
-        for local, members in self._by_chain(table, None):
-            hits, nbytes = counts.get(local.target_id, (0, 0))
-            local.cache.count_reads(inode, hits, len(members) - hits, nbytes)
-        request.reply(encode_reads(rows), pushed)
+                yield members, exc.code
 
     # STORAGE_CACHE_EXISTS
 
     def exists(self, request: ServerRequest) -> Awaitable[None] | None:
-        inode, table = decode_table(request.body, CACHE_LOOKUP, CACHE_LOOKUPS_MAX)
+        inode, _, table = decode_table(request.body, CACHE_LOOKUP, CACHE_LOOKUPS_MAX)
         self._replicas.check_fence()
         now_unix_s = self._now_unix_s()
         answer = np.full(len(table), UNKNOWN, np.uint8)
-        slow: list[tuple[LocalTarget, npt.NDArray[np.intp]]] = []
-        for local, members in self._by_chain(table, None):
+        slow: list[tuple[LocalTarget, Members]] = []
+        for members, local in self._by_chain(table):
+            if isinstance(local, Code):
+                continue
             if local.cache.ready:
                 rows = table[members] if len(members) < len(table) else table
                 answer[members] = local.cache.present(inode, rows["index"], rows["check"], now_unix_s)
@@ -204,7 +98,7 @@ class BlockReader:
         inode: int,
         table: npt.NDArray[np.void],
         answer: npt.NDArray[np.uint8],
-        slow: Sequence[tuple[LocalTarget, npt.NDArray[np.intp]]],
+        slow: Sequence[tuple[LocalTarget, Members]],
         now_unix_s: int,
     ) -> None:
         """Until a target's index is complete its engine is asked."""
@@ -222,11 +116,10 @@ class BlockReader:
         key = ChunkKey(request.inode, hash_key(request.key)[0])
         room = min(CACHE_BLOCK_BYTES_MAX, GRPC_MESSAGE_BYTES_MAX - 1024)
         data = memoryview(bytearray(room))
-        ask = _Ask(0, local, key, request.key, [data])
         try:
             found = await local.call(local.engine.read_block, key, request.key, [data], self._now_unix_s())
         except FfsError as exc:
-            self._refused(ask, exc)
+            refused(local, key, exc)
             raise
         if not found.length:
             raise error(Code.TOO_LARGE, f"a block of {found.chunk_length} bytes; gRPC carries {room}")
@@ -296,23 +189,17 @@ def drop_items(engine: ChunkEngine, inode: int, keys: Sequence[bytes]) -> list[I
     return list(items.values())
 
 
-def decode_table(body: memoryview, kind: np.dtype[np.void], rows_max: int) -> tuple[int, npt.NDArray[np.void]]:
-    """(inode, rows) of a look-up. Raises PROTOCOL and TOO_LARGE."""
+def decode_table(body: memoryview, kind: np.dtype[np.void], rows_max: int) -> tuple[int, int, npt.NDArray[np.void]]:
+    """(inode, flags, rows) of a look-up. Raises PROTOCOL and TOO_LARGE."""
     size = CACHE_HEADER.itemsize
     if len(body) < size:
         raise error(Code.PROTOCOL, f"a look-up of {len(body)} bytes has no header")
-    inode, rows, _ = np.frombuffer(body, CACHE_HEADER, 1).tolist()[0]
+    inode, rows, flags = np.frombuffer(body, CACHE_HEADER, 1).tolist()[0]
     if rows > rows_max:
         raise error(Code.TOO_LARGE, f"{rows} blocks, at most {rows_max}")
     if len(body) != size + rows * kind.itemsize:
         raise error(Code.PROTOCOL, f"a look-up of {len(body)} bytes, its header says {rows} rows")
-    return inode, np.frombuffer(body, kind, rows, size)
-
-
-def _row(found: ReadResult) -> Row:
-    if not found.length:
-        return (int(Code.TOO_LARGE), 0, found.version, 0, found.chunk_length)
-    return (0, found.length, found.version, found.crc32c, found.chunk_length)
+    return inode, flags, np.frombuffer(body, kind, rows, size)
 
 
 def _known(engine: ChunkEngine, inode: int, pairs: Sequence[tuple[int, int]], now_unix_s: int) -> list[bool]:

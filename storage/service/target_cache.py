@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fireflyfs.common.cache_hash import hash_key
-from fireflyfs.storage.core.cache_index import CacheIndex, Indexes, SpaceStats
-from fireflyfs.storage.engine.interface import CacheName, ChunkEngine, ChunkKey, NamedBlock
+from fireflyfs.storage.core.cache_index import CacheIndex, Indexes, Located, SpaceStats
+from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, NamedBlock
 
 LOAD_PAGE = 2048  # chunks looked at in one visit to the engine
 GONE_MAX = 65_536  # blocks that went while the index was being made; of more than so many it may keep ghosts
@@ -36,12 +36,12 @@ class TargetCache:
 
     # Told by the engine, see `BlockObserver`
 
-    def stored(self, key: ChunkKey, name: CacheName, length: int) -> None:
-        _, check = hash_key(name.key)
+    def stored(self, block: NamedBlock) -> None:
+        _, check = hash_key(block.name.key)
         with self._lock:
-            self._index.store(key, check, length, name.expires_unix_s)
+            self._index.store(block, check)
             if self._gone is not None:
-                self._gone.discard(key)
+                self._gone.discard(block.key)
 
     def gone(self, key: ChunkKey) -> None:
         with self._lock:
@@ -80,16 +80,28 @@ class TargetCache:
                 if len(self._damaged) < DAMAGED_MAX:
                     self._damaged[block.key] = None
                 continue
-            self._index.store(block.key, check, block.length, block.name.expires_unix_s, fresh=False)
+            self._index.store(block, check, fresh=False)
 
     # Asked
 
     def present(
-        self, inode: int, indexes: Indexes, checks: npt.NDArray[np.uint32] | None, now_unix_s: int
+        self, inode: int, indexes: Indexes, checks: npt.NDArray[np.uint32], now_unix_s: int
     ) -> npt.NDArray[np.bool_]:
         """See `CacheIndex.present`. Only once it is `ready`."""
         with self._lock:
             return self._index.present(inode, indexes, checks, now_unix_s)
+
+    def locate(
+        self,
+        inode: int,
+        indexes: Indexes,
+        keys: npt.NDArray[np.bytes_],
+        key_lengths: npt.NDArray[np.uint32],
+        now_unix_s: int,
+    ) -> Located:
+        """See `CacheIndex.locate`. Only once it is `ready`."""
+        with self._lock:
+            return self._index.locate(inode, indexes, keys, key_lengths, now_unix_s)
 
     def count_reads(self, inode: int, hits: int, misses: int, hit_bytes: int) -> None:
         with self._lock:

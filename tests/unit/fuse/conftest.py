@@ -395,6 +395,7 @@ class MemoryBackend:
         self.data = MemoryData(self)
         self.pool = PrivatePool()
         self.client_id = b"m" * 16
+        self.waits = 0
 
     def give_up(self) -> None:
         self.stall.clear()

@@ -1,9 +1,14 @@
-"""A thread that serves one ring: takes what was submitted, checks it, moves it, completes it in order."""
+"""Threads that serve one ring: they take what was submitted, check it, move it, and complete it in order.
+
+There are two, so that one looks at the ring and talks to storage while the other copies or waits. Each takes a batch
+with a ticket; a batch completes when those before it have.
+"""
 
 from __future__ import annotations
 
 import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -13,22 +18,24 @@ import numpy as np
 import numpy.typing as npt
 
 from fireflyfs.client.storage_client import StorageClient
+from fireflyfs.client.striping import place
 from fireflyfs.client.usrbio.core.batching import take
 from fireflyfs.client.usrbio.layout import FORBID_READ_HOLES
 from fireflyfs.common.errors import FfsError
 from fireflyfs.common.limits import FILE_BYTES_MAX
 from fireflyfs.fuse.usrbio.known import Known, KnownFile, Region
 from fireflyfs.fuse.usrbio.served_ring import ServedRing
-from fireflyfs.fuse.usrbio.stages import Stages
-from fireflyfs.fuse.usrbio.transfer import Io, Transfer
+from fireflyfs.fuse.usrbio.stages import STAGE_BYTES, Pair, Stages
+from fireflyfs.fuse.usrbio.transfer import LOT_ITEMS_MAX, Io, Transfer
 
 log = logging.getLogger(__name__)
 
+THREADS: Final = 2
 LOOK_AGAIN_S: Final = 1.0  # at most so long is anything missed, whatever an application does with its bell
 
 
-class RingThread:
-    """`run` ends after `stop`, or when the ring is broken; `ended` is called then."""
+class RingThreads:
+    """Of one ring. They end after `stop`, or when the ring is broken; `ended` is called then."""
 
     def __init__(
         self, ring: ServedRing, storage: StorageClient, known: Known, stages: Stages, ended: Callable[[], None]
@@ -39,10 +46,17 @@ class RingThread:
         self._stages = stages
         self._ended = ended
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self.run, name="ring", daemon=True)
+        self._taking = threading.Lock()  # held by who looks at the ring, also while it sleeps at the bell
+        self._tickets = 0
+        self._turn = threading.Condition()  # of the batch that may complete
+        self._completing = 0
+        self._left = THREADS
+        self._why = errno.ENOLINK
+        self._threads = [threading.Thread(target=self._run, name="ring", daemon=True) for _ in range(THREADS)]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Begin no further batch."""
@@ -51,67 +65,140 @@ class RingThread:
 
     def join(self, timeout_s: float) -> None:
         """Until the ring is given up, or so long."""
-        self._thread.join(max(0.0, timeout_s))
+        end_s = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, end_s - time.monotonic()))
 
-    def run(self) -> None:
-        number = errno.ENOLINK
+    def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                self._turn()
+                with self._taking:
+                    taken = self._take()
+                    if taken is None:
+                        continue
+                    ticket, self._tickets = self._tickets, self._tickets + 1
+                self._batch(taken, ticket)
         except OSError as exc:
-            log.warning("a ring is given up: %s", exc)
-            number = exc.errno or errno.EIO
+            self._broken(exc.errno or errno.EIO, str(exc))
         except Exception:
             log.exception("a ring is given up")
-            number = errno.EIO
+            self._broken(errno.EIO, "a bug")
+        with self._turn:
+            self._left -= 1
+            last = not self._left
+        if last:
+            self._give_up()
+
+    def _broken(self, number: int, why: str) -> None:
+        with self._turn:
+            if not self._stopping.is_set():
+                log.warning("a ring is given up: %s", why)
+                self._why = number
+            self._stopping.set()
+            self._turn.notify_all()
+        self._ring.ring_bell()
+
+    def _give_up(self) -> None:
         try:
-            self._ring.give_up(number)
+            self._ring.give_up(self._why)
         except OSError as exc:
             log.debug("nobody is told: %s", exc)
         self._ring.close()
         self._ended()
 
-    def _turn(self) -> None:
+    def _take(self) -> npt.NDArray[np.void] | None:
+        """The next batch; None: there was none for a while, or the ring is to be served no more."""
         ring = self._ring
         options = ring.options
         bell = ring.bell()
         count = ring.available()
         if not count:
             ring.sleep(bell, LOOK_AGAIN_S)
-            return
+            return None
         began_s = time.monotonic()
-        while True:
+        while not self._stopping.is_set():
             now, wait_ms = take(count, (time.monotonic() - began_s) * 1e3, options.io_depth, options.timeout_ms)
-            if now or self._stopping.is_set():
-                break
+            if now:
+                return ring.take(now)
             ring.sleep(bell, min(wait_ms / 1e3, LOOK_AGAIN_S))
             bell = ring.bell()
             count = ring.available()
-        if now:
-            self._batch(ring.take(now))
+        return None
 
-    def _batch(self, sqes: npt.NDArray[np.void]) -> None:
+    def _batch(self, sqes: npt.NDArray[np.void], ticket: int) -> None:
         results = np.zeros(len(sqes), np.int64)
         entered: dict[int, KnownFile] = {}
+        done = 0
+
+        def finished(count: int) -> None:
+            nonlocal done
+            if count > done and self._completing == ticket:
+                self._ring.complete(results[done:count])
+                done = count
+
         try:
-            ios = self._check(sqes, results, entered)
-            done = 0
-
-            def finished(count: int) -> None:
-                nonlocal done
-                if count > done:
-                    self._ring.complete(results[done:count])
-                    done = count
-
             with self._stages.take(self._ring.options.priority) as pair:
-                transfer = Transfer(self._storage, pair, ios, results, finished)
-                if self._ring.options.for_read:
-                    transfer.read()
-                else:
-                    transfer.write()
+                if not self._alike(sqes, results, pair):
+                    transfer = Transfer(self._storage, pair, self._check(sqes, results, entered), results, finished)
+                    if self._ring.options.for_read:
+                        transfer.read()
+                    else:
+                        transfer.write()
         finally:
             for file in entered.values():
                 self._known.leave(file)
+        with self._turn:
+            while self._completing != ticket:
+                if self._why != errno.ENOLINK:
+                    return  # the one before it has broken the ring
+                self._turn.wait()
+            finished(len(sqes))
+            self._completing += 1
+            self._turn.notify_all()
+
+    def _alike(self, sqes: npt.NDArray[np.void], results: npt.NDArray[np.int64], pair: Pair) -> bool:
+        """The usual small batch, reads of one length of one file into one region, done in numpy. False: it is another
+        one, or something went wrong: nothing is completed, and all of it is to be looked at one by one."""
+        options = self._ring.options
+        count = len(sqes)
+        length = int(sqes["length"][0])
+        if not options.for_read or options.flags & FORBID_READ_HOLES or not 0 < length <= STAGE_BYTES // count:
+            return False
+        token, id_ = int(sqes["file"][0]), sqes["region"][0].tobytes()
+        if (
+            count > LOT_ITEMS_MAX
+            or (sqes["length"] != length).any()
+            or (sqes["file"] != token).any()
+            or sqes["region"].tobytes() != id_ * count
+        ):
+            return False
+        try:
+            region = self._known.region(id_)
+            file = self._known.enter(token)
+        except OSError:
+            return False
+        try:
+            end = int(sqes["file_offset"].max()) + length
+            if (
+                not file.readable
+                or int(sqes["region_offset"].max()) + length > region.size
+                or end > FILE_BYTES_MAX
+                or end > file.length(end, self._known.ask)
+            ):
+                return False
+            ios = place(file.layout, sqes["file_offset"].astype(np.int64), length)
+            if ios is None or self._storage.read_rows(ios, pair.slices(length, count)):
+                return False
+            whole = region.view
+            views = [whole[at : at + length] for at in sqes["region_offset"].tolist()]
+            if os.preadv(pair.buffers[0].fd, views, 0) != length * count:
+                return False
+        except (FfsError, OSError):
+            return False
+        finally:
+            self._known.leave(file)
+        results[:] = length
+        return True
 
     def _check(
         self, sqes: npt.NDArray[np.void], results: npt.NDArray[np.int64], entered: dict[int, KnownFile]

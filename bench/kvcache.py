@@ -1,0 +1,248 @@
+"""The KV cache beside Redis, in one run on one machine: get and put in batches of 64, exists, longest prefix.
+
+    python bench/kvcache.py [--seconds 3] [--replicas 1] [--json] [--sizes 4096,65536,73728,1048576]
+
+A local cluster of three storage nodes, and `redis-server` on a Unix socket of its own with nothing stored on disk; one
+client process for both. Redis' client is redis-py with its C parser, MGET and MSET of a batch; it gives new `bytes`
+objects, which an engine still has to copy to where they are wanted: "with its copy" adds that.
+Ours land in the caller's buffers, each verified by checksum. `allocated`: buffers from `FileSystem.allocate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fireflyfs.client.filesystem import FileSystem
+from fireflyfs.client.kvcache import KVCache
+from fireflyfs.deploy.local import ClusterSpec, LocalCluster
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+BATCH = 64
+SIZES = (4 * KIB, 64 * KIB, 72 * KIB, MIB)
+STORED_BYTES = 256 * MIB  # of each size, so that it is all in the page cache, and in Redis
+STORED_BLOCKS_MAX = 4096
+
+
+def per_second(work: Callable[[], int], seconds: float) -> float:
+    """Units a second in the best of five parts: what the machine gives when nobody else takes it."""
+    work()
+    best = 0.0
+    for _ in range(5):
+        began = time.perf_counter()
+        done = 0
+        while time.perf_counter() - began < seconds / 5:
+            done += work()
+        best = max(best, done / (time.perf_counter() - began))
+    return best
+
+
+@contextlib.contextmanager
+def cluster(replicas: int) -> Iterator[list[str]]:
+    root = Path(tempfile.mkdtemp(prefix="ffs-bench-"))
+    local = LocalCluster(root)
+    local.create(ClusterSpec(replicas=replicas, capacity_bytes=8 * GIB))
+    local.up()
+    try:
+        yield local.mgmtd_addresses()
+    finally:
+        local.down()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def redis_client() -> Iterator[Any]:
+    """A server of our own, which keeps nothing on disk."""
+    import redis
+
+    root = Path(tempfile.mkdtemp(prefix="ffs-bench-redis-"))
+    path = root / "redis.sock"
+    command = ["redis-server", "--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no"]
+    server = subprocess.Popen([*command, "--dir", str(root)], stdout=subprocess.DEVNULL)
+    try:
+        client = redis.Redis(unix_socket_path=str(path))
+        for _ in range(100):
+            with contextlib.suppress(redis.exceptions.ConnectionError):
+                client.ping()
+                break
+            time.sleep(0.05)
+        yield client
+        client.close()
+    finally:
+        server.terminate()
+        server.wait()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+class Turns:
+    """Batches of the stored keys, one after the other, round and round."""
+
+    def __init__(self, keys: list[bytes]) -> None:
+        self._batches = [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
+        self._next = 0
+
+    def __call__(self) -> list[bytes]:
+        self._next = (self._next + 1) % len(self._batches)
+        return self._batches[self._next]
+
+
+def size_rows(fs: dict[str, FileSystem], redis: Any, size: int, seconds: float) -> list[dict[str, Any]]:
+    count = min(STORED_BLOCKS_MAX, STORED_BYTES // size) // BATCH * BATCH
+    keys = [os.urandom(32) for _ in range(count)]
+    blocks = [np.frombuffer(os.urandom(size), np.uint8) for _ in range(BATCH)]
+    texts = [block.tobytes() for block in blocks]
+    turns = Turns(keys)
+
+    def redis_put() -> int:
+        redis.mset(dict(zip(turns(), texts, strict=True)))
+        return BATCH
+
+    for _ in range(count // BATCH):
+        redis_put()
+    target = np.empty((BATCH, size), np.uint8)
+
+    def redis_get() -> int:
+        redis.mget(turns())
+        return BATCH
+
+    def redis_get_copied() -> int:
+        for number, value in enumerate(redis.mget(turns())):
+            target[number] = np.frombuffer(value, np.uint8)
+        return BATCH
+
+    peer = {
+        "put": per_second(redis_put, seconds),
+        "get": per_second(redis_get, seconds),
+        "get copied": per_second(redis_get_copied, seconds),
+    }
+    redis.flushall()
+    rows = []
+    for link, filesystem in fs.items():
+        with KVCache.open(filesystem, f"bench-{size}", block_size=size) as cache:
+
+            def put(cache: KVCache = cache) -> int:
+                assert all(cache.put_batch(turns(), blocks))
+                return BATCH
+
+            for _ in range(count // BATCH):
+                put()
+            arrays = [np.empty(size, np.uint8) for _ in range(BATCH)]
+
+            def get(cache: KVCache = cache, out: list[Any] = arrays) -> int:
+                assert cache.get_batch(turns(), out) == [size] * BATCH
+                return BATCH
+
+            figures = {"put": per_second(put, seconds), "get": per_second(get, seconds)}
+            if link == "shm":
+                memory = filesystem.allocate(BATCH * size)
+                slices = [memory.slice(number * size, size) for number in range(BATCH)]
+                figures["get allocated"] = per_second(lambda s=slices, g=get: g(out=s), seconds)
+                memory.close()
+            cache.clear()
+        for name, value in figures.items():
+            beside = peer["put" if name == "put" else "get"]
+            rows.append(
+                {
+                    "row": f"{name} {size // KIB} KiB {link}",
+                    "blocks_s": value,
+                    "mb_s": value * size / 1e6,
+                    "redis_blocks_s": beside,
+                    "ratio": value / beside,
+                    "ratio_copied": value / peer["get copied"] if name != "put" else None,
+                }
+            )
+    return rows
+
+
+def lookup_rows(fs: dict[str, FileSystem], redis: Any, seconds: float) -> list[dict[str, Any]]:
+    keys = [os.urandom(32) for _ in range(4096)]
+    block = bytes(4 * KIB)
+    for start in range(0, len(keys), 128):
+        redis.mset(dict.fromkeys(keys[start : start + 128], block))
+    some, many = keys[:128], keys[:1000]
+
+    def redis_exists() -> int:
+        pipe = redis.pipeline(transaction=False)
+        for key in some:
+            pipe.exists(key)
+        return sum(pipe.execute())
+
+    peer = per_second(redis_exists, seconds)
+    redis.flushall()
+    rows = []
+    for link, filesystem in fs.items():
+        with KVCache.open(filesystem, "bench-lookups", block_size=4 * KIB) as cache:
+            for start in range(0, len(keys), 128):
+                assert all(cache.put_batch(keys[start : start + 128], [block] * 128))
+
+            def exists(cache: KVCache = cache) -> int:
+                assert all(cache.exists_batch(some))
+                return len(some)
+
+            def match(cache: KVCache = cache) -> int:
+                assert cache.match_prefix(many) == len(many)
+                return 1
+
+            figure = per_second(exists, seconds)
+            rows.append({"row": f"exists 128 {link}", "keys_s": figure, "redis_keys_s": peer, "ratio": figure / peer})
+            rows.append({"row": f"match 1000 {link}", "ms": 1000 / per_second(match, seconds)})
+            cache.clear()
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    if "ms" in row:
+        return f"{row['row']:28s} {row['ms']:10.2f} ms"
+    if "keys_s" in row:
+        return (
+            f"{row['row']:28s} {row['keys_s']:10,.0f} keys/s   {row['ratio']:5.2f} x Redis ({row['redis_keys_s']:,.0f})"
+        )
+    copied = f", {row['ratio_copied']:.2f} x with its copy" if row["ratio_copied"] else ""
+    return (
+        f"{row['row']:28s} {row['blocks_s']:10,.0f} /s {row['mb_s']:8,.0f} MB/s   "
+        f"{row['ratio']:5.2f} x Redis ({row['redis_blocks_s']:,.0f}){copied}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each figure")
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="of blocks, in bytes")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+
+    def show(more: list[dict[str, Any]]) -> None:
+        rows.extend(more)
+        if not options.json:
+            for row in more:
+                print(line(row), flush=True)
+
+    with cluster(options.replicas) as addresses, redis_client() as redis, contextlib.ExitStack() as stack:
+        fs = {
+            "shm": stack.enter_context(FileSystem.connect(addresses)),
+            "tcp": stack.enter_context(FileSystem.connect(addresses, shared_memory=False)),
+        }
+        for size in map(int, options.sizes.split(",")):
+            show(size_rows(fs, redis, size, options.seconds))
+        show(lookup_rows(fs, redis, options.seconds))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+    if options.json:
+        print(json.dumps({"rows": rows, "client_peak_bytes": peak}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

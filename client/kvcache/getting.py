@@ -1,0 +1,173 @@
+"""Looking blocks up: one `get_batch`, from callers' buffers to requests and from answers to verified blocks.
+
+Small blocks of one request travel packed, in one piece of memory, and are copied to where they are wanted: a piece of
+its own for each costs more than that copy. A block counts when its checksum is right where it landed; where it is not,
+it is asked for again with VERIFY, so that the server looks at what it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from crc32c import crc32c
+
+from fireflyfs.client.kvcache.api import MISS, CacheStats, Out
+from fireflyfs.client.kvcache.memory import pieces_of
+from fireflyfs.client.kvcache.nodes import MOVED
+from fireflyfs.client.kvcache.placement import NodeRows, Placed, Placement, Rows
+from fireflyfs.client.scratch import Scratch
+from fireflyfs.client.storage_codec import length_of, part_of, view_of
+from fireflyfs.common.cache_hash import Keys
+from fireflyfs.common.errors import Code
+from fireflyfs.common.limits import FRAME_SEGMENTS_MAX, KiB, MiB
+from fireflyfs.common.net.api import Call, Piece, Reply, Slice
+from fireflyfs.common.net.methods import Method
+from fireflyfs.proto.storage_wire import CACHE_RESULT, CacheFlag
+
+WAVE_BYTES_MAX = 16 * MiB  # of a batch, under way at once: they may stand once more in memory shared with servers
+REQUEST_ROWS_MAX = 1024
+REQUEST_BYTES_MAX = 8 * MiB  # of one request, except for a single larger block
+PACKED_REQUEST_BYTES_MAX = 4 * MiB
+PACKED_BLOCK_BYTES_MAX = 96 * KiB
+_MISSING = int(Code.CHUNK_NOT_FOUND)
+_TOO_LARGE = int(Code.TOO_LARGE)
+
+
+class GetBatch:
+    """What is asked for, and what has landed. Used as a context: it holds memory until its answers are read."""
+
+    def __init__(self, keys: Sequence[bytes], out: Sequence[Out], placement: Placement, scratch: Scratch) -> None:
+        """Raises INVALID for memory that cannot be written to, or keys out of bounds."""
+        self._keys = Keys(keys)
+        self._placement = placement
+        self._scratch = scratch
+        self._stack = ExitStack()
+        self.chains = placement.chains_of(self._keys)
+        self.lengths = [MISS] * len(keys)
+        self.damaged: set[int] = set()
+        self._doubtful: set[int] = set()  # did not match on the way: to be asked for with VERIFY
+        landing = [pieces_of(each, writable=True) for each in out]
+        self._pieces = [pieces for pieces, _ in landing]
+        self._room = [nbytes for _, nbytes in landing]
+        self._packed = bool(landing) and max(self._room) <= PACKED_BLOCK_BYTES_MAX and not _has_slices(self._pieces)
+        self._named = self._room if self._packed else [len(pieces) for pieces in self._pieces]
+        self._name_array = np.array(self._named, np.uint32)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def waves(self) -> Iterator[Rows]:
+        """The batch in parts that may be under way at once."""
+        start = nbytes = 0
+        for end, size in enumerate(self._room):
+            if end > start and nbytes + size > WAVE_BYTES_MAX:
+                yield np.arange(start, end)
+                self._stack.close()
+                start, nbytes = end, 0
+            nbytes += size
+        if self._room:
+            yield np.arange(start, len(self._room))
+
+    def pack(self, placed: Placed, node: NodeRows) -> Iterator[tuple[Rows, Call, Any]]:
+        """Requests to one worker: their rows, and the memory that they land in when they are packed."""
+        for rows in self._requests(node.rows):
+            numbers: list[int] = rows.tolist()
+            flags = CacheFlag.VERIFY if self._doubtful and not self._doubtful.isdisjoint(numbers) else CacheFlag(0)
+            into: Sequence[Piece]
+            if self._packed:
+                flags |= CacheFlag.PACKED
+                total = sum([self._room[row] for row in numbers])
+                memory = part_of(self._stack.enter_context(self._scratch.take(total)), 0, total)
+                into = (memory,)
+            else:
+                memory = None
+                into = [piece for row in numbers for piece in self._pieces[row]]
+            body = self._placement.get_body(self._keys, placed, rows, self._name_array, flags)
+            yield rows, Call(Method.STORAGE_CACHE_GET, body, (), into), memory
+
+    def _requests(self, rows: Rows) -> Iterator[Rows]:
+        bytes_max = PACKED_REQUEST_BYTES_MAX if self._packed else REQUEST_BYTES_MAX
+        start = nbytes = pieces = 0
+        numbers = rows.tolist()
+        for end, row in enumerate(numbers):
+            size, count = self._room[row], 0 if self._packed else len(self._pieces[row])
+            full = nbytes + size > bytes_max or pieces + count > FRAME_SEGMENTS_MAX or end - start >= REQUEST_ROWS_MAX
+            if end > start and full:
+                yield rows[start:end]
+                start, nbytes, pieces = end, 0, 0
+            nbytes += size
+            pieces += count
+        if numbers:
+            yield rows[start:]
+
+    def land(self, rows: Rows, reply: Reply, memory: Any, stats: CacheStats) -> list[int]:
+        """Verify what came; rows to ask another replica for."""
+        if len(reply.body) != len(rows) * CACHE_RESULT.itemsize:
+            return list(rows.tolist())
+        answers: npt.NDArray[np.void] = np.frombuffer(reply.body, CACHE_RESULT)
+        whole = view_of(memory) if memory is not None else None
+        again: list[int] = []
+        lengths, all_room, all_pieces = self.lengths, self._room, self._pieces
+        for row, (status, length, expected, offset) in zip(rows.tolist(), answers.tolist(), strict=True):
+            if status == 0 and 0 < length <= all_room[row]:
+                pieces = all_pieces[row]
+                if whole is None:
+                    right = _crc(pieces, length) == expected
+                elif offset + length > len(whole):
+                    right = False
+                elif len(pieces) == 1:
+                    target = pieces[0] if length == all_room[row] else pieces[0][:length]
+                    target[:] = whole[offset : offset + length]
+                    right = crc32c(target) == expected
+                else:
+                    right = _scatter(whole[offset : offset + length], pieces) == expected
+                if right:
+                    lengths[row] = length
+                else:
+                    if row in self._doubtful:
+                        self.damaged.add(row)
+                    self._doubtful.add(row)
+                    again.append(row)
+            elif status == _MISSING:
+                continue
+            elif status == _TOO_LARGE:
+                stats.too_large += 1
+            elif status == Code.CHECKSUM:
+                self.damaged.add(row)
+                again.append(row)
+            elif status in MOVED or status == 0:
+                again.append(row)
+        return again
+
+
+def _has_slices(pieces: Sequence[Sequence[Piece]]) -> bool:
+    """Whether some memory is reached by servers directly."""
+    return any(isinstance(piece, Slice) for each in pieces for piece in each)
+
+
+def _crc(pieces: Sequence[Piece], length: int) -> int:
+    whole = 0
+    for piece in pieces:
+        take = min(length, length_of(piece))
+        whole = crc32c(view_of(part_of(piece, 0, take)), whole)
+        length -= take
+    return whole
+
+
+def _scatter(block: memoryview, pieces: Sequence[Any]) -> int:
+    """Copy the block into the pieces, one after the other; the checksum of what is there now."""
+    whole = at = 0
+    for piece in pieces:
+        take = min(len(block) - at, len(piece))
+        target = piece[:take]
+        target[:] = block[at : at + take]
+        whole = crc32c(target, whole)
+        at += take
+    return whole

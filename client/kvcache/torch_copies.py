@@ -1,0 +1,197 @@
+"""Copies between pinned staging memory and the paged tensors of a GPU, on a stream of their own.
+
+One copy moves a whole slot to the device; there each range of the layout is put to its places by one kernel. So a batch
+of pages costs one transfer and as many kernels as the layout has ranges, however many pages it has. Tensors in host
+memory work the same without streams, which is how this is tested where there is no GPU.
+
+Needs torch, and is imported by name only: `pip install 'fireflyfs[torch]'`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from fireflyfs.client.kvcache.layouts.memory import bytes_of
+from fireflyfs.client.kvcache.layouts.pages import PageMap
+from fireflyfs.client.kvcache.slot_ring import Event
+
+STAGING_BYTES_MAX = 8 << 30  # pinned, of one engine
+_WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+
+
+class _Over:
+    """The event of a copy that is over when it returns."""
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        pass
+
+
+class _CudaEvent:
+    """A CUDA event; waiting for it sleeps rather than spins."""
+
+    def __init__(self, stream: Any) -> None:
+        self._event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        self._event.record(stream)
+
+    def done(self) -> bool:
+        return bool(self._event.query())
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+    def hold_back(self, stream: Any) -> None:
+        """What is queued on `stream` from now on runs after this."""
+        stream.wait_event(self._event)
+
+
+class PagedTensors:
+    """The tensors of a page map, written and read at pages by index on whatever device they are."""
+
+    def __init__(self, page_map: PageMap, tensors: Sequence[torch.Tensor]) -> None:
+        self.map = page_map
+        self.device = tensors[0].device
+        if any(tensor.device != self.device for tensor in tensors):
+            raise ValueError("the layers lie on different devices: an engine for each")
+        self._word = self._word_bytes(tensors)
+        self.dtype = _WORDS[self._word]
+        self._views: list[
+            tuple[torch.Tensor, int, int]
+        ] = []  # [pages, words], where its words begin and end in a block
+        at = 0
+        for run in page_map.runs:
+            tensor = tensors[run.tensor]
+            base = tensor.storage_offset() * tensor.element_size() + run.offset
+            last = base + (page_map.pages - 1) * run.stride + run.length
+            if last > tensor.untyped_storage().nbytes():
+                raise ValueError(
+                    f"tensor {run.tensor} ends before its page {page_map.pages - 1}: the map is another one's"
+                )
+            words = run.length // self._word
+            view = torch.empty(0, dtype=self.dtype, device=self.device)
+            view.set_(
+                tensor.untyped_storage(), base // self._word, (page_map.pages, words), (run.stride // self._word, 1)
+            )
+            self._views.append((view, at, at + words))
+            at += words
+        self.row_words = at
+
+    def scatter(self, rows: torch.Tensor, pages: torch.Tensor) -> None:
+        """Row i of `rows` [n, row_words] goes to page pages[i]."""
+        for view, start, stop in self._views:
+            view.index_copy_(0, pages, rows[:, start:stop])
+
+    def gather(self, pages: torch.Tensor, rows: torch.Tensor) -> None:
+        """Page pages[i] goes to row i of `rows` [n, row_words]."""
+        for view, start, stop in self._views:
+            rows[:, start:stop].copy_(view.index_select(0, pages))
+
+    def _word_bytes(self, tensors: Sequence[torch.Tensor]) -> int:
+        """The widest word that every range begins and ends at: kernels move words."""
+        edges = [value for run in self.map.runs for value in (run.offset, run.stride, run.length)]
+        edges += [int(tensor.storage_offset()) * tensor.element_size() for tensor in tensors]
+        common = math.gcd(*edges, 8)
+        return common if common in _WORDS else 1
+
+
+class TorchCopyEngine:
+    """A `CopyEngine` for tensors on one device. Holds slots * slot_pages * page_bytes of pinned memory.
+
+    Copies run beside the model: they begin after what the calling thread's stream has queued by then, and what it
+    queues after a `save` waits until the pages were read. After `load` wait for the event, as the pipelines do.
+    """
+
+    def __init__(
+        self, page_map: PageMap, tensors: Sequence[torch.Tensor], *, slots: int = 3, slot_pages: int = 16
+    ) -> None:
+        if slots < 1 or slot_pages < 1:
+            raise ValueError("staging has at least 1 slot of 1 page")
+        self.slots = slots
+        self.slot_pages = slot_pages
+        self.page_bytes = page_map.page_bytes
+        if slots * slot_pages * self.page_bytes > STAGING_BYTES_MAX:
+            raise ValueError(f"{slots} slots of {slot_pages} pages are over {STAGING_BYTES_MAX} bytes of pinned memory")
+        self.pages = PagedTensors(page_map, tensors)
+        device = self.pages.device
+        self._cuda = device.type == "cuda"
+        shape = (slot_pages, self.pages.row_words)
+        self._host = torch.empty((slots, *shape), dtype=self.pages.dtype, pin_memory=self._cuda)
+        self._indices = torch.empty((slots, 2 * slot_pages), dtype=torch.int64, pin_memory=self._cuda)
+        # One device buffer for all slots: the stream runs their copies one after the other.
+        self._staged = torch.empty(shape, dtype=self.pages.dtype, device=device) if self._cuda else None
+        self._stream: Any = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
+        memory = bytes_of(self._host)
+        row = self.page_bytes
+        self._rows = [
+            [memory[at : at + row] for at in range(slot * slot_pages * row, (slot + 1) * slot_pages * row, row)]
+            for slot in range(slots)
+        ]
+
+    def rows(self, slot: int) -> list[memoryview]:
+        return self._rows[slot]
+
+    def load(self, slot: int, rows: Sequence[int], pages: Sequence[int]) -> Event:
+        self._check(rows, pages)
+        with self._on_stream():
+            count = max(rows) + 1
+            source = self._host[slot, :count]
+            if self._staged is not None:
+                self._staged[:count].copy_(source, non_blocking=True)
+                source = self._staged[:count]
+            places, chosen = self._index(slot, pages, rows)
+            self.pages.scatter(source if len(rows) == count else source.index_select(0, chosen), places)
+            return self._event()
+
+    def save(self, slot: int, pages: Sequence[int]) -> Event:
+        rows = range(len(pages))
+        self._check(rows, pages)
+        with self._on_stream():
+            target = self._host[slot, : len(pages)]
+            places, _ = self._index(slot, pages, rows)
+            if self._staged is None:
+                self.pages.gather(places, target)
+                return self._event()
+            self.pages.gather(places, self._staged[: len(pages)])
+            target.copy_(self._staged[: len(pages)], non_blocking=True)
+            event = _CudaEvent(self._stream)
+        event.hold_back(torch.cuda.current_stream(self.pages.device))
+        return event
+
+    def drain(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        if self._stream is None:
+            return nullcontext()
+        self._stream.wait_stream(torch.cuda.current_stream(self.pages.device))
+        return torch.cuda.stream(self._stream)
+
+    def _index(self, slot: int, pages: Sequence[int], rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Page numbers and row numbers on the device; their pinned memory is the slot's, so it lives as long.
+
+        One contiguous piece: torch copies anything else through memory that is not pinned, and waits for the stream.
+        """
+        count = len(pages)
+        indices = self._indices[slot, : 2 * count]
+        indices[:count] = torch.tensor(pages, dtype=torch.int64)
+        indices[count:] = torch.tensor(rows, dtype=torch.int64)
+        placed = indices.to(self.pages.device, non_blocking=True)
+        return placed[:count], placed[count:]
+
+    def _event(self) -> Event:
+        return _CudaEvent(self._stream) if self._stream is not None else _Over()
+
+    def _check(self, rows: Sequence[int], pages: Sequence[int]) -> None:
+        """Numbers are checked here: on a device a wrong one is an error that ends the process, or another page."""
+        if not rows or len(rows) != len(pages) or not 0 <= min(rows) <= max(rows) < self.slot_pages:
+            raise ValueError(f"{len(rows)} rows for {len(pages)} pages; a slot has {self.slot_pages}")
+        if not 0 <= min(pages) <= max(pages) < self.pages.map.pages:
+            raise IndexError(f"page {max(pages)} of {self.pages.map.pages}")
