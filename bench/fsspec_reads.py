@@ -1,4 +1,4 @@
-"""Reads through fsspec beside the same reads of local files: `python bench/fsspec_reads.py [--gib 1] [--json]`.
+"""Reads through fsspec beside the same with local files, and small files in and out: `python bench/fsspec_reads.py`.
 
 Both are cached by the machine: what is measured is the way to the bytes, not the disk. The cluster has three storage
 nodes and three replicas on this machine, and shares its cores.
@@ -56,14 +56,13 @@ def prepare(fs: Any, folder: str, nbytes: int) -> None:
     with fs.open(f"{folder}/big", "wb") as file:
         for _ in range(nbytes // len(block)):
             file.write(block)
-    for number in range(SMALL_FILES):
-        fs.pipe_file(f"{folder}/small/{number:04}", block[:SMALL_BYTES])
+    fs.pipe({f"{folder}/small/{number:04}": block[:SMALL_BYTES] for number in range(SMALL_FILES)})
     rng = np.random.default_rng(2)
     table = pa.table({f"c{number}": rng.random(COLUMN_ROWS, dtype=np.float32) for number in range(COLUMNS)})
     pq.write_table(table, f"{folder}/table.parquet", filesystem=fs, row_group_size=250_000, compression="none")
 
 
-def rows(fs: Any, folder: str, nbytes: int) -> dict[str, tuple[float, str]]:
+def rows(fs: Any, folder: str, nbytes: int, scratch: str) -> dict[str, tuple[float, str]]:
     """Each row's figure and unit."""
     into = memoryview(bytearray(16 * MiB))
     big = f"{folder}/big"
@@ -88,6 +87,15 @@ def rows(fs: Any, folder: str, nbytes: int) -> dict[str, tuple[float, str]]:
             COLUMN_ROWS * 4 * COLUMNS / MiB / best(lambda: pq.read_table(f"{folder}/table.parquet", filesystem=fs)),
             "MiB/s",
         ),
+        "get of 1,000 files of 16 KiB": (
+            SMALL_FILES / best(lambda: fs.get(f"{folder}/small", f"{scratch}/got", recursive=True)), "files/s",
+        ),
+        "put of 1,000 files of 16 KiB": (
+            SMALL_FILES / best(lambda: fs.put(f"{scratch}/got", f"{folder}/put/", recursive=True)), "files/s",
+        ),
+        "copy of 1,000 files of 16 KiB": (
+            SMALL_FILES / best(lambda: fs.copy(f"{folder}/small", f"{folder}/copy/", recursive=True)), "files/s",
+        ),
         "ls of 1,000 files": (SMALL_FILES / best(lambda: fs.ls(f"{folder}/small", detail=True)), "files/s"),
     }  # fmt: skip
 
@@ -108,8 +116,8 @@ def main() -> None:
             os.mkdir(f"{place}/local")
             prepare(ours, "/bench", nbytes)
             prepare(local, f"{place}/local", nbytes)
-            found = rows(ours, "/bench", nbytes)
-            beside = rows(local, f"{place}/local", nbytes)
+            found = rows(ours, "/bench", nbytes, f"{place}/ours")
+            beside = rows(local, f"{place}/local", nbytes, f"{place}/theirs")
             ours.disconnect()
         finally:
             cluster.down()

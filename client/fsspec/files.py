@@ -12,6 +12,8 @@ import os
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from fsspec.spec import AbstractBufferedFile
+
 from fireflyfs.client.file import BufferedRandom, BufferedReader, BufferedWriter, File, as_piece, flags_of
 from fireflyfs.client.fsspec.connections import WINDOW_BYTES
 from fireflyfs.client.handle import OpenInode, open_inode
@@ -154,6 +156,13 @@ class Writer(_FsspecFile, BufferedWriter):
 
 class ReadWriter(_FsspecFile, BufferedRandom):
     """A file open for both."""
+
+
+class CachedReader(AbstractBufferedFile):  # type: ignore[misc]
+    """A file read through one of fsspec's caches, for callers that choose one (`cache_type`)."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return bytes(self.fs.cat_file(self.path, start, end))
 
 
 FsspecFile = RawFile | Reader | Writer | ReadWriter

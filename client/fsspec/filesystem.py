@@ -20,14 +20,14 @@ from fsspec.utils import stringify_path
 
 from fireflyfs.client.fsspec import connections, details, urls
 from fireflyfs.client.fsspec.details import Info
-from fireflyfs.client.fsspec.files import BLOCK_BYTES, BLOCK_BYTES_MAX, FsspecFile, open_file
-from fireflyfs.client.fsspec.transfers import Transfers
+from fireflyfs.client.fsspec.files import BLOCK_BYTES, BLOCK_BYTES_MAX, CachedReader, FsspecFile, open_file
+from fireflyfs.client.fsspec.many import ManyFiles
 
 _OF_FSSPEC = ("use_listings_cache", "listings_expiry_time", "max_paths", "asynchronous", "loop")
 _NOWHERE = (FileNotFoundError, NotADirectoryError)
 
 
-class FireflyFileSystem(Transfers, AbstractFileSystem):  # type: ignore[misc]
+class FireflyFileSystem(ManyFiles, AbstractFileSystem):  # type: ignore[misc]
     """One cluster for fsspec. Instances are cheap; all of a process share one connection to a cluster.
 
     `mgmtd`: "host:port,..." or a list. Without it FFS_MGMTD counts, or the local cluster in `root` (FFS_ROOT), as for
@@ -238,9 +238,13 @@ class FireflyFileSystem(Transfers, AbstractFileSystem):  # type: ignore[misc]
         if recursive and maxdepth is not None:
             super().rm(path, recursive=True, maxdepth=maxdepth)
             return
-        for one in self.expand_path(path):
+        trees: set[str] = set()
+        for one in self.expand_path(path):  # sorted: what holds others comes before them
+            if not trees.isdisjoint(urls.above(one)):
+                continue
             if recursive and self.isdir(one) and not self.islink(one):
                 self.client.rmtree(one)
+                trees.add(one)
             else:
                 self.client.unlink(one)
 
@@ -274,11 +278,25 @@ class FireflyFileSystem(Transfers, AbstractFileSystem):  # type: ignore[misc]
 
     # Files
     def _open(
-        self, path: str, mode: str = "rb", block_size: int | None = None, autocommit: bool = True, **_: Any
-    ) -> FsspecFile:
-        """`block_size` 0 is without a buffer: each call is a request. In a transaction see `files.open_file`."""
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        autocommit: bool = True,
+        cache_type: str | None = None,
+        cache_options: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> FsspecFile | CachedReader:
+        """`block_size` 0 is without a buffer: each call is a request. In a transaction see `files.open_file`.
+
+        `cache_type`: one of fsspec's caches, "parts" for instance, in place of our own reading ahead.
+        """
         path = self._strip_protocol(path)
         size = self.blocksize if block_size is None else _checked(block_size)
+        if cache_type is not None and mode == "rb":
+            return CachedReader(
+                self, path, mode, size or BLOCK_BYTES, cache_type=cache_type, cache_options=cache_options
+            )
         if autocommit or mode in ("r", "rb"):
             return self._making_parents(path, lambda: open_file(self, path, mode, size))
         if "a" in mode or "+" in mode:

@@ -28,6 +28,8 @@ class Transfers(Connected):
     _strip_protocol: Callable[[Any], Any]
     expand_path: Callable[..., list[str]]
     lexists: Callable[[str], bool]
+    open: Callable[..., Any]
+    _intrans: bool
 
     # Into memory
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
@@ -70,14 +72,8 @@ class Transfers(Connected):
     # From memory
     def pipe_file(self, path: str, value: Any, mode: str = "overwrite", **_: Any) -> None:
         """Make the file hold exactly `value`, any buffer. `mode="create"` raises FileExistsError if it is there."""
-        path = self._strip_protocol(path)
-        flags = os.O_EXCL if mode == "create" else os.O_TRUNC
-
-        def write() -> None:
-            with self.client.open_file(path, os.O_WRONLY | os.O_CREAT | flags) as file:
-                file.write(value)
-
-        self._making_parents(path, write)
+        with self._open_new(self._strip_protocol(path), mode) as file:
+            file.write(value)
 
     # Local files
     def get_file(
@@ -87,10 +83,14 @@ class Transfers(Connected):
         rpath = self._strip_protocol(rpath)
         if outfile is None and isfilelike(lpath):
             outfile = lpath
-        if outfile is None and self.client.isdir(rpath):
+        try:
+            source = self.client.open_file(rpath)
+        except IsADirectoryError:
+            if outfile is not None:
+                raise
             os.makedirs(lpath, exist_ok=True)
             return
-        with self.client.open_file(rpath) as source:
+        with source:
             if outfile is not None:
                 self._copy_out(source, outfile, callback)
                 return
@@ -106,12 +106,11 @@ class Transfers(Connected):
         if os.path.isdir(lpath):
             self.client.makedirs(rpath, exist_ok=True)
             return
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if mode == "create" else os.O_TRUNC)
         with open(lpath, "rb", buffering=0) as local:
             size = os.fstat(local.fileno()).st_size
             callback.set_size(size)
             with (
-                self._making_parents(rpath, lambda: self.client.open_file(rpath, flags)) as target,
+                self._open_new(rpath, mode) as target,
                 self.client.context.scratch.take(min(TRANSFER_BYTES, max(size, 1))) as piece,
             ):
                 view = view_of(piece)
@@ -123,24 +122,33 @@ class Transfers(Connected):
     def cp_file(self, path1: str, path2: str, callback: Any = DEFAULT_CALLBACK, **_: Any) -> None:
         """Chunk by chunk from storage to storage. A directory is only made."""
         path1, path2 = self._strip_protocol(path1), self._strip_protocol(path2)
-        if self.client.isdir(path1):
+        try:
+            source = self.client.open_file(path1)
+        except IsADirectoryError:
             self.client.makedirs(path2, exist_ok=True)
             return
-        if path1 == path2:
-            raise ValueError(f"{path1} cannot be copied onto itself")
         flags = os.O_WRONLY | os.O_CREAT
         with (
-            self.client.open_file(path1) as source,
+            source,
             self._making_parents(path2, lambda: self.client.open_file(path2, flags)) as target,
         ):
             if source.inode.id == target.inode.id:
                 raise ValueError(f"{path1} and {path2} are one file")
-            target.truncate(0)
+            if target.length:  # not O_TRUNC, which would also cut a source that both names lead to
+                target.truncate(0)
             callback.set_size(source.length)
             at = 0
             while count := target.copy_from(source, at, at, COPY_BYTES):
                 at += count
                 callback.relative_update(count)
+
+    def _open_new(self, path: str, mode: str) -> File:
+        """To write all of a file, without a buffer; part of the transaction, if there is one."""
+        if self._intrans:
+            file: File = self.open(path, "xb" if mode == "create" else "wb", block_size=0)
+            return file
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if mode == "create" else os.O_TRUNC)
+        return self._making_parents(path, lambda: self.client.open_file(path, flags))
 
     def _copy_out(self, source: File, local: Any, callback: Any) -> None:
         callback.set_size(source.length)

@@ -8,6 +8,7 @@ address goes into the storage option `mgmtd`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 SCHEME = "ffs"
 _ADDRESS = re.compile(r"(?P<host>[^\s/:,@?#]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})")
@@ -28,8 +29,15 @@ def split(url: str) -> tuple[tuple[str, ...], str]:
 
 
 def normal(path: str) -> str:
-    """From the root, and without a '/' at the end."""
-    return "/" + path.strip("/")
+    """From the root, without a '/' at the end, and with one '/' between names."""
+    return "/" + "/".join(name for name in path.split("/") if name)
+
+
+def above(path: str) -> Iterator[str]:
+    """The directories that a normal path lies in, the root last."""
+    while path != "/":
+        path = path.rpartition("/")[0] or "/"
+        yield path
 
 
 def join(managers: tuple[str, ...], path: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.client.fsspec import FireflyFileSystem
 from fireflyfs.common.limits import GiB
 from fireflyfs.deploy.local import ClusterSpec, LocalCluster
@@ -273,7 +274,7 @@ def ring_programs(programs: Callable[..., Program]) -> Callable[..., Program]:
 
 @pytest.fixture(scope="module")
 def mgmtd(cluster: LocalCluster) -> Iterator[str]:
-    """The cluster's managers as a URL of fsspec names them; the connection made for them goes with the module."""
+    """The managers of `cluster`, as a URL for fsspec names them; the connection to it goes with the module's tests."""
     managers = ",".join(cluster.mgmtd_addresses())
     yield managers
     FireflyFileSystem(mgmtd=managers).disconnect()
@@ -281,17 +282,24 @@ def mgmtd(cluster: LocalCluster) -> Iterator[str]:
 
 @pytest.fixture
 def fs(mgmtd: str) -> FireflyFileSystem:
-    """The cluster through fsspec."""
+    """`cluster` through fsspec."""
     return FireflyFileSystem(mgmtd=mgmtd)
 
 
 @pytest.fixture
 def folder(fs: FireflyFileSystem, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A directory for one test."""
+    """A directory of `cluster` for one test."""
     path = "/" + re.sub(r"\W", "_", request.node.name)
     fs.makedirs(path)
     yield path
     fs.rm(path, recursive=True)
+
+
+@pytest.fixture
+def other(mgmtd: str) -> Iterator[FileSystem]:
+    """Another client, with a connection of its own."""
+    with FileSystem.connect(mgmtd) as connected:
+        yield connected
 
 
 @pytest.fixture

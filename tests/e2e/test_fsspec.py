@@ -13,7 +13,6 @@ import stat
 import struct
 import threading
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,6 @@ pytestmark = pytest.mark.e2e
 MIB = 1 << 20
 NOBODY = 0xFFFFFFFF  # no id: an ACL's entry for a class of users
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def other(mgmtd: str) -> Iterator[FileSystem]:
-    """Another client, with a connection of its own."""
-    with FileSystem.connect(mgmtd) as connected:
-        yield connected
 
 
 def test_the_documented_examples(cluster: LocalCluster, mgmtd: str, monkeypatch: pytest.MonkeyPatch) -> None:

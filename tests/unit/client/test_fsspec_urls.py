@@ -21,7 +21,7 @@ from fireflyfs.proto import meta_pb2
         ("ffs:///a/b/", (), "/a/b"),
         ("ffs://", (), "/"),
         ("ffs::a", (), "/a"),
-        ("/a//b", (), "/a//b"),
+        ("/a//b///c", (), "/a/b/c"),
         ("//a", (), "/a"),
         ("a/b", (), "/a/b"),
         ("", (), "/"),
@@ -32,6 +32,12 @@ from fireflyfs.proto import meta_pb2
 def test_split(url: str, managers: tuple[str, ...], path: str) -> None:
     assert urls.split(url) == (managers, path)
     assert urls.split(urls.join(managers, path)) == (managers, path)
+
+
+def test_what_a_path_lies_in() -> None:
+    assert list(urls.above("/a/b/c")) == ["/a/b", "/a", "/"]
+    assert list(urls.above("/a")) == ["/"]
+    assert list(urls.above("/")) == []
 
 
 @pytest.mark.parametrize("authority", ["data", "host:", ":7700", "host:0", "host:70000", "host:77x", "a:1,", "u@h:1"])
