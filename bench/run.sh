@@ -1,11 +1,11 @@
 #!/bin/bash
 # Runs the benchmarks, one after the other, all or those named: run.sh [link] [engine] [meta] [library] [writes]
-# [failover] [recovery] [mount]
+# [failover] [recovery] [mount] [kvcache]
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 names=("$@")
-[ ${#names[@]} -gt 0 ] || names=(link engine meta library writes failover recovery mount)
+[ ${#names[@]} -gt 0 ] || names=(link engine meta library writes failover recovery mount kvcache)
 failed=()
 for name in "${names[@]}"; do
   if [ ! -f "bench/$name.py" ]; then

@@ -13,7 +13,8 @@ need_test() {
             [setfacl]=acl [setpriv]=util-linux)
 }
 need_bench() {
-  PROGRAM+=([mfsmaster]=moosefs-master [mfschunkserver]=moosefs-chunkserver [mfsmount]=moosefs-client)
+  PROGRAM+=([mfsmaster]=moosefs-master [mfschunkserver]=moosefs-chunkserver [mfsmount]=moosefs-client
+            [redis-server]=redis-server)
 }
 
 case "${1:-run}" in

@@ -219,3 +219,33 @@ def programs() -> Iterator[Callable[..., Program]]:
     yield make
     for program in made:
         program.end()
+
+
+@pytest.fixture
+def loop_mounts(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
+    """Mounts an image file by loop; unmounts all at the end."""
+    mounted: list[Path] = []
+
+    def mount(image: Path) -> Path:
+        point = tmp_path / f"mount-{image.name}"
+        point.mkdir()
+        subprocess.run(["mount", "-o", "loop", image, point], check=True)
+        mounted.append(point)
+        return point
+
+    yield mount
+    for point in mounted:
+        subprocess.run(["umount", point], check=False)
+
+
+@pytest.fixture
+def make_image() -> Callable[[Path, int], Path]:
+    """make_image(path, bytes): a file that holds an empty file system."""
+
+    def make(path: Path, nbytes: int) -> Path:
+        with path.open("wb") as file:
+            file.truncate(nbytes)
+        subprocess.run(["mkfs.ext4", "-q", "-F", path], check=True)
+        return path
+
+    return make

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,30 +20,6 @@ MiB = 1 << 20
 IMAGE_BYTES = 192 * MiB
 
 
-@pytest.fixture
-def mounts(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
-    """Mounts an image file by loop; unmounts all at the end."""
-    mounted: list[Path] = []
-
-    def mount(image: Path) -> Path:
-        point = tmp_path / f"mount-{image.name}"
-        point.mkdir()
-        subprocess.run(["mount", "-o", "loop", image, point], check=True)
-        mounted.append(point)
-        return point
-
-    yield mount
-    for point in mounted:
-        subprocess.run(["umount", point], check=False)
-
-
-def make_image(path: Path) -> Path:
-    with path.open("wb") as file:
-        file.truncate(IMAGE_BYTES)
-    subprocess.run(["mkfs.ext4", "-q", "-F", path], check=True)
-    return path
-
-
 def put(engine: Engine, key: ChunkKey, version: int, data: bytes) -> None:
     update = Update(
         key, UpdateKind.WRITE, version, 1, MiB, 0, [Extent(0, memoryview(data), crc32c(data))], Writer(b"c" * 16, 0, 1)
@@ -57,8 +33,10 @@ def get(engine: Engine, key: ChunkKey) -> bytes:
     return bytes(into[: engine.read(key, 0, into).length])
 
 
-def test_a_full_disk_refuses_writes_and_keeps_what_it_has(tmp_path: Path, mounts: Callable[[Path], Path]) -> None:
-    target = mounts(make_image(tmp_path / "disk.img")) / "t"
+def test_a_full_disk_refuses_writes_and_keeps_what_it_has(
+    tmp_path: Path, loop_mounts: Callable[[Path], Path], make_image: Callable[[Path, int], Path]
+) -> None:
+    target = loop_mounts(make_image(tmp_path / "disk.img", IMAGE_BYTES)) / "t"
     target.mkdir()
     engine = open_engine(target, checkpoint_interval_s=0)
     roll = random.Random(1)
@@ -105,10 +83,12 @@ def test_a_full_disk_refuses_writes_and_keeps_what_it_has(tmp_path: Path, mounts
     engine.close()
 
 
-def test_synced_chunks_survive_a_copied_disk(tmp_path: Path, mounts: Callable[[Path], Path]) -> None:
+def test_synced_chunks_survive_a_copied_disk(
+    tmp_path: Path, loop_mounts: Callable[[Path], Path], make_image: Callable[[Path, int], Path]
+) -> None:
     """The image's backing file, copied while the engine runs, is what a power cut leaves."""
-    image = make_image(tmp_path / "disk.img")
-    target = mounts(image) / "t"
+    image = make_image(tmp_path / "disk.img", IMAGE_BYTES)
+    target = loop_mounts(image) / "t"
     target.mkdir()
     engine = open_engine(target, checkpoint_interval_s=0)
     roll = random.Random(2)
@@ -125,7 +105,7 @@ def test_synced_chunks_survive_a_copied_disk(tmp_path: Path, mounts: Callable[[P
     copy = tmp_path / "after.img"
     subprocess.run(["cp", "--sparse=always", image, copy], check=True)
     engine.close()
-    after = mounts(copy) / "t"
+    after = loop_mounts(copy) / "t"
     engine = open_engine(after, checkpoint_interval_s=0, boot_id="after the power cut")
     for key, data in synced.items():
         assert get(engine, key) in (data, newer.get(key, data))
