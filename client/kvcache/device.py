@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from fireflyfs.client.kvcache.api import Cache
 from fireflyfs.client.kvcache.slot_ring import Event, SlotRing
@@ -29,8 +29,11 @@ class CopyEngine(Protocol):
     slot_pages: int
     page_bytes: int
 
-    def rows(self, slot: int) -> list[memoryview]:
-        """The slot's memory, a page each. Writable; the same memory in every call."""
+    def rows(self, slot: int) -> list[Any]:
+        """The slot's memory, a buffer for each page: asked for before a slot is filled."""
+
+    def intact(self, slot: int) -> bool:
+        """Whether the slot holds what was put there: not when a server may still write to it."""
 
     def load(self, slot: int, rows: Sequence[int], pages: Sequence[int]) -> Event:
         """Begin to copy row rows[i] of the slot to page pages[i]. If it raises, copies may have been begun."""
@@ -69,7 +72,7 @@ class PagePipeline:
                         self._ring.put_back(slot)
                         raise
                     # A block of another length is none of this layout's pages.
-                    found = [row for row, count in enumerate(placed) if count == size]
+                    found = [row for row, count in enumerate(placed) if count == size and self._engine.intact(slot)]
                     if not found:
                         self._ring.put_back(slot)
                         continue

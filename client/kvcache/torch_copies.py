@@ -10,7 +10,7 @@ Needs torch, and is imported by name only: `pip install 'fireflyfs[torch]'`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,6 +21,7 @@ from fireflyfs.client.kvcache.layouts.pages import PageMap
 from fireflyfs.client.kvcache.slot_ring import Event
 
 STAGING_BYTES_MAX = 8 << 30  # pinned, of one engine
+Allocate = Callable[[int], Any]  # bytes -> what `FileSystem.allocate` gives
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
@@ -101,15 +102,58 @@ class PagedTensors:
         return common if common in _WORDS else 1
 
 
+class _Slot:
+    """A slot's memory in the host, a row for each page."""
+
+    def __init__(self, pages: int, words: int, dtype: torch.dtype, cuda: bool, allocate: Allocate | None) -> None:
+        self._registered = 0
+        self.memory = allocate(pages * words * dtype.itemsize) if allocate is not None else None
+        row = words * dtype.itemsize
+        self.rows: list[Any]
+        if self.memory is None:
+            self.tensor = torch.empty((pages, words), dtype=dtype, pin_memory=cuda)
+            view = bytes_of(self.tensor)
+            self.rows = [view[at : at + row] for at in range(0, pages * row, row)]
+            return
+        self.tensor = torch.frombuffer(self.memory.view, dtype=torch.uint8).view(dtype).view(pages, words)
+        self.rows = [self.memory.slice(at, row) for at in range(0, pages * row, row)]
+        if cuda:
+            address = self.tensor.data_ptr()
+            torch.cuda.check_error(int(torch.cuda.cudart().cudaHostRegister(address, pages * row, 0)))  # type: ignore[no-untyped-call]
+            self._registered = address
+
+    @property
+    def intact(self) -> bool:
+        """Whether nobody else can write here: a server may that did not answer in time."""
+        return not getattr(self.memory, "tainted", False)
+
+    def close(self) -> None:
+        """Give the memory back. No copy of it is under way."""
+        if self._registered:
+            address, self._registered = self._registered, 0
+            torch.cuda.check_error(int(torch.cuda.cudart().cudaHostUnregister(address)))  # type: ignore[no-untyped-call]
+        if self.memory is not None:
+            self.memory.close()
+
+
 class TorchCopyEngine:
     """A `CopyEngine` for tensors on one device. Holds slots * slot_pages * page_bytes of pinned memory.
+
+    `allocate`: for a cache with servers on this host, `cache.filesystem.allocate`: they move blocks to and from staging
+    memory themselves, a copy less.
 
     Copies run beside the model: they begin after what the calling thread's stream has queued by then, and what it
     queues after a `save` waits until the pages were read. After `load` wait for the event, as the pipelines do.
     """
 
     def __init__(
-        self, page_map: PageMap, tensors: Sequence[torch.Tensor], *, slots: int = 3, slot_pages: int = 16
+        self,
+        page_map: PageMap,
+        tensors: Sequence[torch.Tensor],
+        *,
+        slots: int = 3,
+        slot_pages: int = 16,
+        allocate: Allocate | None = None,
     ) -> None:
         if slots < 1 or slot_pages < 1:
             raise ValueError("staging has at least 1 slot of 1 page")
@@ -122,26 +166,24 @@ class TorchCopyEngine:
         device = self.pages.device
         self._cuda = device.type == "cuda"
         shape = (slot_pages, self.pages.row_words)
-        self._host = torch.empty((slots, *shape), dtype=self.pages.dtype, pin_memory=self._cuda)
+        self._allocate = allocate
+        self._host = [self._new_slot() for _ in range(slots)]
         self._indices = torch.empty((slots, 2 * slot_pages), dtype=torch.int64, pin_memory=self._cuda)
         # One device buffer for all slots: the stream runs their copies one after the other.
         self._staged = torch.empty(shape, dtype=self.pages.dtype, device=device) if self._cuda else None
         self._stream: Any = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
-        memory = bytes_of(self._host)
-        row = self.page_bytes
-        self._rows = [
-            [memory[at : at + row] for at in range(slot * slot_pages * row, (slot + 1) * slot_pages * row, row)]
-            for slot in range(slots)
-        ]
 
-    def rows(self, slot: int) -> list[memoryview]:
-        return self._rows[slot]
+    def rows(self, slot: int) -> list[Any]:
+        return self._fresh(slot).rows
+
+    def intact(self, slot: int) -> bool:
+        return self._host[slot].intact
 
     def load(self, slot: int, rows: Sequence[int], pages: Sequence[int]) -> Event:
         self._check(rows, pages)
         with self._on_stream():
             count = max(rows) + 1
-            source = self._host[slot, :count]
+            source = self._host[slot].tensor[:count]
             if self._staged is not None:
                 self._staged[:count].copy_(source, non_blocking=True)
                 source = self._staged[:count]
@@ -153,7 +195,7 @@ class TorchCopyEngine:
         rows = range(len(pages))
         self._check(rows, pages)
         with self._on_stream():
-            target = self._host[slot, : len(pages)]
+            target = self._fresh(slot).tensor[: len(pages)]
             places, _ = self._index(slot, pages, rows)
             if self._staged is None:
                 self.pages.gather(places, target)
@@ -167,6 +209,22 @@ class TorchCopyEngine:
     def drain(self) -> None:
         if self._stream is not None:
             self._stream.synchronize()
+
+    def close(self) -> None:
+        """Give the staging memory back, when all copies are over."""
+        self.drain()
+        for slot in self._host:
+            slot.close()
+
+    def _new_slot(self) -> _Slot:
+        return _Slot(self.slot_pages, self.pages.row_words, self.pages.dtype, self._cuda, self._allocate)
+
+    def _fresh(self, slot: int) -> _Slot:
+        """The slot's memory, another one where somebody else may still write to it."""
+        if not self._host[slot].intact:
+            self._host[slot].close()
+            self._host[slot] = self._new_slot()
+        return self._host[slot]
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         if self._stream is None:

@@ -92,9 +92,11 @@ def test_pages_of_a_device_through_staging(mgmtd: str, name: str) -> None:
         pipeline = PagePipeline(cache, TorchCopyEngine(page_map, layers, slots=2, slot_pages=8))
         assert pipeline.save(keys[24:], range(24, 40)) == [True] * 16
         cache.delete(keys[7:8])
-        back = PagePipeline(cache, TorchCopyEngine(page_map, restored, slots=3, slot_pages=5))
+        reached = cache.filesystem.allocate
+        engine = TorchCopyEngine(page_map, restored, slots=3, slot_pages=5, allocate=reached)
         pages = list(range(39, -1, -1))
-        assert back.load(keys, pages) == [number != 7 for number in range(40)]
+        assert PagePipeline(cache, engine).load(keys, pages) == [number != 7 for number in range(40)]
+        engine.close()
     for before, after in zip(layers, restored, strict=True):
         expected = before.flip(0)
         expected[32] = 0

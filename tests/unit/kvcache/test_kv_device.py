@@ -60,9 +60,13 @@ class LazyEngine:
         self.used: list[int] = []
         self.held = self.broken = False
         self.fail_at: int | None = None
+        self.tainted: set[int] = set()
 
     def rows(self, slot: int) -> list[memoryview]:
         return self._memory[slot]
+
+    def intact(self, slot: int) -> bool:
+        return slot not in self.tainted
 
     def load(self, slot: int, rows: Sequence[int], pages: Sequence[int]) -> Copy:
         def act() -> None:
@@ -137,6 +141,13 @@ def test_misses_and_blocks_of_another_length_touch_no_page() -> None:
     assert found == [number in (0, 2, 5) for number in range(8)]
     assert [page == bytes(16) for page in engine.device] == [not is_found for is_found in found]
     assert PagePipeline(cache, engine).load(keys_of(3), [7, 6, 5]) == [True, False, True]
+
+
+def test_memory_that_a_server_may_still_write_to_is_not_loaded_from() -> None:
+    cache, engine = MemoryCache(), LazyEngine(pages=6)
+    cache.put_batch(keys_of(6), [value(1)] * 6)
+    engine.tainted = {0}
+    assert PagePipeline(cache, engine).load(keys_of(6), range(6)) == [False] * 3 + [True] * 3
 
 
 def test_save_stores_every_page_once() -> None:
@@ -376,3 +387,43 @@ def test_wrong_numbers_and_tensors_are_refused() -> None:
         TorchCopyEngine(page_map, layers, slots=0)
     with pytest.raises(ValueError, match="pinned memory"):
         TorchCopyEngine(page_map, layers, slots=1 << 20, slot_pages=1 << 10)
+
+
+class SharedMemory:
+    """As `FileSystem.allocate` gives it."""
+
+    def __init__(self, length: int) -> None:
+        self.view = memoryview(bytearray(length))
+        self.tainted = self.closed = False
+
+    def slice(self, offset: int, length: int) -> memoryview:
+        return self.view[offset : offset + length]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_staging_that_servers_reach_is_replaced_when_one_may_still_write_there() -> None:
+    given: list[SharedMemory] = []
+
+    def allocate(length: int) -> Any:
+        given.append(SharedMemory(length))
+        return given[-1]
+
+    layers = [torch.arange(6 * 64, dtype=torch.float32).view(6, 64) + number for number in range(2)]
+    engine = TorchCopyEngine(layer_first(layers), layers, slots=2, slot_pages=2, allocate=allocate)
+    cache = MemoryCache()
+    pipeline = PagePipeline(cache, engine)
+    assert all(pipeline.save(keys_of(6), range(6)))
+    given[1].tainted = True
+    before = [layer.clone() for layer in layers]
+    for layer in layers:
+        layer.zero_()
+    assert pipeline.load(keys_of(6), range(6)) == [True] * 6
+    assert all(torch.equal(old, new) for old, new in zip(before, layers, strict=True))
+    assert [memory.closed for memory in given] == [False, True, False]
+    given[0].tainted = True
+    assert all(pipeline.save(keys_of(6), range(6)))
+    engine.close()
+    assert len(given) == 4
+    assert all(memory.closed for memory in given)
