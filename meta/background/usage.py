@@ -15,7 +15,8 @@ from fireflyfs.meta.store.tree import Tree
 
 FOLD_EVERY_S = 0.25
 LATE_NS = 5 * 1_000_000_000  # changes of other servers are looked for so far back; their clocks differ a little
-LOOK_BACK_EVERY_S = 60.0  # and then from the beginning: a store passes over what was deleted, which takes a while
+LOOK_BACK_EVERY = 20  # passes in the background: a store passes over what was deleted, which takes a while
+FROM_THE_BEGINNING_EVERY_S = 60.0
 COUNT_AT_ONCE = 32  # entries looked at in one transaction: at most two writes each
 COUNT_EVERY_S = 10.0
 log = logging.getLogger(__name__)
@@ -27,21 +28,26 @@ class UsageFolder:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._folded_ns = 0  # time of the last change that was folded here
-        self._looked_back_s = float("-inf")
+        self._from_the_beginning_s = float("-inf")
         self._folding = asyncio.Lock()
 
     async def run(self) -> None:
         """Until it is cancelled."""
+        passes = 0
         while True:
-            await self.catch_up()
+            await self.catch_up(look_back=passes % LOOK_BACK_EVERY == 0)
+            passes += 1
             await asyncio.sleep(FOLD_EVERY_S)
 
-    async def catch_up(self) -> int:
-        """Fold every change that was recorded before the call; how many transactions it took."""
+    async def catch_up(self, *, look_back: bool = True) -> int:
+        """Fold every change that was recorded before the call; how many transactions it took.
+
+        Without `look_back` all of this server; of others those whose time is later than the last that was folded here.
+        """
         steps = 0
         async with self._folding:
             self._runner.quotas.folding()
-            begin = self._begin()
+            begin = self._begin(look_back)
             while folded := run(self._runner.engine, partial(self._fold, begin)):
                 begin = folded[-1] + b"\0"
                 self._folded_ns = max(self._folded_ns, keys.change_time(folded[-1]))
@@ -51,12 +57,12 @@ class UsageFolder:
             self._runner.quotas.folded()
         return steps
 
-    def _begin(self) -> bytes:
+    def _begin(self, look_back: bool) -> bytes:
         now_s = self._runner.clock.monotonic_s()
-        if now_s - self._looked_back_s >= LOOK_BACK_EVERY_S:
-            self._looked_back_s = now_s
+        if now_s - self._from_the_beginning_s >= FROM_THE_BEGINNING_EVERY_S:
+            self._from_the_beginning_s = now_s
             return keys.changes_from(0)
-        return keys.changes_from(max(0, self._folded_ns - LATE_NS))
+        return keys.changes_from(max(0, self._folded_ns - (LATE_NS if look_back else 0)))
 
     def _fold(self, begin: bytes, txn: Transaction) -> list[bytes]:
         return accounts.fold(txn, begin, self._runner.change_keys.next(self._runner.clock.unix_ns()))

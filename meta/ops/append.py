@@ -12,8 +12,9 @@ from fireflyfs.meta.core.permission import WRITE, require
 from fireflyfs.meta.core.records import Flags, Session
 from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.files import stored_end
-from fireflyfs.meta.ops.needs import FoldFirst, TrimFirst
+from fireflyfs.meta.ops.needs import TrimFirst
 from fireflyfs.meta.ops.reply import to_message
+from fireflyfs.meta.ops.room import require_room
 from fireflyfs.proto import meta_pb2
 
 
@@ -42,10 +43,7 @@ def append(op: Op, request: meta_pb2.AppendRequest) -> meta_pb2.AppendReply:
             end = max(end, other.appending_to)
     if end + request.size > FILE_BYTES_MAX:
         raise error(Code.TOO_BIG)
-    if end + request.size > op.end_max(op.tree, inode, end + request.size):
-        if not op.folded:
-            raise FoldFirst
-        raise error(Code.QUOTA_EXCEEDED)
+    require_room(op, inode, end + request.size)
     given = dataclasses.replace(session, appending_to=end + request.size, truncate_version=inode.truncate_version)
     op.tree.put_session(inode.id, request.session, given)
     return meta_pb2.AppendReply(offset=end, inode=to_message(inode))

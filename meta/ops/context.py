@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fireflyfs.meta.core.permission import Who
@@ -45,4 +45,4 @@ class Op:
     regrant: list[tuple[int, int]] = field(default_factory=list)
     end_max: EndMax = unlimited
     folded: bool = False
-    gains: dict[Subject, Usage] = field(default_factory=dict)
+    gains: Mapping[Subject, Usage] | None = None

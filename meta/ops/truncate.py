@@ -7,8 +7,9 @@ from fireflyfs.common.limits import FILE_BYTES_MAX
 from fireflyfs.meta.core.length import needs_trim, trimmed
 from fireflyfs.meta.core.records import Flags, Inode, Trim
 from fireflyfs.meta.ops.context import Op
-from fireflyfs.meta.ops.needs import FoldFirst, TrimFirst
+from fireflyfs.meta.ops.needs import TrimFirst
 from fireflyfs.meta.ops.privileges import after_write
+from fireflyfs.meta.ops.room import require_room
 
 
 def truncate_to(op: Op, inode: Inode, length: int) -> None:
@@ -22,13 +23,10 @@ def truncate_to(op: Op, inode: Inode, length: int) -> None:
         raise error(Code.TOO_BIG)
     if inode.flags & Flags.TRIMMING:
         raise TrimFirst(inode.id)
-    if length > inode.length and length > op.end_max(op.tree, inode, length):  # a trim would lengthen it unasked
-        if not op.folded:
-            raise FoldFirst
-        raise error(Code.QUOTA_EXCEEDED)
     written = bool(inode.flags & Flags.WRITTEN)
     inode.mtime_ns = inode.ctime_ns = op.now_ns
     after_write(op, inode)
+    require_room(op, inode, length)  # now, because a trim may do the lengthening, and nobody asks it
     if needs_trim(inode, length, open_for_writing=written and op.tree.has_writers(inode.id)):
         inode.flags |= Flags.TRIMMING
         op.trims[inode.id] = Trim(length, inode.truncate_version + 1)

@@ -92,7 +92,7 @@ class Accounting:
     def limit_space(self, inode: int, reply: meta_pb2.StatFsReply) -> None:
         """Make `reply` say what the quotas of a directory, and of those it is in, leave of the file system."""
         quotas = self._runner.quotas
-        if not inode or not quotas:
+        if not inode or not quotas.any:
             return
 
         def body(op: Op, _: meta_pb2.StatFsRequest) -> meta_pb2.StatFsReply:

@@ -30,7 +30,6 @@ from fireflyfs.meta.ops.needs import FoldFirst
 from fireflyfs.meta.store import accounts
 from fireflyfs.meta.store.tree import ANCESTORS_MAX, Tree
 
-NOTHING: Mapping[Subject, Usage] = {}
 _NAMES = {Kind.DIRECTORY: "directory", Kind.USER: "user", Kind.GROUP: "group"}
 
 
@@ -39,14 +38,12 @@ class Quotas:
 
     def __init__(self, engine: KvEngine) -> None:
         self._engine = engine
+        self.any = False  # whether there are quotas at all
         self._quotas: dict[Subject, Quota] = {}
         self._of_directories = False
         self._since: dict[Subject, Usage] = {}  # let through since the fold under way began
         self._before: dict[Subject, Usage] = {}  # the same before that: the fold under way finds it
         self.reload()
-
-    def __bool__(self) -> bool:
-        return bool(self._quotas)
 
     def reload(self) -> None:
         """Read them anew: changed here, or by another server."""
@@ -56,6 +53,7 @@ class Quotas:
             return {keys.subject_of(key): unpack_quota(value) for key, value in found}
 
         self._quotas = read(self._engine, body)
+        self.any = bool(self._quotas)
         self._of_directories = any(kind == Kind.DIRECTORY for kind, _ in self._quotas)
 
     def folding(self) -> None:
@@ -99,13 +97,15 @@ class Quotas:
             more = Usage(max(0, change.bytes), max(0, change.inodes))
             self._since[subject] = self._since.get(subject, Usage()).plus(more)
 
-    def end_max(self, tree: Tree, inode: Inode, wanted_end: int = 0, gains: Mapping[Subject, Usage] = NOTHING) -> int:
+    def end_max(
+        self, tree: Tree, inode: Inode, wanted_end: int = 0, gains: Mapping[Subject, Usage] | None = None
+    ) -> int:
         """How long a file may get, for now, by whoever asked; NO_LIMIT where nothing limits it.
 
         No more is granted at once than a fixed amount, or what `wanted_end` needs: so the file's owner comes back,
         and what several files may take beyond a quota stays bounded. `gains`: what this transaction uses more already.
         """
-        room = self._room(tree, inode, gains)
+        room = self._room(tree, inode, gains or {})
         if room == NO_LIMIT:
             return NO_LIMIT
         now = rounded(inode.length)

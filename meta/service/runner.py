@@ -158,13 +158,15 @@ class Runner:
         def transact(txn: Transaction) -> tuple[R, Op]:
             op = self._op(txn, who, learned)
             op.folded = folded
+            if self.quotas.any:
+                op.end_max = self.quotas.end_max
             if request_id:
                 done = outcomes.find(txn, request_id, op.now_ns, retry=mutation.retry)
                 if done is not None:
                     return self._replay(method, done, op), op
             reply = body(op, request)
             self._account(method, op)
-            if self.quotas and method in GRANTING:
+            if self.quotas.any and method in GRANTING:
                 self._grant(op, request, reply)
             if request_id:
                 outcome = Outcome(0, method & 0xFF, op.now_ns, reply.SerializeToString())
@@ -187,7 +189,7 @@ class Runner:
         changes = changes_of(op.tree)
         if not changes:
             return
-        if self.quotas:
+        if self.quotas.any:
             op.gains = self.quotas.limited(op.tree, changes)
             if op.gains and method not in REPORTS:
                 self.quotas.check(op.tree, op.gains, folded=op.folded)
@@ -207,10 +209,7 @@ class Runner:
 
     def _op(self, txn: Transaction, who: Who, learned: dict[int, tuple[int, int]]) -> Op:
         now_ns = self.clock.unix_ns()
-        op = Op(Tree(txn), who, now_ns, self._ids.take, self._choose_chains, learned, trash=self._trash)
-        if self.quotas:
-            op.end_max = self.quotas.end_max
-        return op
+        return Op(Tree(txn), who, now_ns, self._ids.take, self._choose_chains, learned, trash=self._trash)
 
     def _replay(self, method: Method, done: Outcome, op: Op) -> Any:
         """The reply that was given the first time; a truncation's chunks may still have to be seen to."""

@@ -34,20 +34,25 @@ from fireflyfs.meta.core.usage import (
 )
 from fireflyfs.meta.store.tree import Tree
 
-CHANGES_AT_ONCE = 64  # change records folded in one transaction
+CHANGES_AT_ONCE = 96  # change records folded in one transaction
 FOLD_WRITES_MAX = TRANSACTION_WRITES_MAX - 8  # what does not fit is carried on as a change of where it got to
 
 
 class ChangeKeys:
-    """Keys for change records that no other has: `life` is a number that no other life of a server has."""
+    """Keys for change records that no other has, later ones behind earlier ones, whatever the clock does.
+
+    `life` is a number that no other life of a server has.
+    """
 
     def __init__(self, life: int) -> None:
         self._life = life
         self._number = 0
+        self._last_ns = 0
 
     def next(self, now_ns: int) -> bytes:
         self._number = (self._number + 1) & 0xFFFFFFFF
-        return keys.change(max(0, now_ns), self._life, self._number)
+        self._last_ns = max(self._last_ns, now_ns)
+        return keys.change(self._last_ns, self._life, self._number)
 
 
 def usage(txn: Transaction, kind: int, subject: int, *, snapshot: bool = False) -> Usage:

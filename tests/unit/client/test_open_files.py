@@ -12,6 +12,7 @@ import pytest
 
 from fireflyfs.client import batch, range_reads
 from fireflyfs.client.file import BufferedRandom, buffered, flags_of
+from fireflyfs.client.inode_state import LIMIT_TRUSTED_S
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.net.api import Slice
 from fireflyfs.common.net.methods import Method
@@ -260,3 +261,24 @@ def test_whole_small_files(cluster: FakeCluster, client: FakeContext) -> None:
     assert isinstance(got[20], FileNotFoundError)
     assert got[20].filename == b"/missing"
     assert cluster.requests(Method.STORAGE_READ) <= 3
+
+
+def test_a_writer_keeps_to_what_meta_grants_and_asks_again(cluster: FakeCluster, client: FakeContext) -> None:
+    handle = client.open(b"/a")
+    handle.pwrite(0, view(b"hello"))
+    cluster.names[b"/a"].end_max = 8  # a quota was set while the file is open
+    handle.pwrite(5, view(b"0123456789"))  # not known here yet
+    cluster.clock.advance(LIMIT_TRUSTED_S)
+    with pytest.raises(FfsError) as caught:
+        handle.pwrite(15, view(b"x"))
+    assert caught.value.code is Code.QUOTA_EXCEEDED
+    assert cluster.names[b"/a"].length == 15, "what was written counts, and is not lost"
+    handle.pwrite(0, view(b"HELLO"))
+    cluster.names[b"/a"].end_max = 20
+    handle.pwrite(15, view(b"more!"))
+    with pytest.raises(FfsError):
+        handle.pwrite(20, view(b"x"))
+    handle.fsync()
+    assert handle.pread(0, 100) == b"HELLO0123456789more!"
+    cluster.names[b"/a"].ClearField("end_max")
+    handle.pwrite(20, view(b"x"))
