@@ -44,6 +44,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "sessions": ("sessions", "sessions", "Client leases: list."),
         "fsck": ("fsck", "fsck", "Check chunks against files and replicas against each other; mend."),
         "space": ("space", "space", "Show capacity and use."),
+        "rdma": ("rdma", "rdma", "RDMA on this machine: check."),
         "bench": ("benching", "bench", "Measure reads, writes and metadata calls."),
     },
     "Servers": {
