@@ -38,6 +38,8 @@ done
 if [ "${1:-run}" != run ]; then # Python's own tests run on a mount
   "${PYTHON:-python3}" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("test.test_fcntl"))' \
     2>/dev/null || missing+=(libpython3-testsuite)
+  # rdma: libraries, and a module of the system's Python
+  [ -d /usr/lib/python3/dist-packages/pyverbs ] || missing+=(python3-pyverbs ibverbs-providers librdmacm1)
 fi
 [ "${1:-run}" != soak ] || compgen -G '/usr/src/binutils/binutils-*.tar.xz' >/dev/null || missing+=(binutils-source)
 [ ${#missing[@]} -eq 0 ] && exit 0

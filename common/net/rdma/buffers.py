@@ -5,9 +5,9 @@ No peer has any right in them. They are kept, because to register memory costs a
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 from collections import deque
-from collections.abc import Callable
 from typing import Final
 
 from fireflyfs.common.errors import Code, error
@@ -16,6 +16,7 @@ from fireflyfs.common.net.rdma.verbs import Domain
 
 REGISTERED_BYTES_MAX: Final = 512 * MiB
 BUFFER_BYTES_MIN: Final = 4 * KiB
+WAITING_MAX: Final = 4096
 
 
 class RegisteredBuffer:
@@ -53,7 +54,7 @@ class RegisteredPool:
         self._bytes_max = bytes_max
         self._bytes = 0
         self._free: dict[int, list[RegisteredBuffer]] = {}
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
     def bytes(self) -> int:
@@ -81,14 +82,19 @@ class RegisteredPool:
         buffer.hold()
         return buffer
 
-    def when_given(self, wake: Callable[[], None]) -> None:
-        """Call `wake` once, when a buffer comes back."""
-        self._waiting.append(wake)
+    def when_given(self, given: asyncio.Future[None]) -> None:
+        """Complete `given` when a buffer comes back, in turn. Raises OVERLOADED: too many wait."""
+        if len(self._waiting) >= WAITING_MAX:
+            raise error(Code.OVERLOADED, f"{WAITING_MAX} requests wait for registered buffers")
+        self._waiting.append(given)
 
     def give(self, buffer: RegisteredBuffer) -> None:
         self._free.setdefault(buffer.size, []).append(buffer)
-        if self._waiting:
-            self._waiting.popleft()()
+        while self._waiting:
+            given = self._waiting.popleft()
+            if not given.done():  # or its request has given up
+                given.set_result(None)
+                return
 
     def _let_go(self) -> None:
         """Other sizes make way."""

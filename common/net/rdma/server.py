@@ -187,7 +187,7 @@ class ServerEnd:
                 if left_s <= 0 or self._closed is not None:
                     raise
                 given: asyncio.Future[None] = self._loop.create_future()
-                self.pool.when_given(lambda given=given: given.done() or given.set_result(None))  # type: ignore[misc]
+                self.pool.when_given(given)
                 try:
                     async with asyncio.timeout(left_s):
                         await given
