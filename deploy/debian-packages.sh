@@ -10,7 +10,8 @@ declare -A PROGRAM=( # program to look for -> Debian package
 need_test() {
   PROGRAM+=([fio]=fio [sqlite3]=sqlite3 [iperf3]=iperf3 [git]=git [mkfs.ext4]=e2fsprogs
             [ip]=iproute2 [nft]=nftables [fsfreeze]=util-linux [nsenter]=util-linux [fuser]=psmisc
-            [setfacl]=acl [setpriv]=util-linux [rsync]=rsync)
+            [setfacl]=acl [setpriv]=util-linux [rsync]=rsync
+            [qemu-system-x86_64]=qemu-system-x86 [busybox]=busybox-static [depmod]=kmod [rdma]=iproute2)
 }
 need_soak() {
   PROGRAM+=([dbench]=dbench [bonnie++]=bonnie++ [stress-ng]=stress-ng [pg_lsclusters]=postgresql [make]=make [gcc]=gcc
