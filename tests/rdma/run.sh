@@ -1,15 +1,19 @@
 #!/bin/bash
 # The link over real verbs: on this machine's own rdma device, or in a guest with a software one. `make test-rdma`.
-# Arguments: further pytest arguments. FFS_GUEST_KERNEL: where the guest's kernel is kept.
+# First the link alone, then three storage nodes that replicate, are killed and catch up over it.
+# FFS_GUEST_KERNEL: where the guest's kernel is kept. FFS_GUEST_SECONDS: how long all of it may take.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-deploy/pyverbs-link.sh .venv
-tests=(-p no:cacheprovider -q --timeout 240 tests/rdma tests/conformance/test_link.py -k "rdma" "$@")
+[ -n "${FFS_IN_GUEST:-}" ] || deploy/pyverbs-link.sh .venv
+pytest() { .venv/bin/python -m pytest -p no:cacheprovider --color no -q --timeout 280 "$@"; }
 if .venv/bin/python -c 'import sys; from fireflyfs.common.net.rdma.verbs import device_names; sys.exit(not device_names())'
 then
-  exec .venv/bin/pytest "${tests[@]}"
+  pytest tests/rdma tests/conformance/test_link.py -k rdma
+  FFS_LINK=rdma pytest tests/e2e/test_replication.py -k "killing_any or all_killed"
+  exit
 fi
+[ -z "${FFS_IN_GUEST:-}" ] || { echo "$0: the guest has no rdma device" >&2; exit 1; }
 kernel=${FFS_GUEST_KERNEL:-${XDG_CACHE_HOME:-$HOME/.cache}/fireflyfs/guest-kernel}
 tests/rdma/guest/kernel.sh "$kernel"
-exec tests/rdma/guest/run.py --kernel "$kernel" --rw "$PWD" --timeout "${FFS_GUEST_SECONDS:-1200}" \
-  -- .venv/bin/python -m pytest "${tests[@]}"
+exec tests/rdma/guest/run.py --kernel "$kernel" --rw "$PWD" --timeout "${FFS_GUEST_SECONDS:-1200}" --env FFS_IN_GUEST=1 \
+  -- tests/rdma/run.sh
