@@ -67,6 +67,11 @@ class Request:
     def push_lengths(self, value: Sequence[int]) -> None:
         raise AttributeError("lengths are the client's")
 
+    @property
+    def holds_registered(self) -> bool:
+        """Whether an rdma buffer has to go back, be it for pieces without a byte."""
+        return self._fetched is not None or self._outgoing is not None
+
     def take_buffer(self, length: int) -> memoryview:
         """Private memory until the answer has left."""
         buffer = self._connection.server.buffers.take(length)

@@ -171,7 +171,7 @@ class Connection(Stream):
 
     def answer(self, request: Request, buffers: Sequence[Buffer]) -> None:
         """Queue an answer; the request counts against the bounds until it has left."""
-        if request.payload_bytes or self.queued_bytes:
+        if request.payload_bytes or self.queued_bytes or request.holds_registered:
             # Held until it has left: with rdma its buffers are still what transfers go to or come from.
 
             def left() -> None:

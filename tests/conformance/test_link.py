@@ -227,6 +227,16 @@ def test_pull_and_push(link, address, memory, sizes) -> None:
     assert all(bytes(view(piece)) == data[i][::-1] for i, piece in enumerate(into))
 
 
+def test_pieces_without_a_byte_cost_nothing(link, address, served, door) -> None:
+    region = link.pool.allocate(4096)
+    empty = [region.slice(7, 0)]
+    for _ in range(20):
+        assert list(link.call(address, Call(REVERSE, b"", out=empty, into=empty)).pushed) == [0]
+    if door.startswith("rdma"):
+        link.call(address, Call(FILL, b"", into=[region.slice(0, 4096)]))
+        assert served.server.rdma.registered_bytes <= 64 * KiB
+
+
 def test_short_pushes_leave_the_rest_alone(link, address) -> None:
     into = [memoryview(bytearray(b"." * size)) for size in (10, 4096, 100_000)]
     reply = link.call(address, Call(SHORT, b"", into=into))

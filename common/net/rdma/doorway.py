@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.net.api import Peer
 from fireflyfs.common.net.frame import Header, Kind, pack_frame, parse_region
 from fireflyfs.common.net.rdma.server import RdmaServer, ServerEnd
 from fireflyfs.common.net.rdma.wire import (
@@ -75,6 +76,7 @@ class RdmaDoorway:
             connection.send([pack_refusal(Kind.PROBE, int(Code.UNAVAILABLE), exc.message)])
         else:
             self.end = end
+            connection.peer = Peer(connection.peer.client_id, connection.peer.name.replace("tcp ", "rdma ", 1))
             end.on_lost(connection.close)
             connection.send([pack_frame(Kind.PROBE, b"")])
 
