@@ -340,3 +340,13 @@ def test_a_link_that_goes_down_and_up(server: tuple[Process, Address], use: Call
     assert process.counts()["connections"] == 1
     again.close()
     before.close()
+
+
+def test_a_process_that_ends_without_closing_says_nothing() -> None:
+    lines = (
+        "from fireflyfs.common.net.rdma.adapters import adapters\n"
+        "kept = adapters().client(adapters().names[0], 'test')\n"
+        "print(kept.device.name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "rxe0\n", "")
