@@ -6,7 +6,6 @@ in the domain of its own cluster. Servers keep their buffers in a domain of thei
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import random
@@ -188,11 +187,4 @@ def _after_fork() -> None:
     _adapters = None
 
 
-def _at_exit() -> None:
-    """The interpreter would destroy what is left in no order; the kernel does it in the right one."""
-    if _adapters is not None:
-        _adapters.abandon()
-
-
 os.register_at_fork(after_in_child=_after_fork)
-atexit.register(_at_exit)
