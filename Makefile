@@ -16,7 +16,7 @@ FIRST ?= 0
 FAULTS ?=
 WORLD ?= both
 
-.PHONY: venv dev proto proto-fresh check lint test test-packages sim soak up down bench clean
+.PHONY: venv dev proto proto-fresh check lint test test-rdma test-packages sim soak up down bench clean
 
 # The C library is built with the package: where its source has changed, the package is installed anew.
 LIBRARY := $(wildcard client/usrbio/c/*)
@@ -62,6 +62,10 @@ check: lint proto-fresh
 # Everything, real clusters and mounts included. A skipped test fails the run: FFS_ALLOW_SKIPS=1 accepts skips.
 test: test-packages lint proto-fresh
 	$(if $(FFS_ALLOW_SKIPS),,FFS_NO_SKIPS=1) $(BIN)/pytest -n $(TEST_WORKERS) --dist load
+
+# The rdma link over real verbs, on this machine's device or in a guest that has one (QEMU, slow).
+test-rdma: dev test-packages
+	@tests/rdma/run.sh
 
 # Simulated clusters with faults: `make sim RUNS=1000`, `make sim RUNS=1000 FIRST=5000`, `make sim SEED=42` in detail;
 # WORLD=files or WORLD=storage for one kind alone.

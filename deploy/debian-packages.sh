@@ -10,7 +10,8 @@ declare -A PROGRAM=( # program to look for -> Debian package
 need_test() {
   PROGRAM+=([fio]=fio [sqlite3]=sqlite3 [iperf3]=iperf3 [git]=git [mkfs.ext4]=e2fsprogs
             [ip]=iproute2 [nft]=nftables [fsfreeze]=util-linux [nsenter]=util-linux [fuser]=psmisc
-            [setfacl]=acl [setpriv]=util-linux [rsync]=rsync [gcc]=gcc)
+            [setfacl]=acl [setpriv]=util-linux [rsync]=rsync [gcc]=gcc
+            [qemu-system-x86_64]=qemu-system-x86 [busybox]=busybox-static [depmod]=kmod [rdma]=iproute2)
 }
 need_soak() {
   PROGRAM+=([dbench]=dbench [bonnie++]=bonnie++ [stress-ng]=stress-ng [pg_lsclusters]=postgresql [make]=make
@@ -39,6 +40,8 @@ if [ "${1:-run}" != run ]; then # Python's own tests run on a mount
   [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
   "${PYTHON:-python3}" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("test.test_fcntl"))' \
     2>/dev/null || missing+=(libpython3-testsuite)
+  # rdma: libraries, and a module of the system's Python
+  [ -d /usr/lib/python3/dist-packages/pyverbs ] || missing+=(python3-pyverbs ibverbs-providers librdmacm1)
 fi
 [ "${1:-run}" != soak ] || compgen -G '/usr/src/binutils/binutils-*.tar.xz' >/dev/null || missing+=(binutils-source)
 [ ${#missing[@]} -eq 0 ] && exit 0

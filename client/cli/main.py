@@ -48,6 +48,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "fsck": ("fsck", "fsck", "Check chunks against files and replicas against each other; mend."),
         "quota": ("quota", "quota", "Quotas of directories, users and groups: set, show, list, remove, check."),
         "space": ("space", "space", "Show capacity and use."),
+        "rdma": ("rdma", "rdma", "RDMA on this machine: check."),
         "bench": ("benching", "bench", "Measure reads, writes and metadata calls."),
     },
     "Servers": {

@@ -22,6 +22,7 @@ from fireflyfs.common.net.dial import dial
 from fireflyfs.common.net.exchange import Exchange, Pending
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.memory import SharedMemory, SharedPool, WithdrawListener
+from fireflyfs.common.net.rdma.adapters import revoke
 from fireflyfs.common.net.staging import StagingPool
 
 CONNECT_S_MAX: Final = 10.0
@@ -125,7 +126,8 @@ class BlockingPool(WithdrawListener):
         self._staging.close()
 
     def memory_closed(self, memory: SharedMemory) -> None:
-        """Idle connections withdraw it now, busy ones when they come back."""
+        """Idle connections withdraw it now, busy ones when they come back. No rdma peer reaches it from now on."""
+        revoke(memory)
         with self._lock:
             self._withdrawals += 1
             servers = list(self._servers.values())
@@ -216,7 +218,7 @@ def _after_fork() -> None:
     for pool in list(_pools):
         for server in pool._servers.values():
             for connection in server.idle:
-                connection.close()
+                connection.close()  # its queue pair is the parent's, and stays
         pool._reset()
 
 

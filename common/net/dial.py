@@ -12,6 +12,10 @@ from fireflyfs.common.net import frame
 from fireflyfs.common.net.api import Address
 from fireflyfs.common.net.frame import Hello, LinkKind, Welcome
 from fireflyfs.common.net.identity import Identity
+from fireflyfs.common.net.rdma.adapters import adapters
+from fireflyfs.common.net.rdma.attach import attach
+from fireflyfs.common.net.rdma.client import ClientEnd
+from fireflyfs.common.net.rdma.settings import LinkChoice
 from fireflyfs.common.net.server import SOCKET_BUFFER_BYTES, tune_tcp
 
 
@@ -22,10 +26,17 @@ class Dialed:
     sock: socket.socket
     welcome: Welcome
     name: str
+    rdma: ClientEnd | None = None
 
     @property
     def shares(self) -> bool:
-        return self.welcome.link == LinkKind.SHM
+        """Whether the server reaches registered memory by itself."""
+        return self.welcome.link == LinkKind.SHM or self.rdma is not None
+
+    def close(self) -> None:
+        if self.rdma is not None:
+            self.rdma.close()
+        self.sock.close()
 
 
 def split_tcp(address: str) -> tuple[str, int]:
@@ -37,17 +48,19 @@ def split_tcp(address: str) -> tuple[str, int]:
 
 
 def dial(identity: Identity, address: Address, timeout_s: float) -> Dialed:
-    """Connect through the best door. Raises UNAVAILABLE, TIMEOUT, or what the server refuses with."""
+    """Connect through the best door that `FFS_LINK` allows. Raises UNAVAILABLE, TIMEOUT, or what the server says."""
     end_s = time.monotonic() + timeout_s
-    if address.unix and address.host_id and address.host_id == identity.host_id:
+    link = adapters().settings.link
+    shares_host = bool(address.unix and address.host_id and address.host_id == identity.host_id)
+    if shares_host and link in (LinkChoice.AUTO, LinkChoice.SHM):
         try:
             return _unix(identity, address.unix, end_s)
         except FfsError as exc:
             # The path may belong to another mount namespace; what a server refuses in words is final.
-            if exc.code not in (Code.UNAVAILABLE, Code.TIMEOUT) or not address.tcp:
+            if exc.code not in (Code.UNAVAILABLE, Code.TIMEOUT) or not address.tcp or link is LinkChoice.SHM:
                 raise
-    if not address.tcp:
-        raise error(Code.UNAVAILABLE, f"no door of {address} can be reached from here")
+    if not address.tcp or link is LinkChoice.SHM:
+        raise error(Code.UNAVAILABLE, f"no door of {address} can be reached from here with link {link.value}")
     return _tcp(identity, address.tcp, end_s)
 
 
@@ -74,7 +87,18 @@ def _tcp(identity: Identity, address: str, end_s: float) -> Dialed:
         raise _lost(exc, address) from exc
     try:
         tune_tcp(sock)
-        return _greet(sock, identity, LinkKind.TCP, address, end_s)
+        links = LinkKind.TCP
+        link = adapters().settings.link
+        if link in (LinkChoice.AUTO, LinkChoice.RDMA) and adapters().names:
+            links |= LinkKind.RDMA
+        dialed = _greet(sock, identity, links, address, end_s)
+        why = "one of both ends has no rdma device"
+        if dialed.welcome.link == LinkKind.RDMA:
+            dialed.rdma, why = attach(sock, identity.cluster_id, address, lambda n: _exactly(sock, n, end_s, address))
+        if link is LinkChoice.RDMA and dialed.rdma is None:
+            raise error(Code.UNAVAILABLE, f"{address} has no rdma link with us: {why}")
+        sock.settimeout(None)
+        return dialed
     except OSError as exc:
         sock.close()
         raise _lost(exc, address) from exc

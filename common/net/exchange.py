@@ -64,6 +64,7 @@ class Exchange:
         self.sock = dialed.sock
         self.name = dialed.name
         self.shares = dialed.shares
+        self._rdma = dialed.rdma
         self.broken: FfsError | None = None
         self.last_used_s = time.monotonic()
         self.withdrawals_seen = 0  # the pool's count of closed memory when this connection last looked
@@ -143,13 +144,20 @@ class Exchange:
         try:
             for region in closed:
                 self._regions.pop(region, None)
-                self._gather.append(frame.pack_withdraw(region))
+                self._withdraw(region)
             self._flush()
         except (FfsError, OSError) as exc:
             self._break(exc if isinstance(exc, FfsError) else self._lost(exc))
 
     def close(self) -> None:
+        if self._rdma is not None:
+            self._rdma.close()
         self.sock.close()
+
+    def _withdraw(self, region: int) -> None:
+        if self._rdma is not None:
+            self._rdma.withdraw(region)
+        self._gather.append(frame.pack_withdraw(region))
 
     # Sending
 
@@ -273,7 +281,14 @@ class Exchange:
             self._flush()
             oldest = next(iter(self._regions))
             del self._regions[oldest]
-            self._gather.append(frame.pack_withdraw(oldest))
+            self._withdraw(oldest)
+        if self._rdma is not None:
+            shown = self._rdma.expose(memory)
+            if shown is None:
+                return False
+            self._gather.append(shown)
+            self._regions[memory.region] = memory
+            return True
         self._flush()
         # The descriptor travels with the frame's first byte: a frame sent in part must be finished, not begun again.
         register = frame.pack_register(memory.region, memory.length)
@@ -501,10 +516,10 @@ class Exchange:
         return error(Code.UNAVAILABLE, f"{self.name}: connection lost: {exc.strerror or os.strerror(exc.errno or 5)}")
 
     def _break(self, exc: FfsError) -> None:
-        """The connection ends: so do all calls on it. The server may still write what they offered."""
+        """The connection ends: so do all calls on it. Over shm the server may still write what they offered."""
         if self.broken is None:
             self.broken = exc
-        self.sock.close()
+        self.close()  # with rdma, no peer writes there any more once this returns
         for pending in self._outstanding.values():
             pending.outcome = exc
             self._release(pending, answered=False)

@@ -47,6 +47,9 @@ class Kind(IntEnum):
     REPLY = 5
     REGISTER = 6  # with one file descriptor, on a Unix socket
     WITHDRAW = 7
+    CONNECT = 8  # rdma: one end's queue pair, or why there is none (common/net/rdma/wire.py)
+    PROBE = 9  # rdma: bytes to move before anything depends on it
+    EXPOSE = 10  # rdma: memory that the server may read and write
 
 
 class LinkKind(IntFlag):
@@ -54,6 +57,7 @@ class LinkKind(IntFlag):
 
     TCP = 1  # inline: bytes follow the frame, whatever the socket is
     SHM = 2  # regions by memfd
+    RDMA = 4  # regions by address and key; frames stay on the socket
 
 
 class Header(NamedTuple):
@@ -112,6 +116,7 @@ def _too_large(what: str, value: int, limit: int) -> FfsError:
 
 
 _KINDS: Final = frozenset(int(kind) for kind in Kind)
+_LINKS: Final = int(LinkKind.TCP | LinkKind.SHM | LinkKind.RDMA)
 
 
 def check_magic(buffer: Buffer, offset: int) -> None:
@@ -270,7 +275,7 @@ def parse_hello(body: Buffer) -> Hello:
     except UnicodeDecodeError as exc:
         raise _protocol("a name in HELLO is not UTF-8") from exc
     # Links that this release does not know are offers it does not take.
-    known = LinkKind(links & int(LinkKind.TCP | LinkKind.SHM))
+    known = LinkKind(links & _LINKS)
     return Hello(cluster, client_id, host, known, low, high, requests_max, data_max)
 
 
@@ -289,7 +294,7 @@ def choose(hello: Hello, cluster_id: str, links: LinkKind) -> Welcome:
         raise _protocol("client and server have no link in common")
     return Welcome(
         min(hello.protocol_max, PROTOCOL_MAX),
-        LinkKind.SHM if LinkKind.SHM in common else LinkKind.TCP,
+        next(link for link in (LinkKind.SHM, LinkKind.RDMA, LinkKind.TCP) if link in common),
         min(max(hello.requests_max, 1), limits.CONNECTION_REQUESTS_MAX),
         limits.CONNECTION_DATA_BYTES_MAX,
     )
@@ -298,6 +303,11 @@ def choose(hello: Hello, cluster_id: str, links: LinkKind) -> Welcome:
 def pack_welcome(welcome: Welcome) -> bytes:
     body = _WELCOME.pack(welcome.version, int(welcome.link), welcome.requests_max, welcome.data_bytes_max)
     return _pack(Kind.WELCOME, len(body)) + body
+
+
+def pack_frame(kind: Kind, body: bytes, status: int = 0) -> bytes:
+    """A frame of a header and a body, without data."""
+    return _pack(kind, len(body), status=status) + body
 
 
 def pack_refuse(code: int, message: str) -> bytes:
@@ -312,7 +322,7 @@ def parse_answer(header: Header, body: Buffer) -> Welcome:
     if header.kind != Kind.WELCOME or len(body) < _WELCOME.size:
         raise _protocol(f"expected WELCOME, got a frame of kind {header.kind} and {len(body)} bytes")
     version, link, requests_max, data_max = _WELCOME.unpack_from(body)
-    if link not in (LinkKind.TCP, LinkKind.SHM):
+    if link not in (LinkKind.TCP, LinkKind.SHM, LinkKind.RDMA):
         raise _protocol(f"server chose unknown link {link}")
     if not PROTOCOL_MIN <= version <= PROTOCOL_MAX:
         raise error(Code.VERSION_MISMATCH, f"server chose protocol {version}")

@@ -1,7 +1,8 @@
 """`AsyncLink`: one connection to each server, many requests on it at once. Used between servers.
 
 Plain memory travels on the socket, straight from and to where it lies. Slices of a `SharedPool` go by descriptor
-where the server shares memory with us.
+where the server shares memory with us. With rdma plain pieces of some length go through registered memory (one copy),
+for what lies anywhere cannot be registered as fast as it is copied.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from fireflyfs.common.net.dial import Dialed, dial
 from fireflyfs.common.net.frame import INLINE, Buffer, Header, Kind, Segment
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.memory import PrivatePool, SharedMemory, SharedPool, WithdrawListener
+from fireflyfs.common.net.rdma.adapters import revoke
+from fireflyfs.common.net.staging import StagedCall, StagingPool
 from fireflyfs.common.net.stream import Stream
 
 CONNECT_S_MAX: Final = 10.0
@@ -29,7 +32,7 @@ WAITING_MAX: Final = 4096  # calls that wait for room on one connection
 class _Pending:
     """A call on its way."""
 
-    __slots__ = ("body", "future", "into", "payload", "pushed", "rooms", "shared")
+    __slots__ = ("body", "future", "into", "payload", "pushed", "rooms", "shared", "staged")
 
     def __init__(self, future: asyncio.Future[Reply]) -> None:
         self.future = future
@@ -37,6 +40,7 @@ class _Pending:
         self.rooms: list[int] = []
         self.shared: list[SharedMemory] = []
         self.payload = 0
+        self.staged: StagedCall | None = None  # whose registered memory the server reads and fills
         self.pushed: Sequence[int] = ()
         self.body = b""
 
@@ -44,10 +48,12 @@ class _Pending:
 class _Connection(Stream):
     """The client's end of a pipelined connection."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, dialed: Dialed) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, dialed: Dialed, staging: StagingPool) -> None:
         super().__init__(loop, dialed.sock)
         self.name = dialed.name
         self.shares = dialed.shares
+        self._rdma = dialed.rdma
+        self._staging = staging
         self.lost: FfsError | None = None
         self._requests_max = dialed.welcome.requests_max
         self._payload_max = dialed.welcome.data_bytes_max
@@ -97,9 +103,14 @@ class _Connection(Stream):
 
     def on_closed(self, exc: FfsError) -> None:
         self.lost = exc
+        if self._rdma is not None:
+            self._rdma.close()  # first: then no peer writes into what the calls offered
         pendings = list(self._outstanding.values())
         if self._landing is not None:
             pendings.append(self._landing)
+        for pending in self._outstanding.values():
+            if pending.staged is not None:
+                pending.staged.leave()
         self._outstanding.clear()
         for pending in pendings:
             for memory in pending.shared:
@@ -120,6 +131,8 @@ class _Connection(Stream):
     def _finish(self, request_id: int, pending: _Pending) -> None:
         del self._outstanding[request_id]
         self._payload -= pending.payload
+        if pending.staged is not None:
+            pending.staged.leave()
         self._wake()
 
     def _wake(self) -> None:
@@ -135,6 +148,17 @@ class _Connection(Stream):
         )
 
     async def call(self, call: Call) -> Reply:
+        staged = StagedCall.of(call, self._staging) if self._rdma is not None else None
+        if staged is None:
+            return await self._call(call, None)
+        try:
+            reply = await self._call(staged.call, staged)
+            staged.land(reply.pushed)
+            return reply
+        finally:
+            staged.leave()
+
+    async def _call(self, call: Call, staged: StagedCall | None) -> Reply:
         payload = sum(_length(piece) for piece in call.out) + sum(_length(piece) for piece in call.into)
         while self._full(payload) and self.lost is None:
             if len(self._waiting) >= WAITING_MAX:
@@ -174,6 +198,9 @@ class _Connection(Stream):
             call.method, request_id, out, into, len(call.body), max(int(call.deadline_s * 1000), 1)
         )
         self._outstanding[request_id] = pending
+        if staged is not None:
+            pending.staged = staged
+            staged.hold()  # until it is answered: a call that is given up may still be written to
         self._payload += payload
         self.send([head, bytes(call.body), *inline])
         try:
@@ -200,13 +227,20 @@ class _Connection(Stream):
 
     def _register(self, memory: SharedMemory) -> bool:
         """Send the descriptor at once; False when something is queued before it or the table is full."""
-        if self.queued_bytes or self.closed:
+        if self.closed or (self.queued_bytes and self._rdma is None):
             return False
         if len(self._regions) >= REGIONS_MAX:
             if self._outstanding:
                 return False
             self.withdraw(next(iter(self._regions.values())))
             return False  # this one time it travels on the socket; the place is free for the next
+        if self._rdma is not None:
+            shown = self._rdma.expose(memory)
+            if shown is None:
+                return False
+            self._regions[memory.region] = memory
+            self.send([shown])
+            return True
         register = frame.pack_register(memory.region, memory.length)
         try:
             sent = socket.send_fds(self.sock, [register], [memory.fd])
@@ -219,6 +253,8 @@ class _Connection(Stream):
 
     def withdraw(self, memory: SharedMemory) -> None:
         if self._regions.pop(memory.region, None) is not None:
+            if self._rdma is not None:
+                self._rdma.withdraw(memory.region)
             self.send([frame.pack_withdraw(memory.region)])
 
 
@@ -238,6 +274,9 @@ class MultiplexLink(WithdrawListener):
         self._connections: dict[Address, _Connection] = {}
         self._dialing: dict[Address, asyncio.Task[_Connection]] = {}
         self._closed = False
+        staging_pool = SharedPool()
+        staging_pool.subscribe(self)
+        self._staging = StagingPool(staging_pool)
         if isinstance(self.pool, SharedPool):
             self.pool.subscribe(self)
 
@@ -267,9 +306,9 @@ class MultiplexLink(WithdrawListener):
         finally:
             self._dialing.pop(address, None)
         if self._closed:
-            dialed.sock.close()
+            dialed.close()
             raise error(Code.CANCELLED, "the link is closed")
-        connection = _Connection(asyncio.get_running_loop(), dialed)
+        connection = _Connection(asyncio.get_running_loop(), dialed, self._staging)
         self._connections[address] = connection
         connection.start()
         return connection
@@ -281,8 +320,10 @@ class MultiplexLink(WithdrawListener):
         for connection in list(self._connections.values()):
             connection.close(error(Code.CANCELLED, "the link is closed"))
         self._connections.clear()
+        self._staging.close()
 
     def memory_closed(self, memory: SharedMemory) -> None:
+        revoke(memory)
         loop = self._loop
         if loop is None or loop.is_closed():
             return

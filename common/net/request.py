@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from fireflyfs.common.errors import Code
+from fireflyfs.common.errors import Code, error
 from fireflyfs.common.net.api import Peer
 from fireflyfs.common.net.frame import INLINE, Buffer, Header, Segment, pack_failure, pack_reply
 
 if TYPE_CHECKING:
+    from fireflyfs.common.net.rdma.buffers import RegisteredBuffer
+    from fireflyfs.common.net.rdma.server import ServerEnd
     from fireflyfs.common.net.server import Connection
 
 
@@ -17,8 +19,8 @@ class Request:
     """Owned by its connection until `reply` or `fail`; its views die with it."""
 
     __slots__ = (
-        "_buffers", "_connection", "_into", "_out", "_pulled", "_push", "_push_inline", "answered", "body",
-        "deadline_s", "inline", "method", "payload_bytes", "peer", "request_id",
+        "_buffers", "_connection", "_fetched", "_into", "_out", "_outgoing", "_pulled", "_push", "_push_inline",
+        "answered", "body", "deadline_s", "inline", "method", "payload_bytes", "peer", "request_id",
     )  # fmt: skip
 
     def __init__(
@@ -46,6 +48,8 @@ class Request:
         self._pulled: list[memoryview] | None = None
         self._push: list[memoryview] | None = None
         self._push_inline: memoryview | None = None
+        self._fetched: RegisteredBuffer | None = None  # rdma: what was read from the client
+        self._outgoing: RegisteredBuffer | None = None  # rdma: what is to be written to it
 
     @property
     def pull_lengths(self) -> Sequence[int]:
@@ -63,6 +67,11 @@ class Request:
     def push_lengths(self, value: Sequence[int]) -> None:
         raise AttributeError("lengths are the client's")
 
+    @property
+    def holds_registered(self) -> bool:
+        """Whether an rdma buffer has to go back, be it for pieces without a byte."""
+        return self._fetched is not None or self._outgoing is not None
+
     def take_buffer(self, length: int) -> memoryview:
         """Private memory until the answer has left."""
         buffer = self._connection.server.buffers.take(length)
@@ -70,16 +79,30 @@ class Request:
         return memoryview(buffer)[:length]
 
     async def pull(self) -> list[memoryview]:
+        mover = self._connection.mover
+        if mover is not None and self._pulled is None and self._fetched is None:
+            remote = [segment for segment in self._out if segment[0] != INLINE]
+            if remote:
+                fetched = await mover.pull(remote, self.deadline_s)
+                if self.answered:  # failed by another hand meanwhile: nobody would give the buffer back
+                    fetched.drop()
+                    raise error(Code.CANCELLED, "the request was answered while its payload came")
+                self._fetched = fetched
         return self.pull_now()
 
     def pull_now(self) -> list[memoryview]:
-        """`pull` without a wait: tcp has the bytes already, shm copies them so that the client cannot change them."""
+        """What is left of `pull` without a wait: tcp has the bytes, rdma has fetched them, shm copies them here so
+        that the client cannot change them."""
         if self._pulled is None:
             if not self._out:
                 return []
             regions = self._connection.regions
-            shared = [regions.view(*segment) for segment in self._out if segment[0] != INLINE]
-            private = self.take_buffer(sum(map(len, shared))) if shared else memoryview(b"")
+            fetched = self._fetched
+            if fetched is not None:
+                shared, private = [], fetched.view
+            else:
+                shared = [regions.view(*segment) for segment in self._out if segment[0] != INLINE]
+                private = self.take_buffer(sum(map(len, shared))) if shared else memoryview(b"")
             pulled, inline, position, start, source = [], self.inline, 0, 0, iter(shared)
             for region, length, _ in self._out:
                 if region == INLINE:
@@ -87,7 +110,8 @@ class Request:
                     start += length
                 else:
                     piece = private[position : position + length]
-                    piece[:] = next(source)
+                    if fetched is None:
+                        piece[:] = next(source)
                     pulled.append(piece)
                     position += length
             self._pulled = pulled
@@ -95,11 +119,11 @@ class Request:
 
     def push_views(self) -> list[memoryview]:
         if self._push is None:
-            regions = self._connection.regions
+            mover = self._connection.mover
             into = self._into
+            view = self._connection.regions.view if mover is None else self._place(mover)
             inline = sum([length for region, length, _ in into if region == INLINE])
             if not inline:
-                view = regions.view
                 self._push = [view(region, length, offset) for region, length, offset in into]
                 return self._push
             private = self._push_inline = self.take_buffer(inline)
@@ -110,9 +134,24 @@ class Request:
                     push.append(private[position : position + length])
                     position += length
                 else:
-                    push.append(regions.view(region, length, offset))
+                    push.append(view(region, length, offset))
             self._push = push
         return self._push
+
+    def _place(self, mover: ServerEnd) -> Callable[[int, int, int], memoryview]:
+        """rdma: one registered buffer for all pieces that go to the client's regions, given out in order."""
+        remote = [segment for segment in self._into if segment[0] != INLINE]
+        mover.check(remote)
+        self._outgoing = mover.pool.take(max(sum(segment[1] for segment in remote), 1)) if remote else None
+        position = 0
+
+        def view(region: int, length: int, offset: int) -> memoryview:
+            nonlocal position
+            position += length
+            assert self._outgoing is not None
+            return self._outgoing.view[position - length : position]
+
+        return view
 
     def reply(self, body: Buffer = b"", pushed: Sequence[int] = ()) -> None:
         if self.answered:
@@ -134,7 +173,15 @@ class Request:
         head = pack_reply(self.request_id, pushed, len(body), data_len)
         self.answered = True
         # The body may be a view of the request or of a buffer that its owner fills again: take its bytes now.
-        self._connection.answer(self, [head + bytes(body), *data] if body else [head, *data])
+        answer: list[Buffer] = [head + bytes(body), *data] if body else [head, *data]
+        outgoing, mover = self._outgoing, self._connection.mover
+        if outgoing is None or mover is None or not pushed:
+            self._connection.answer(self, answer)
+            return
+        # The answer follows when the bytes are there; when the connection is lost, to nobody, so that all is released.
+        into = [(segment, length) for segment, length in zip(self._into, pushed, strict=False) if segment[0] != INLINE]
+        done = self._connection.answer
+        mover.push([s for s, _ in into], [n for _, n in into], outgoing, lambda _: done(self, answer))
 
     def fail(self, code: Code, message: str = "") -> None:
         if self.answered:
@@ -148,4 +195,8 @@ class Request:
         for buffer in self._buffers:
             give(buffer)
         self._buffers.clear()
+        for registered in (self._fetched, self._outgoing):
+            if registered is not None:
+                registered.drop()
+        self._fetched = self._outgoing = None
         self._pulled = self._push = self._push_inline = self.inline = None

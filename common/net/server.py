@@ -14,19 +14,23 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.ids import ClientId
 from fireflyfs.common.limits import CONNECTION_DATA_BYTES_MAX, CONNECTION_REQUESTS_MAX, DEADLINE_S_MAX, MiB
 from fireflyfs.common.net import frame
-from fireflyfs.common.net.api import Handler, Peer
+from fireflyfs.common.net.api import Handler, Peer, ServerRequest
 from fireflyfs.common.net.buffers import BufferPool
 from fireflyfs.common.net.frame import Buffer, Header, Kind, LinkKind
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.methods import Method
+from fireflyfs.common.net.rdma.adapters import adapters
+from fireflyfs.common.net.rdma.doorway import RdmaDoorway
+from fireflyfs.common.net.rdma.server import RdmaServer, ServerEnd
+from fireflyfs.common.net.rdma.settings import LinkChoice
 from fireflyfs.common.net.regions import RegionTable
 from fireflyfs.common.net.request import Request
 from fireflyfs.common.net.stream import Stream
@@ -69,6 +73,12 @@ class Connection(Stream):
         self._requests = 0
         self._payload_bytes = 0
         self._landing: Request | None = None
+        self.doorway: RdmaDoorway | None = None  # of a connection that was welcomed to rdma
+
+    @property
+    def mover(self) -> ServerEnd | None:
+        """Moves payload by rdma; None where it travels another way."""
+        return self.doorway.end if self.doorway is not None else None
 
     # Stream
 
@@ -90,7 +100,7 @@ class Connection(Stream):
                 os.close(fd)
         elif header.kind == Kind.WITHDRAW and self._shares:
             self.regions.withdraw(frame.parse_region(body)[0])
-        else:
+        elif self.doorway is None or not self.doorway.on_frame(header, body):
             raise error(Code.PROTOCOL, f"a frame of kind {header.kind} has no place here")
         return ()
 
@@ -116,6 +126,8 @@ class Connection(Stream):
             landing.answered = True
             landing.release()
         self.regions.clear()
+        if self.doorway is not None:
+            self.doorway.close(exc)
         self.server.forget(self)
 
     # Ours
@@ -126,8 +138,12 @@ class Connection(Stream):
         links = LinkKind.TCP
         if self._unix and hello.host_id and hello.host_id == identity.host_id:
             links |= LinkKind.SHM
+        if self.server.rdma is not None and not self._unix:
+            links |= LinkKind.RDMA
         welcome = frame.choose(hello, identity.cluster_id, links)
         self._shares = welcome.link == LinkKind.SHM
+        if welcome.link == LinkKind.RDMA and self.server.rdma is not None:
+            self.doorway = RdmaDoorway(self, self.server.rdma)
         self._requests_max = welcome.requests_max
         self.peer = Peer(ClientId(hello.client_id), self.peer.name)
         self.greeted = True
@@ -155,7 +171,8 @@ class Connection(Stream):
 
     def answer(self, request: Request, buffers: Sequence[Buffer]) -> None:
         """Queue an answer; the request counts against the bounds until it has left."""
-        if request.payload_bytes or self.queued_bytes:
+        if request.payload_bytes or self.queued_bytes or request.holds_registered:
+            # Held until it has left: with rdma its buffers are still what transfers go to or come from.
 
             def left() -> None:
                 request.release()
@@ -208,6 +225,9 @@ class LinkServer:
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
+        ours = adapters()
+        offered = ours.settings.link in (LinkChoice.AUTO, LinkChoice.RDMA) and ours.names
+        self.rdma: RdmaServer | None = RdmaServer(ours) if offered else None
 
     async def start(self) -> None:
         """Raises OSError when a door cannot be opened."""
@@ -324,6 +344,14 @@ class LinkServer:
             await asyncio.wait(set(self._tasks), timeout=max(grace_s, 0.1))
         for connection in list(self._connections):
             connection.close(error(Code.UNAVAILABLE, "server stops"))
+        if self.rdma is not None:
+            self.rdma.close()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run to the end, or until the server stops."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # Requests
 
@@ -339,9 +367,7 @@ class LinkServer:
             self._failed(request, exc)
             return
         if pending is not None:
-            task = self.loop.create_task(self._finish(request, pending))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self.spawn(self._finish(request, pending))
         elif not request.answered:
             self._unanswered(request)
 
@@ -374,9 +400,8 @@ class LinkServer:
         log.error("method %#06x was not answered by its handler", request.method)
         request.fail(Code.INTERNAL, "the handler did not answer")
 
-    def _ping(self, request: object) -> None:
-        assert isinstance(request, Request)
-        self.stats.pulled_bytes += sum(map(len, request.pull_now()))
+    async def _ping(self, request: ServerRequest) -> None:
+        self.stats.pulled_bytes += sum(map(len, await request.pull()))
         lengths = request.push_lengths
         for view in request.push_views() if lengths else ():
             view[:] = bytes(len(view))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from fireflyfs.common.errors import FfsError
 from fireflyfs.common.limits import KiB, MiB
+from fireflyfs.common.net.api import Call, Piece, Slice
 from fireflyfs.common.net.memory import SharedMemory, SharedPool
 
 STAGING_BYTES_MAX: Final = 256 * MiB
@@ -70,3 +73,58 @@ class StagingPool:
             self._bytes -= sum(memory.length for memory in idle)
         for memory in idle:
             memory.close()
+
+
+class StagedCall:
+    """A call whose longer plain pieces were replaced by slices of a staging buffer.
+
+    Held by the caller and, once it is sent, by its connection until the server has answered or can reach it no more.
+    """
+
+    __slots__ = ("_landings", "_memory", "_pool", "_users", "call")
+
+    def __init__(self, call: Call, memory: SharedMemory, pool: StagingPool) -> None:
+        self._memory = memory
+        self._pool = pool
+        self._users = 1
+        self._landings: list[tuple[int, memoryview, memoryview]] = []  # (index, in the buffer, the caller's)
+        position = 0
+        out, into = list(call.out), list(call.into)
+        for index, piece in enumerate(out):
+            if isinstance(piece, memoryview) and len(piece) >= STAGED_PIECE_BYTES_MIN:
+                memory.view[position : position + len(piece)] = piece
+                out[index] = Slice(memory, position, len(piece))
+                position += len(piece)
+        for index, piece in enumerate(into):
+            if isinstance(piece, memoryview) and len(piece) >= STAGED_PIECE_BYTES_MIN:
+                self._landings.append((index, memory.view[position : position + len(piece)], piece))
+                into[index] = Slice(memory, position, len(piece))
+                position += len(piece)
+        self.call = replace(call, out=out, into=into)
+
+    @classmethod
+    def of(cls, call: Call, pool: StagingPool) -> StagedCall | None:
+        """None: nothing is worth it, or there is no buffer to have."""
+        need = _plain_bytes(call.out) + _plain_bytes(call.into)
+        memory = pool.take(need) if need else None
+        return cls(call, memory, pool) if memory is not None else None
+
+    def land(self, pushed: Sequence[int]) -> None:
+        """Copy what was pushed to where the caller wants it."""
+        for index, landed, piece in self._landings:
+            length = pushed[index] if index < len(pushed) else 0
+            piece[:length] = landed[:length]
+
+    def hold(self) -> None:
+        self._users += 1
+
+    def leave(self) -> None:
+        self._users -= 1
+        if not self._users:
+            self._landings.clear()
+            self._pool.give(self._memory)
+
+
+def _plain_bytes(pieces: Sequence[Piece]) -> int:
+    lengths = [len(piece) for piece in pieces if isinstance(piece, memoryview)]
+    return sum(length for length in lengths if length >= STAGED_PIECE_BYTES_MIN)

@@ -1,4 +1,7 @@
-"""What every link must do, on each of its doors: run over tcp and shm, with the blocking and the asyncio client."""
+"""What every link must do, on each of its doors: run over tcp and shm, with the blocking and the asyncio client.
+
+Where the machine has an rdma device, over rdma as well: `make test-rdma` runs this in a guest that has one.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,10 @@ from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.memory import SharedPool
 from fireflyfs.common.net.methods import Method
 from fireflyfs.common.net.multiplex import MultiplexLink
+from fireflyfs.common.net.rdma import adapters
+from fireflyfs.common.net.rdma.adapters import Adapters
+from fireflyfs.common.net.rdma.settings import LinkChoice, RdmaSettings
+from fireflyfs.common.net.rdma.verbs import device_names
 from fireflyfs.common.net.server import LinkServer
 
 ECHO, DIGEST, FILL, SHORT, FAIL, CRASH, SLOW, SILENT, REVERSE = range(0x7001, 0x700A)
@@ -141,15 +148,25 @@ class AsyncFace:
         self.loop.close()
 
 
+LINKS = {"tcp": LinkChoice.TCP, "shm": LinkChoice.AUTO, "rdma": LinkChoice.RDMA}
+
+
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
+def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
+    if "door" in request.fixturenames:
+        request.getfixturevalue("door")
     served = Served(str(tmp_path / "link.sock"))
     yield served
     served.stop()
 
 
-@pytest.fixture(params=["tcp-blocking", "shm-blocking", "tcp-multiplex", "shm-multiplex"])
-def door(request: pytest.FixtureRequest) -> str:
+RDMA_DOORS = ["rdma-blocking", "rdma-multiplex"] if device_names() else []
+
+
+@pytest.fixture(params=[*RDMA_DOORS, "tcp-blocking", "shm-blocking", "tcp-multiplex", "shm-multiplex"])
+def door(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    # Of a machine with a device every tcp connection would be an rdma one.
+    monkeypatch.setattr(adapters, "_adapters", Adapters(RdmaSettings(LINKS[request.param.partition("-")[0]])))
     return request.param
 
 
@@ -208,6 +225,16 @@ def test_pull_and_push(link, address, memory, sizes) -> None:
     assert all(bytes(view(p)) == bytes([i % 251 + 1]) * sizes[i] for i, p in enumerate(into))
     reply = link.call(address, Call(REVERSE, b"", out=out, into=into))
     assert all(bytes(view(piece)) == data[i][::-1] for i, piece in enumerate(into))
+
+
+def test_pieces_without_a_byte_cost_nothing(link, address, served, door) -> None:
+    region = link.pool.allocate(4096)
+    empty = [region.slice(7, 0)]
+    for _ in range(20):
+        assert list(link.call(address, Call(REVERSE, b"", out=empty, into=empty)).pushed) == [0]
+    if door.startswith("rdma"):
+        link.call(address, Call(FILL, b"", into=[region.slice(0, 4096)]))
+        assert served.server.rdma.registered_bytes <= 64 * KiB
 
 
 def test_short_pushes_leave_the_rest_alone(link, address) -> None:

@@ -1,0 +1,214 @@
+"""The rdma link against perftest's ib_read_bw and ib_write_bw, on this machine's own device, both ends here.
+
+    python bench/rdma.py [--seconds 3] [--gid-index N]
+
+Prints 1 MiB reads and writes beside perftest's figure, 4 KiB reads one by one and 128 a call, what Python spends on a
+work request, and how much Python allocates while payload moves. On a
+software device (rxe) only the ratios say anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+
+from fireflyfs.common.limits import KiB, MiB
+from fireflyfs.common.net.api import Address, Call, ServerRequest, Slice
+from fireflyfs.common.net.blocking import BlockingPool
+from fireflyfs.common.net.identity import Identity
+from fireflyfs.common.net.memory import SharedPool
+from fireflyfs.common.net.rdma import server as rdma_server
+from fireflyfs.common.net.rdma import settings, verbs
+from fireflyfs.common.net.server import LinkServer
+
+READ, WRITE, COSTS = 0x7101, 0x7102, 0x7103
+IDENTITY = Identity("bench")
+BATCH = 128
+PERFTEST_MESSAGES = 200
+
+
+class Costs:
+    """Seconds of the server in planning, posting and polling, and how many work requests they were for."""
+
+    def __init__(self) -> None:
+        self.plan_s = self.post_s = self.poll_s = 0.0
+        self.work_requests = self.chains = 0
+
+
+def timed(costs: Costs) -> None:
+    """Count what the server's verbs calls take."""
+    plan, post, poll = rdma_server.plan, verbs.QueuePair.post, verbs.Completions.poll
+
+    def timed_plan(*arguments: object, **names: object) -> object:
+        begin_s = time.perf_counter()
+        works = plan(*arguments, **names)  # type: ignore[arg-type]
+        costs.plan_s += time.perf_counter() - begin_s
+        return works
+
+    def timed_post(self: verbs.QueuePair, chain: list[object]) -> None:
+        begin_s = time.perf_counter()
+        post(self, chain)  # type: ignore[arg-type]
+        costs.post_s += time.perf_counter() - begin_s
+        costs.work_requests += len(chain)
+        costs.chains += 1
+
+    def timed_poll(self: verbs.Completions) -> object:
+        begin_s = time.perf_counter()
+        found = poll(self)
+        costs.poll_s += time.perf_counter() - begin_s
+        return found
+
+    rdma_server.plan = timed_plan  # type: ignore[assignment]
+    verbs.QueuePair.post = timed_post  # type: ignore[method-assign,assignment]
+    verbs.Completions.poll = timed_poll  # type: ignore[method-assign,assignment]
+
+
+def serve() -> None:
+    """The server process: until SIGTERM. What it pushes lies in its registered buffers already."""
+    costs = Costs()
+    timed(costs)
+
+    def read(request: ServerRequest) -> None:
+        request.reply(b"", [len(view) for view in request.push_views()])
+
+    async def write(request: ServerRequest) -> None:
+        request.reply(b"%d" % sum(map(len, await request.pull())))
+
+    def tell(request: ServerRequest) -> None:
+        figures = (costs.plan_s, costs.post_s, costs.poll_s, costs.work_requests, costs.chains)
+        request.reply(" ".join(map(str, figures)).encode())
+
+    async def main() -> None:
+        server = LinkServer(IDENTITY, {READ: read, WRITE: write, COSTS: tell})
+        await server.start()
+        print(server.tcp, flush=True)
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        await stop.wait()
+        await server.stop()
+
+    asyncio.run(main())
+
+
+def rate(work: Callable[[], int], seconds: float) -> float:
+    work()
+    begin_s = time.perf_counter()
+    done = 0
+    while time.perf_counter() - begin_s < seconds:
+        done += work()
+    return done / (time.perf_counter() - begin_s)
+
+
+def perftest(program: str, gid_index: int) -> float:
+    """MiB/s of 1 MiB messages; 0 where it is not installed or prints none."""
+    if shutil.which(program) is None:
+        return 0.0
+    line = [program, "-x", str(gid_index), "-F", "-s", str(MiB), "-n", str(PERFTEST_MESSAGES)]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(50):  # its server takes a moment to listen
+                done = subprocess.run([*line, "localhost"], capture_output=True, text=True, timeout=120, check=False)
+                found = re.findall(rf"^\s*{MiB}\s+\d+\s+[\d.]+\s+([\d.]+)", done.stdout, re.MULTILINE)
+                if found:
+                    return float(found[-1])
+                if server.poll() is not None:
+                    return 0.0
+                time.sleep(0.1)
+        finally:
+            server.kill()
+    return 0.0
+
+
+def measure(address: Address, seconds: float, gid_index: int) -> None:
+    link = BlockingPool(IDENTITY, pool=SharedPool())
+    region = link.pool.allocate(16 * MiB)
+
+    def row(name: str, value: float, unit: str, note: str = "") -> None:
+        print(f"{name:32} {value:12,.1f} {unit:8} {note}", flush=True)
+
+    big = [region.slice(index * MiB, MiB) for index in range(8)]
+
+    def reads() -> int:
+        link.call_many([(address, Call(READ, b"", into=[piece])) for piece in big])
+        return len(big)
+
+    def writes() -> int:
+        link.call_many([(address, Call(WRITE, b"", out=[piece])) for piece in big])
+        return len(big)
+
+    # A client's read is the server's RDMA WRITE, and the other way round.
+    for name, work, program in (("reads", reads, "ib_write_bw"), ("writes", writes, "ib_read_bw")):
+        ours, peer = rate(work, seconds), perftest(program, gid_index)
+        row(f"1 MiB {name}, 8 in flight", ours, "MiB/s", f"{ours / peer:.2f} x {program} ({peer:,.1f})" if peer else "")
+
+    # Every second page: nothing can be joined, each piece is a work request.
+    pieces = [region.slice(index * 8 * KiB, 4 * KiB) for index in range(BATCH)]
+    together = [region.slice(index * 4 * KiB, 4 * KiB) for index in range(BATCH)]
+
+    def one() -> int:
+        link.call(address, Call(READ, b"", into=[pieces[0]]))
+        return 1
+
+    def batch(into: list[Slice]) -> int:
+        link.call(address, Call(READ, b"", into=into))
+        return BATCH
+
+    alone = rate(one, seconds)
+    row("4 KiB reads, one a call", alone, "/s")
+    begin = costs_of(link, address)
+    scattered = rate(lambda: batch(pieces), seconds)
+    end = costs_of(link, address)
+    row(f"4 KiB reads, {BATCH} a call, apart", scattered, "/s", f"{scattered / alone:.1f} x one a call")
+    joined = rate(lambda: batch(together), seconds)
+    row(f"4 KiB reads, {BATCH} a call, joined", joined, "/s", f"{joined / alone:.1f} x one a call")
+    plan_s, post_s, poll_s, works, chains = (after - before for before, after in zip(begin, end, strict=True))
+    row("planning", 1e6 * plan_s / works, "us", "a work request")
+    row("posting", 1e6 * post_s / works, "us", f"a work request, {works / chains:.0f} in a chain")
+    row("polling", 1e6 * poll_s / chains, "us", "a chain")
+
+    tracemalloc.start()
+    moved = 0
+    end_s = time.perf_counter() + seconds
+    while time.perf_counter() < end_s:
+        link.call(address, Call(READ, b"", into=[region.slice(0, 8 * MiB)]))
+        moved += 8
+    row("allocated at most", tracemalloc.get_traced_memory()[1] / KiB, "KiB", f"by the client while {moved} MiB came")
+    tracemalloc.stop()
+    link.close()
+
+
+def costs_of(link: BlockingPool, address: Address) -> list[float]:
+    return [float(part) for part in bytes(link.call(address, Call(COSTS, b"")).body).split()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--gid-index", type=int, default=1, help="for perftest")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    os.environ[settings.LINK_ENV] = settings.LinkChoice.RDMA.value
+    if arguments.serve:
+        serve()
+        return
+    if not verbs.device_names():
+        sys.exit("this machine has no rdma device: `ffs rdma check` says what is missing; docs/rdma.md has a guest")
+    with subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            measure(Address(server.stdout.readline().strip()), arguments.seconds, arguments.gid_index)
+        finally:
+            server.terminate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""The server's end of the rdma link on a device that is played: what is posted, what fails, what is closed when.
+
+The fault model: the played device completes work in order when it is told to, really moves the bytes, and can fail any
+work request; after that it flushes everything that was posted, signalled or not, as a device does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.limits import REGIONS_MAX, KiB
+from fireflyfs.common.net.rdma import server as module
+from fireflyfs.common.net.rdma.adapters import Adapters
+from fireflyfs.common.net.rdma.buffers import RegisteredPool
+from fireflyfs.common.net.rdma.choice import Choice
+from fireflyfs.common.net.rdma.plan import Work
+from fireflyfs.common.net.rdma.server import RdmaServer, ServerEnd
+from fireflyfs.common.net.rdma.settings import RdmaSettings
+from fireflyfs.common.net.rdma.verbs import Gid, Limits, Port, address_of
+from fireflyfs.common.net.rdma.wire import Exposed
+
+FLUSHED, ACCESS = 5, 10
+PORT = Port(1, active=True, mtu=5, message_bytes_max=64 * KiB, lid=0, ethernet=True)
+CHOICE = Choice("played0", PORT, Gid(1, "0000:0000:0000:0000:0000:ffff:0a4d:0001", roce_v2=True))
+DEPTH = 8
+
+
+class Played:
+    """One device: its completion queue, its queue pair and its memory, with a diary of what was closed."""
+
+    limits = Limits(10, DEPTH, 4, 4, 16, 16, 100, 100)
+    name = "played0"
+
+    def __init__(self) -> None:
+        self.diary: list[str] = []
+        self.posted: list[tuple[int, Work, bool]] = []
+        self.chains: list[int] = []
+        self.completed: list[tuple[int, int]] = []
+        self.depth = 0
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self.refuses_post = False
+        self.registered = 0
+        self.number = 7
+
+    # the completion queue
+
+    def take_event(self) -> None:
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            pass
+
+    def rearm(self) -> None:
+        if self.completed:
+            os.eventfd_write(self.fd, 1)
+
+    def poll(self) -> list[tuple[int, int]]:
+        found, self.completed = self.completed[:3], self.completed[3:]
+        return found
+
+    # the queue pair
+
+    def connect(self, *_: object) -> None:
+        return
+
+    def close(self) -> None:
+        self.diary.append("queue pair")
+
+    def post(self, chain: list[tuple[int, Work, bool]]) -> None:
+        if self.refuses_post:
+            raise OSError(12, "no room")
+        assert len(self.posted) + len(chain) <= DEPTH, "the send queue overflows"
+        self.posted += chain
+        self.chains.append(len(chain))
+
+    # the memory
+
+    def register(self, buffer: memoryview, *, remote: bool) -> PlayedRegion:
+        assert not remote, "a peer has no right in the server's memory"
+        self.registered += 1
+        return PlayedRegion(self, buffer)
+
+    # what a test does
+
+    def work(self, count: int = 1000, fail_at: int | None = None) -> None:
+        """Complete up to `count` work requests."""
+        for _ in range(min(count, len(self.posted))):
+            number, work, signalled = self.posted.pop(0)
+            if number == fail_at:
+                self.completed += [(number, ACCESS)] + [(n, FLUSHED) for n, _, _ in self.posted]
+                self.posted.clear()
+                break
+            at = work.address
+            for address, length, _ in work.local:
+                ctypes.memmove(address if work.read else at, at if work.read else address, length)
+                at += length
+            if signalled:
+                self.completed.append((number, 0))
+        assert len(self.completed) <= self.depth, "the completion queue overflows"
+        if self.completed:
+            os.eventfd_write(self.fd, 1)
+
+
+class PlayedRegion:
+    def __init__(self, device: Played, buffer: memoryview) -> None:
+        self.device = device
+        self.address, self._export = address_of(buffer)
+        self.lkey = 3
+
+    def close(self) -> None:
+        self.device.diary.append("region")
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Played:
+    played = Played()
+
+    class Completions:
+        def __init__(self, device: Played, depth: int, *, watched: bool) -> None:
+            assert watched
+            played.depth = depth
+            self.fd, self.take_event, self.rearm, self.poll = played.fd, played.take_event, played.rearm, played.poll
+
+        def close(self) -> None:
+            played.diary.append("completions")
+
+    monkeypatch.setattr(module, "Completions", Completions)
+    monkeypatch.setattr(module, "QueuePair", lambda *_, **__: played)
+    return played
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, 20))
+
+
+def end_of(played: Played) -> tuple[ServerEnd, RegisteredPool, list[FfsError]]:
+    server = RdmaServer(Adapters(RdmaSettings()))
+    pool = RegisteredPool(played, bytes_max=256 * KiB)  # type: ignore[arg-type]
+    end = ServerEnd(server, asyncio.get_running_loop(), CHOICE, (played, None, pool))  # type: ignore[arg-type]
+    lost: list[FfsError] = []
+
+    def ends(exc: FfsError) -> None:
+        lost.append(exc)
+        end.close(exc)
+
+    end.on_lost(ends)
+    return end, pool, lost
+
+
+async def until(condition: Any) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
+def later() -> float:
+    return asyncio.get_running_loop().time() + 5
+
+
+def test_bytes_come_and_go(played: Played) -> None:
+    async def work() -> None:
+        end, pool, lost = end_of(played)
+        theirs = bytearray(os.urandom(40_000))
+        address, _export = address_of(memoryview(theirs))
+        end.expose(Exposed(1, 77, len(theirs), address))
+        segments = [(1, 10_000, 0), (1, 5_000, 10_000), (1, 100, 39_900)]
+        pulling = asyncio.create_task(end.pull(segments, later()))
+        await until(lambda: played.posted)
+        assert played.chains == [2]  # two pieces joined, one apart, one call to the device
+        played.work()
+        buffer = await pulling
+        assert bytes(buffer.view[:15_100]) == bytes(theirs[:15_000] + theirs[39_900:])
+        buffer.view[:100] = b"x" * 100
+        told: list[FfsError | None] = []
+        end.push([(1, 50, 500)], [50], buffer, told.append)
+        reads = [work.read for _, work, _ in played.posted]
+        assert reads == [False, True]  # the READ makes sure that the WRITE is in memory
+        played.work(1)
+        await asyncio.sleep(0)
+        assert told == []
+        played.work()
+        await until(lambda: told)
+        assert told == [None]
+        assert bytes(theirs[500:551]) == b"x" * 50 + bytes(theirs[550:551])
+        buffer.drop()
+        end.close(error(Code.CANCELLED, "over"))
+        pool.close()
+        assert pool.bytes == 0
+        assert not lost
+
+    run(work())
+
+
+def test_a_failed_transfer_ends_the_connection_in_the_right_order(played: Played) -> None:
+    async def work() -> None:
+        end, pool, lost = end_of(played)
+        theirs = memoryview(bytearray(64 * KiB))
+        address, _export = address_of(theirs)
+        end.expose(Exposed(1, 77, len(theirs), address))
+        # Apart from each other here, so that each is a work request: more than the queue holds.
+        segments = [(1, 16, 64 * i) for i in range(3 * DEPTH)]
+        pulls = [asyncio.create_task(end.pull(segments, later())) for _ in range(2)]
+        await until(lambda: len(played.posted) == DEPTH)
+        played.work(fail_at=2)
+        failed = await asyncio.gather(*pulls, return_exceptions=True)
+        assert [exc.code for exc in failed if isinstance(exc, FfsError)] == [Code.UNAVAILABLE] * 2
+        assert len(lost) == 1
+        assert played.diary[:2] == ["queue pair", "completions"]  # before any buffer is given to anyone else
+        pool.close()
+        assert pool.bytes == 0, "every buffer came back"
+        told: list[FfsError | None] = []
+        end.close(error(Code.CANCELLED, "again"))  # a second end is none
+        with pytest.raises(FfsError, match="not registered"):
+            end.push([(1, 1, 0)], [1], pool.take(1), told.append)
+
+    run(work())
+
+
+def test_a_caller_that_gives_up_leaves_its_buffer_to_the_transfer(played: Played) -> None:
+    async def work() -> None:
+        end, pool, _ = end_of(played)
+        theirs = memoryview(bytearray(b"y" * 8192))
+        address, _export = address_of(theirs)
+        end.expose(Exposed(1, 77, len(theirs), address))
+        pulling = asyncio.create_task(end.pull([(1, 8192, 0)], later()))
+        await until(lambda: played.posted)
+        pulling.cancel()
+        await asyncio.gather(pulling, return_exceptions=True)
+        other = pool.take(8192)
+        assert other.address != played.posted[0][1].local[0][0]
+        before = pool.bytes
+        played.work()
+        await until(lambda: end._queue.in_flight == 0)
+        again = pool.take(8192)
+        assert pool.bytes == before, "the transfer is over: its buffer is used again"
+        for buffer in (other, again):
+            buffer.drop()
+        end.close(error(Code.CANCELLED, "over"))
+
+    run(work())
+
+
+def test_what_cannot_be_posted_ends_the_connection(played: Played) -> None:
+    async def work() -> None:
+        end, _, lost = end_of(played)
+        theirs = memoryview(bytearray(100))
+        address, _export = address_of(theirs)
+        end.expose(Exposed(1, 77, 100, address))
+        played.refuses_post = True
+        with pytest.raises(FfsError, match="cannot be posted") as caught:
+            await end.pull([(1, 100, 0)], later())
+        assert caught.value.code is Code.UNAVAILABLE
+        assert lost
+
+    run(work())
+
+
+def test_buffers_are_bounded_and_waited_for(played: Played) -> None:
+    async def work() -> None:
+        end, pool, _ = end_of(played)
+        theirs = memoryview(bytearray(200 * KiB))
+        address, _export = address_of(theirs)
+        end.expose(Exposed(1, 77, len(theirs), address))
+        held = pool.take(128 * KiB)  # leaves less than as much again: the connection has a buffer too
+        with pytest.raises(FfsError) as caught:
+            await end.pull([(1, 100 * KiB, 0)], asyncio.get_running_loop().time() + 0.05)
+        assert caught.value.code is Code.OVERLOADED
+        waiting = asyncio.create_task(end.pull([(1, 100 * KiB, 0)], later()))
+        await asyncio.sleep(0)
+        held.drop()
+        await until(lambda: played.posted or waiting.done())
+        played.work()
+        buffer = await waiting
+        assert len(buffer.view) == 128 * KiB
+        assert pool.bytes <= 256 * KiB
+        buffer.drop()
+        end.close(error(Code.CANCELLED, "over"))
+
+    run(work())
+
+
+def test_what_a_client_names_is_checked(played: Played) -> None:
+    async def work() -> None:
+        end, _, lost = end_of(played)
+        end.expose(Exposed(1, 77, 100, 4096))
+        for segment in ((1, 101, 0), (1, 1, 100), (2, 1, 0)):
+            with pytest.raises(FfsError) as caught:
+                await end.pull([segment], later())
+            assert caught.value.code is Code.PROTOCOL
+            with pytest.raises(FfsError):
+                end.check([segment])
+        with pytest.raises(FfsError, match="already"):
+            end.expose(Exposed(1, 78, 100, 4096))
+        for number in range(2, REGIONS_MAX + 1):
+            end.expose(Exposed(number, 77, 100, 4096))
+        with pytest.raises(FfsError) as caught:
+            end.expose(Exposed(REGIONS_MAX + 1, 77, 100, 4096))
+        assert caught.value.code is Code.TOO_LARGE
+        end.withdraw(1)
+        with pytest.raises(FfsError, match="not registered"):
+            end.withdraw(1)
+        assert not played.posted
+        assert not lost
+        end.close(error(Code.CANCELLED, "over"))
+
+    run(work())
