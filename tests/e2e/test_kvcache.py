@@ -104,6 +104,9 @@ def test_a_block_may_stand_in_many_buffers(bed: Bed, cache: KVCache) -> None:
         assert cache.get_batch([key] * 3, out) == [50_000] * 3  # a key may stand in a batch more than once
         assert (bytes(first) + second.tobytes() + bytes(third))[:50_000] == data
         assert bytes(memory.view[100:50_100]) == data
+        assert cache.put_batch([b"small one"], [data[:5000]]) == [True]
+        assert cache.get_batch([b"small one"], [memory.slice(60_000, 5100)]) == [5000]
+        assert bytes(memory.view[60_000:65_000]) == data[:5000]
         assert bytes(out[2][0]) == data
     finally:
         memory.close()
