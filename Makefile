@@ -94,6 +94,7 @@ down: venv
 # Every benchmark, the comparison with MooseFS included; see bench/README.md. ONLY="link mount" runs some.
 bench: dev
 	@deploy/debian-packages.sh bench
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@bench/run.sh $(ONLY)
 
 clean:

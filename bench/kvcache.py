@@ -19,7 +19,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,34 +37,69 @@ STORED_BYTES = 256 * MIB  # of each size, so that it is all in the page cache, a
 STORED_BLOCKS_MAX = 4096
 
 
-def per_second(work: Callable[[], int], seconds: float) -> float:
-    """Units a second in the best of five parts: what the machine gives when nobody else takes it."""
-    work()
-    best = 0.0
-    for _ in range(5):
-        began = time.perf_counter()
-        done = 0
-        while time.perf_counter() - began < seconds / 5:
-            done += work()
-        best = max(best, done / (time.perf_counter() - began))
-    return best
+@dataclass
+class Speed:
+    """Units a second, and the processor time of each in client and servers together, in microseconds."""
+
+    per_second: float
+    cpu_us: float
+
+
+class Meter:
+    """Measures work of this process and of some servers. Processor time says more than a rate where others work too."""
+
+    def __init__(self, servers: Iterable[int]) -> None:
+        self._servers = list(servers)
+
+    def cpu_s(self) -> float:
+        ticks = 0
+        for pid in self._servers:
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+    def measure(self, work: Callable[[], int], seconds: float) -> Speed:
+        """The rate is that of the best of five parts: what the machine gives when nobody else takes it."""
+        work()
+        best = 0.0
+        total = 0
+        cpu_s = self.cpu_s()
+        for _ in range(5):
+            began = time.perf_counter()
+            done = 0
+            while time.perf_counter() - began < seconds / 5:
+                done += work()
+            best = max(best, done / (time.perf_counter() - began))
+            total += done
+        return Speed(best, 1e6 * (self.cpu_s() - cpu_s) / total)
+
+
+def storage_workers(local: LocalCluster) -> list[int]:
+    """The worker processes of the cluster's storage nodes."""
+    parents = {status.pid for status in local.status() if status.name.startswith("storage") and status.pid}
+    workers = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) in parents:
+                workers.append(int(entry.name))
+    return workers
 
 
 @contextlib.contextmanager
-def cluster(replicas: int) -> Iterator[list[str]]:
+def cluster(replicas: int) -> Iterator[tuple[list[str], Meter]]:
     root = Path(tempfile.mkdtemp(prefix="ffs-bench-"))
     local = LocalCluster(root)
     local.create(ClusterSpec(replicas=replicas, capacity_bytes=8 * GIB))
     local.up()
     try:
-        yield local.mgmtd_addresses()
+        yield local.mgmtd_addresses(), Meter(storage_workers(local))
     finally:
         local.down()
         shutil.rmtree(root, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def redis_client() -> Iterator[Any]:
+def redis_client() -> Iterator[tuple[Any, Meter]]:
     """A server of our own, which keeps nothing on disk."""
     import redis
 
@@ -78,7 +114,7 @@ def redis_client() -> Iterator[Any]:
                 client.ping()
                 break
             time.sleep(0.05)
-        yield client
+        yield client, Meter([server.pid])
         client.close()
     finally:
         server.terminate()
@@ -98,7 +134,9 @@ class Turns:
         return self._batches[self._next]
 
 
-def size_rows(fs: dict[str, FileSystem], redis: Any, size: int, seconds: float) -> list[dict[str, Any]]:
+def size_rows(
+    fs: dict[str, FileSystem], meter: Meter, redis: Any, redis_meter: Meter, size: int, seconds: float
+) -> list[dict[str, Any]]:
     count = min(STORED_BLOCKS_MAX, STORED_BYTES // size) // BATCH * BATCH
     keys = [os.urandom(32) for _ in range(count)]
     blocks = [np.frombuffer(os.urandom(size), np.uint8) for _ in range(BATCH)]
@@ -123,9 +161,9 @@ def size_rows(fs: dict[str, FileSystem], redis: Any, size: int, seconds: float) 
         return BATCH
 
     peer = {
-        "put": per_second(redis_put, seconds),
-        "get": per_second(redis_get, seconds),
-        "get copied": per_second(redis_get_copied, seconds),
+        "put": redis_meter.measure(redis_put, seconds),
+        "get": redis_meter.measure(redis_get, seconds),
+        "get copied": redis_meter.measure(redis_get_copied, seconds),
     }
     redis.flushall()
     rows = []
@@ -144,11 +182,11 @@ def size_rows(fs: dict[str, FileSystem], redis: Any, size: int, seconds: float) 
                 assert cache.get_batch(turns(), out) == [size] * BATCH
                 return BATCH
 
-            figures = {"put": per_second(put, seconds), "get": per_second(get, seconds)}
+            figures = {"put": meter.measure(put, seconds), "get": meter.measure(get, seconds)}
             if link == "shm":
                 memory = filesystem.allocate(BATCH * size)
                 slices = [memory.slice(number * size, size) for number in range(BATCH)]
-                figures["get allocated"] = per_second(lambda s=slices, g=get: g(out=s), seconds)
+                figures["get allocated"] = meter.measure(lambda s=slices, g=get: g(out=s), seconds)
                 memory.close()
             cache.clear()
         for name, value in figures.items():
@@ -156,17 +194,21 @@ def size_rows(fs: dict[str, FileSystem], redis: Any, size: int, seconds: float) 
             rows.append(
                 {
                     "row": f"{name} {size // KIB} KiB {link}",
-                    "blocks_s": value,
-                    "mb_s": value * size / 1e6,
-                    "redis_blocks_s": beside,
-                    "ratio": value / beside,
-                    "ratio_copied": value / peer["get copied"] if name != "put" else None,
+                    "blocks_s": value.per_second,
+                    "mb_s": value.per_second * size / 1e6,
+                    "cpu_us": value.cpu_us,
+                    "redis_blocks_s": beside.per_second,
+                    "redis_cpu_us": beside.cpu_us,
+                    "ratio": value.per_second / beside.per_second,
+                    "ratio_copied": value.per_second / peer["get copied"].per_second if name != "put" else None,
                 }
             )
     return rows
 
 
-def lookup_rows(fs: dict[str, FileSystem], redis: Any, seconds: float) -> list[dict[str, Any]]:
+def lookup_rows(
+    fs: dict[str, FileSystem], meter: Meter, redis: Any, redis_meter: Meter, seconds: float
+) -> list[dict[str, Any]]:
     keys = [os.urandom(32) for _ in range(4096)]
     block = bytes(4 * KIB)
     for start in range(0, len(keys), 128):
@@ -179,7 +221,7 @@ def lookup_rows(fs: dict[str, FileSystem], redis: Any, seconds: float) -> list[d
             pipe.exists(key)
         return sum(pipe.execute())
 
-    peer = per_second(redis_exists, seconds)
+    peer = redis_meter.measure(redis_exists, seconds)
     redis.flushall()
     rows = []
     for link, filesystem in fs.items():
@@ -195,25 +237,32 @@ def lookup_rows(fs: dict[str, FileSystem], redis: Any, seconds: float) -> list[d
                 assert cache.match_prefix(many) == len(many)
                 return 1
 
-            figure = per_second(exists, seconds)
-            rows.append({"row": f"exists 128 {link}", "keys_s": figure, "redis_keys_s": peer, "ratio": figure / peer})
-            rows.append({"row": f"match 1000 {link}", "ms": 1000 / per_second(match, seconds)})
+            figure = meter.measure(exists, seconds)
+            rows.append(
+                {
+                    "row": f"exists 128 {link}",
+                    "keys_s": figure.per_second,
+                    "cpu_us": figure.cpu_us,
+                    "redis_keys_s": peer.per_second,
+                    "redis_cpu_us": peer.cpu_us,
+                    "ratio": figure.per_second / peer.per_second,
+                }
+            )
+            rows.append({"row": f"match 1000 {link}", "ms": 1000 / meter.measure(match, seconds).per_second})
             cache.clear()
     return rows
 
 
 def line(row: dict[str, Any]) -> str:
     if "ms" in row:
-        return f"{row['row']:28s} {row['ms']:10.2f} ms"
+        return f"{row['row']:26s} {row['ms']:10.2f} ms"
+    cpu = f"cpu {row['cpu_us']:.1f} us, Redis {row['redis_cpu_us']:.1f}"
     if "keys_s" in row:
-        return (
-            f"{row['row']:28s} {row['keys_s']:10,.0f} keys/s   {row['ratio']:5.2f} x Redis ({row['redis_keys_s']:,.0f})"
-        )
+        beside = f"{row['ratio']:5.2f} x Redis ({row['redis_keys_s']:,.0f})"
+        return f"{row['row']:26s} {row['keys_s']:9,.0f} keys/s   {beside}   {cpu}"
     copied = f", {row['ratio_copied']:.2f} x with its copy" if row["ratio_copied"] else ""
-    return (
-        f"{row['row']:28s} {row['blocks_s']:10,.0f} /s {row['mb_s']:8,.0f} MB/s   "
-        f"{row['ratio']:5.2f} x Redis ({row['redis_blocks_s']:,.0f}){copied}"
-    )
+    beside = f"{row['ratio']:5.2f} x Redis ({row['redis_blocks_s']:,.0f}){copied}"
+    return f"{row['row']:26s} {row['blocks_s']:9,.0f} /s {row['mb_s']:7,.0f} MB/s  {beside}   {cpu}"
 
 
 def main() -> None:
@@ -231,14 +280,16 @@ def main() -> None:
             for row in more:
                 print(line(row), flush=True)
 
-    with cluster(options.replicas) as addresses, redis_client() as redis, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        addresses, meter = stack.enter_context(cluster(options.replicas))
+        redis, redis_meter = stack.enter_context(redis_client())
         fs = {
             "shm": stack.enter_context(FileSystem.connect(addresses)),
             "tcp": stack.enter_context(FileSystem.connect(addresses, shared_memory=False)),
         }
         for size in map(int, options.sizes.split(",")):
-            show(size_rows(fs, redis, size, options.seconds))
-        show(lookup_rows(fs, redis, options.seconds))
+            show(size_rows(fs, meter, redis, redis_meter, size, options.seconds))
+        show(lookup_rows(fs, meter, redis, redis_meter, options.seconds))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
     if options.json:
         print(json.dumps({"rows": rows, "client_peak_bytes": peak}, indent=2))

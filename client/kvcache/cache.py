@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import random
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -66,7 +65,7 @@ class KVCache:
         self._own_filesystem = own_filesystem
         self._placement = Placement(file)
         self._clock = SystemClock()
-        self._nodes = Nodes(context.link, context.routing, self._clock, random.Random(), timeout_s)
+        self._nodes = Nodes(context.link, context.routing, self._clock, timeout_s)
         # Its puts are those of a client of their own: they share no channels with the file system's writes.
         client_id, channels = new_client_id(), ChannelPool()
         self._putter = Putter(

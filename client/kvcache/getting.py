@@ -33,6 +33,7 @@ REQUEST_ROWS_MAX = 1024
 REQUEST_BYTES_MAX = 8 * MiB  # of one request, except for a single larger block
 PACKED_REQUEST_BYTES_MAX = 4 * MiB
 PACKED_BLOCK_BYTES_MAX = 96 * KiB
+DIRECT_BLOCK_BYTES_MIN = 32 * KiB
 _MISSING = int(Code.CHUNK_NOT_FOUND)
 _TOO_LARGE = int(Code.TOO_LARGE)
 
@@ -51,9 +52,14 @@ class GetBatch:
         self.damaged: set[int] = set()
         self._doubtful: set[int] = set()  # did not match on the way: to be asked for with VERIFY
         landing = [pieces_of(each, writable=True) for each in out]
-        self._pieces = [pieces for pieces, _ in landing]
+        self._pieces: list[Sequence[Piece]] = [pieces for pieces, _ in landing]
         self._room = [nbytes for _, nbytes in landing]
-        self._packed = bool(landing) and max(self._room) <= PACKED_BLOCK_BYTES_MAX and not _has_slices(self._pieces)
+        largest = max(self._room, default=0)
+        # Servers reach slices of shared memory directly, which only pays for blocks that are long enough.
+        direct = largest >= DIRECT_BLOCK_BYTES_MIN and _has_slices(self._pieces)
+        self._packed = largest <= PACKED_BLOCK_BYTES_MAX and not direct
+        if self._packed:
+            self._pieces = [[view_of(piece) for piece in pieces] for pieces in self._pieces]
         self._named = self._room if self._packed else [len(pieces) for pieces in self._pieces]
         self._name_array = np.array(self._named, np.uint32)
 

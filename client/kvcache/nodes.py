@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import numpy as np
 
 from fireflyfs.client.kvcache.placement import Chains, NodeRows, Placed, Placement, Rows
-from fireflyfs.client.replica_choice import ReplicaChoice
 from fireflyfs.client.routing import Chain, Routing
 from fireflyfs.client.routing_view import RoutingView
-from fireflyfs.client.storage_codec import length_of
 from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.net.api import Address, BlockingLink, Call, Reply
@@ -34,13 +31,10 @@ MOVED = frozenset(map(int, _MOVED))
 class Nodes:
     """The workers that serve a namespace's chains. Safe to use from several threads."""
 
-    def __init__(
-        self, link: BlockingLink, routing: RoutingView, clock: Clock, rng: random.Random, timeout_s: float
-    ) -> None:
+    def __init__(self, link: BlockingLink, routing: RoutingView, clock: Clock, timeout_s: float) -> None:
         self._link = link
         self._routing = routing
         self._clock = clock
-        self._choice = ReplicaChoice(clock, rng)
         self._timeout_s = timeout_s
         self._away_until_s: dict[Address, float] = {}
         self._lock = threading.Lock()
@@ -78,41 +72,37 @@ class Nodes:
         failed: set[int] = set()  # targets that did not answer for all that they were asked for
         for attempt in range(ATTEMPTS):
             placed = placement.place(routing, chains, rows, self._chooser(routing, failed))
-            left = placed.homeless
+            left = list(placed.homeless)
             calls = [(node, *each) for node in placed.nodes for each in pack(placed, node)]
-            answers = self._ask([(node, call) for node, _, call, _ in calls])
+            for _, _, call, _ in calls:
+                call.deadline_s = self._timeout_s
+            answers = self.call_many([(node.address, call) for node, _, call, _ in calls])
             for (node, part, _, memory), answer in zip(calls, answers, strict=True):
                 again = part.tolist() if isinstance(answer, FfsError) else land(part, answer, memory)
                 if again:
                     failed |= node.targets
                     left += again
-            if not left or attempt + 1 == ATTEMPTS:
-                return left
+            if attempt + 1 == ATTEMPTS or len(left) == len(placed.homeless):
+                return left  # nobody was asked in vain: to wait for news would only take time
             rows = np.array(sorted(left), np.intp)
             routing = self.newer_routing(routing)
         return []
 
     def _chooser(self, routing: Routing, failed: set[int]) -> Callable[[Chain], tuple[int, Address] | None]:
+        """The head while it answers: it evicts, so it should know what is used. Hashing spreads keys over the heads."""
+
         def choose(chain: Chain) -> tuple[int, Address] | None:
-            near = [t for t in chain.serving if t in routing.addresses and not self.is_away(routing.addresses[t])]
-            return self._choice.choose(near, routing.addresses, failed) if near else None
+            last: tuple[int, Address] | None = None
+            for target in chain.serving:
+                address = routing.addresses.get(target)
+                if address is None or self.is_away(address):
+                    continue
+                if target not in failed:
+                    return target, address
+                last = last or (target, address)
+            return last
 
         return choose
-
-    def _ask(self, calls: Sequence[tuple[NodeRows, Call]]) -> list[Reply | FfsError]:
-        loads = []
-        for node, call in calls:
-            call.deadline_s = self._timeout_s
-            loads.append(self._choice.begin(node.address, sum(map(length_of, call.into))))
-        began_s = self._clock.monotonic_s()
-        answers = self.call_many([(node.address, call) for node, call in calls])
-        elapsed_s = self._clock.monotonic_s() - began_s
-        for (node, _), load, answer in zip(calls, loads, answers, strict=True):
-            if isinstance(answer, FfsError):
-                self._choice.failed(node.address, load, ())
-            else:
-                self._choice.end(node.address, load, elapsed_s)
-        return answers
 
     def call_many(self, calls: Sequence[tuple[Address, Call]]) -> list[Reply | FfsError]:
         """As the link's; a worker that does not answer is away from then on."""

@@ -10,6 +10,7 @@ Belongs to the caller's lock. Slots are u32: 2**31 blocks to a target.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,9 @@ _MASK = (1 << 64) - 1
 
 Indexes = npt.NDArray[np.uint64]
 Slotted = npt.NDArray[np.intp]
+Wanted = tuple[int, int, bytes]  # the caller's number of it, the chunk's index, the key
+Located = tuple[int, int, int, tuple[int, int]]  # the caller's number, bytes, CRC32C, place
+FEW = 32
 
 
 class SpaceStats(NamedTuple):
@@ -42,15 +46,6 @@ class SpaceStats(NamedTuple):
     evictions: int
     expired: int
     damaged: int
-
-
-class Located(NamedTuple):
-    """Where blocks are. Rows are places in what was asked for; one item for each block that is here."""
-
-    rows: list[int]
-    sizes: list[int]
-    crcs: list[int]
-    places: list[tuple[int, int]]
 
 
 class Space:
@@ -125,12 +120,6 @@ class CacheIndex:
         self._space: npt.NDArray[np.uint32] = self._arrays["space"]
         self._frequency: npt.NDArray[np.uint8] = self._arrays["frequency"]
         self._queue: npt.NDArray[np.uint8] = self._arrays["queue"]
-        self._crc: npt.NDArray[np.uint32] = self._arrays["crc"]
-        self._block: npt.NDArray[np.uint32] = self._arrays["block"]
-        self._shift: npt.NDArray[np.uint8] = self._arrays["shift"]
-        self._key_length: npt.NDArray[np.uint8] = self._arrays["key_length"]
-        self._key: npt.NDArray[np.bytes_] = self._arrays["key"]
-        self._size: npt.NDArray[np.uint32] = self._arrays["size"]
         # Single elements are read and set through these, at a third of an array's price.
         self.index = self._arrays["index"].data
         self.check = self._arrays["check"].data
@@ -141,6 +130,11 @@ class CacheIndex:
         self.space = self._arrays["space"].data
         self.queue = self._arrays["queue"].data
         self.frequency = self._arrays["frequency"].data
+        self._crcs = self._arrays["crc"].data
+        self._block_numbers = self._arrays["block"].data
+        self._shifts = self._arrays["shift"].data
+        self._key_lengths = self._arrays["key_length"].data
+        self._keys = self._arrays["key"].view(np.uint8).data
         self._slots = slots
 
     def _rehash(self) -> None:
@@ -194,6 +188,9 @@ class CacheIndex:
         self, inode: int, indexes: Indexes, checks: npt.NDArray[np.uint32], now_unix_s: int
     ) -> npt.NDArray[np.bool_]:
         """Which are here and not expired; those count as asked for."""
+        if len(indexes) <= FEW:
+            wanted = zip(indexes.tolist(), checks.tolist(), strict=True)
+            return np.array(self._present_few(inode, wanted, now_unix_s), np.bool_)
         slots = self.find(inode, indexes)
         there = slots >= 0
         if not there.any():
@@ -205,24 +202,41 @@ class CacheIndex:
         eviction.note_hits(self._frequency, slots[there])
         return there
 
-    def locate(
-        self,
-        inode: int,
-        indexes: Indexes,
-        keys: npt.NDArray[np.bytes_],
-        key_lengths: npt.NDArray[np.uint32],
-        now_unix_s: int,
-    ) -> Located:
+    def _present_few(self, inode: int, wanted: Iterable[tuple[int, int]], now_unix_s: int) -> list[bool]:
+        """The same for so few that a numpy operation costs more than all of them."""
+        space = self._spaces.get(inode)
+        if space is None:
+            return [False for _ in wanted]
+        number, look, check, expires, frequency = space.number, self._look, self.check, self.expires, self.frequency
+        found = []
+        for index, want in wanted:
+            _, slot = look(number, index)
+            there = slot != NONE and check[slot] == want and not 0 < expires[slot] <= now_unix_s
+            if there and frequency[slot] < eviction.FREQUENCY_MAX:
+                frequency[slot] += 1
+            found.append(there)
+        return found
+
+    def locate(self, inode: int, wanted: Iterable[Wanted], now_unix_s: int) -> list[Located]:
         """Where the blocks of these keys are that are here and not expired; they count as asked for."""
-        slots = self.find(inode, indexes)
-        expires = self._expires[slots]
-        there = (slots >= 0) & ((expires == 0) | (expires > now_unix_s))
-        # Zeros at the end of a key are no part of what is compared: its length is.
-        there &= (self._key_length[slots] == key_lengths) & (self._key[slots] == keys)
-        slots = slots[there]
-        eviction.note_hits(self._frequency, slots)
-        places = list(zip(self._shift[slots].tolist(), self._block[slots].tolist(), strict=True))
-        return Located(np.flatnonzero(there).tolist(), self._size[slots].tolist(), self._crc[slots].tolist(), places)
+        space = self._spaces.get(inode)
+        found: list[Located] = []
+        if space is None:
+            return found
+        number, look, expires, frequency = space.number, self._look, self.expires, self.frequency
+        lengths, keys, width = self._key_lengths, self._keys, self._key_bytes
+        size, crc, shift, block = self.size, self._crcs, self._shifts, self._block_numbers
+        for row, index, key in wanted:
+            _, slot = look(number, index)
+            if slot == NONE or lengths[slot] != len(key) or 0 < expires[slot] <= now_unix_s:
+                continue
+            at = slot * width
+            if keys[at : at + len(key)] != key:
+                continue
+            if frequency[slot] < eviction.FREQUENCY_MAX:
+                frequency[slot] += 1
+            found.append((row, size[slot], crc[slot], (shift[slot], block[slot])))
+        return found
 
     def count_reads(self, inode: int, hits: int, misses: int, hit_bytes: int) -> None:
         space = self._spaces.get(inode) or self._open(inode)
@@ -276,10 +290,10 @@ class CacheIndex:
         self.check[slot] = check
         self.size[slot] = block.length
         self.expires[slot] = block.name.expires_unix_s
-        self._crc[slot] = block.crc32c
-        self._shift[slot], self._block[slot] = block.place
-        self._key[slot] = name
-        self._key_length[slot] = length
+        self._crcs[slot] = block.crc32c
+        self._shifts[slot], self._block_numbers[slot] = block.place
+        self._keys[slot * self._key_bytes : slot * self._key_bytes + length] = name
+        self._key_lengths[slot] = length
         space.puts += fresh
         space.order.enter(slot, key.chunk_index)
 

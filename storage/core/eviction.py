@@ -81,8 +81,8 @@ class Ghosts:
 
     __slots__ = ("_mask", "_tags", "_turns", "turn")
 
-    def __init__(self, places: int = 2 * GHOSTS_MIN) -> None:
-        self._resize(places)
+    def __init__(self) -> None:
+        self._resize(1)  # until there is one to remember
         self.turn = 0
 
     def _resize(self, places: int) -> None:
@@ -92,8 +92,8 @@ class Ghosts:
 
     def add(self, tag: int, blocks: int) -> None:
         """`blocks`: how many there are in the queues: as many ghosts are kept."""
-        if 2 * blocks > self._mask + 1:
-            self._resize(1 << (2 * blocks).bit_length())
+        if 2 * max(blocks, GHOSTS_MIN) > self._mask + 1:
+            self._resize(1 << (2 * max(blocks, GHOSTS_MIN) - 1).bit_length())
         self.turn += 1
         place = tag & self._mask
         self._tags[place] = tag >> 32

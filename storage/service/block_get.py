@@ -24,7 +24,7 @@ from fireflyfs.storage.service.replica import LocalTarget
 Row = tuple[int, int, int, int]  # CACHE_RESULT
 MISS: Row = (int(Code.CHUNK_NOT_FOUND), 0, 0, 0)
 TOO_LARGE: Row = (int(Code.TOO_LARGE), 0, 0, 0)
-Members = npt.NDArray[np.intp]
+Members = list[int]
 
 
 def refused(local: LocalTarget, key: ChunkKey, exc: FfsError) -> Row:
@@ -47,21 +47,21 @@ class BlockGet:
         """Raises PROTOCOL for a request that makes no sense."""
         self._request = request
         self._inode = inode
-        self._table = table
         self._now_unix_s = now_s
         self._verify = bool(flags & CacheFlag.VERIFY)
         self._packed = bool(flags & CacheFlag.PACKED)
         self._views = request.push_views()
         self._pieces: list[int] = table["pieces"].tolist()
-        self._lengths: npt.NDArray[np.uint32] = table["key_length"]
+        self._indexes: list[int] = table["index"].tolist()
+        lengths: list[int] = table["key_length"].tolist()
+        if lengths and not CACHE_KEY_BYTES_MIN <= min(lengths) <= max(lengths) <= CACHE_KEY_BYTES_MAX:
+            raise error(Code.PROTOCOL, "a key of a length that no key has")
+        self._keys = [key[:length] for key, length in zip(table["key"].tolist(), lengths, strict=True)]
         self._rows: list[Row] = [MISS] * len(table)
         self._counts: list[tuple[LocalTarget, Members]] = []
         self._slow: list[tuple[LocalTarget, int, list[memoryview], int]] = []  # row, where to, where that is
         self._unindexed: list[tuple[LocalTarget, Members]] = []
         self._at = 0  # in the one piece of a packed request
-        named = (self._lengths >= CACHE_KEY_BYTES_MIN) & (self._lengths <= CACHE_KEY_BYTES_MAX)
-        if not named.all():
-            raise error(Code.PROTOCOL, "a key of a length that no key has")
         total = sum(self._pieces)
         if self._packed:
             if len(self._views) != 1 or total > len(self._views[0]):
@@ -74,7 +74,7 @@ class BlockGet:
 
     def refuse(self, members: Members, code: Code) -> None:
         """These rows are of a chain that is not served here."""
-        for row in members.tolist():
+        for row in members:
             self._rows[row] = (int(code), 0, 0, 0)
 
     def read(self, local: LocalTarget, members: Members) -> None:
@@ -83,14 +83,10 @@ class BlockGet:
         if self._verify or not local.cache.ready:
             self._unindexed.append((local, members))
             return
-        table = self._table if len(members) == len(self._table) else self._table[members]
-        found = local.cache.locate(
-            self._inode, table["index"], table["key"].view("S64"), table["key_length"], self._now_unix_s
-        )
+        indexes, keys = self._indexes, self._keys
+        wanted = [(row, indexes[row], keys[row]) for row in members]
         rows, pieces, read_place = self._rows, self._pieces, local.engine.read_place
-        numbers: list[int] = members.tolist()
-        for member, size, crc, place in zip(*found, strict=True):
-            row = numbers[member]
+        for row, size, crc, place in local.cache.locate(self._inode, wanted, self._now_unix_s):
             if self._packed:
                 if size > pieces[row]:
                     rows[row] = TOO_LARGE
@@ -124,15 +120,12 @@ class BlockGet:
         return None
 
     def _key(self, row: int) -> ChunkKey:
-        return ChunkKey(self._inode, int(self._table["index"][row]))
-
-    def _name(self, row: int) -> bytes:
-        return bytes(self._table["key"][row])[: int(self._lengths[row])]
+        return ChunkKey(self._inode, self._indexes[row])
 
     async def _finish(self, check_fence: Callable[[], None]) -> None:
         await asyncio.gather(*(self._read_slowly(*each) for each in self._slow))
         for local, members in self._unindexed:
-            for row in members.tolist():
+            for row in members:
                 await self._read_verified(local, row)
         check_fence()
         self._answer()
@@ -141,7 +134,7 @@ class BlockGet:
         """A block that must be waited for, verified on the way: it costs a thread anyway. Its bytes."""
         read = local.engine.read_block
         try:
-            found = await local.call(read, self._key(row), self._name(row), into, self._now_unix_s)
+            found = await local.call(read, self._key(row), self._keys[row], into, self._now_unix_s)
         except FfsError as exc:
             self._rows[row] = refused(local, self._key(row), exc)
             return 0
@@ -157,7 +150,7 @@ class BlockGet:
 
     def _answer(self) -> None:
         for local, members in self._counts:
-            mine = [self._rows[row] for row in members.tolist()]
+            mine = [self._rows[row] for row in members]
             hits = sum([not row[0] for row in mine])
             local.cache.count_reads(self._inode, hits, len(mine) - hits, sum([row[1] for row in mine if not row[0]]))
         self._request.reply(

@@ -62,12 +62,15 @@ class BlockReader:
 
     def _by_chain(self, table: npt.NDArray[np.void]) -> Iterator[tuple[Members, LocalTarget | Code]]:
         """The rows of each chain, with the target that answers for it here, or why none does."""
-        chains = table["chain_id"]
-        versions = table["chain_version"]
-        for chain_id in set(chains.tolist()):
-            members = np.flatnonzero(chains == chain_id)
+        found: dict[tuple[int, int], Members] = {}
+        for row, chain in enumerate(zip(table["chain_id"].tolist(), table["chain_version"].tolist(), strict=True)):
+            members = found.get(chain)
+            if members is None:
+                members = found[chain] = []
+            members.append(row)
+        for (chain_id, chain_version), members in found.items():
             try:
-                yield members, self._reader.admit(chain_id, int(versions[members].max()))
+                yield members, self._reader.admit(chain_id, chain_version)
             except FfsError as exc:
                 yield members, exc.code
 

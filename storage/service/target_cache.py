@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from fireflyfs.common.cache_hash import hash_key
-from fireflyfs.storage.core.cache_index import CacheIndex, Indexes, Located, SpaceStats
+from fireflyfs.storage.core.cache_index import CacheIndex, Indexes, Located, SpaceStats, Wanted
 from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, NamedBlock
 
 LOAD_PAGE = 2048  # chunks looked at in one visit to the engine
@@ -91,17 +91,10 @@ class TargetCache:
         with self._lock:
             return self._index.present(inode, indexes, checks, now_unix_s)
 
-    def locate(
-        self,
-        inode: int,
-        indexes: Indexes,
-        keys: npt.NDArray[np.bytes_],
-        key_lengths: npt.NDArray[np.uint32],
-        now_unix_s: int,
-    ) -> Located:
+    def locate(self, inode: int, wanted: Iterable[Wanted], now_unix_s: int) -> list[Located]:
         """See `CacheIndex.locate`. Only once it is `ready`."""
         with self._lock:
-            return self._index.locate(inode, indexes, keys, key_lengths, now_unix_s)
+            return self._index.locate(inode, wanted, now_unix_s)
 
     def count_reads(self, inode: int, hits: int, misses: int, hit_bytes: int) -> None:
         with self._lock:

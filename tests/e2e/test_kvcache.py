@@ -30,6 +30,7 @@ pytestmark = pytest.mark.e2e
 KiB, MiB = 1 << 10, 1 << 20
 BLOCK = 64 * KiB
 PATIENCE_S = 30.0
+PATIENT: dict[str, Any] = {"timeout_s": 10.0, "put_timeout_s": 20.0}  # where a busy machine must not make misses
 Bed = tuple[LocalCluster, FileSystem]
 
 
@@ -43,7 +44,7 @@ def bed(cluster: LocalCluster) -> Iterator[Bed]:
 def cache(bed: Bed) -> Iterator[KVCache]:
     """A namespace of one test."""
     name = "t-" + secrets.token_hex(4)
-    with KVCache.open(bed[1], name, block_size=BLOCK, fingerprint="model") as opened:
+    with KVCache.open(bed[1], name, block_size=BLOCK, fingerprint="model", **PATIENT) as opened:
         yield opened
         opened.clear()
     Namespaces(bed[1]).remove(name)
@@ -103,6 +104,9 @@ def test_a_block_may_stand_in_many_buffers(bed: Bed, cache: KVCache) -> None:
         assert cache.get_batch([key] * 3, out) == [50_000] * 3  # a key may stand in a batch more than once
         assert (bytes(first) + second.tobytes() + bytes(third))[:50_000] == data
         assert bytes(memory.view[100:50_100]) == data
+        assert cache.put_batch([b"small one"], [data[:5000]]) == [True]
+        assert cache.get_batch([b"small one"], [memory.slice(60_000, 5100)]) == [5000]
+        assert bytes(memory.view[60_000:65_000]) == data[:5000]
         assert bytes(out[2][0]) == data
     finally:
         memory.close()
@@ -191,7 +195,9 @@ def test_of_two_writers_one_wins(bed: Bed, cache: KVCache) -> None:
     wrong: list[bytes] = []
 
     def write(mark: int) -> None:
-        with KVCache.open(bed[0].mgmtd_addresses(), cache.namespace.name, block_size=BLOCK, fingerprint="model") as own:
+        with KVCache.open(
+            bed[0].mgmtd_addresses(), cache.namespace.name, block_size=BLOCK, fingerprint="model", **PATIENT
+        ) as own:
             turn = 0
             while not stop.is_set():
                 turn += 1
@@ -222,7 +228,7 @@ def test_of_two_writers_one_wins(bed: Bed, cache: KVCache) -> None:
 
 def test_blocks_expire(bed: Bed) -> None:
     keys = keys_of(20, seed=1)
-    with KVCache.open(bed[1], "t-ttl", block_size=BLOCK, ttl_s=1.5) as cache:
+    with KVCache.open(bed[1], "t-ttl", block_size=BLOCK, ttl_s=3, **PATIENT) as cache:
         cache.put_batch(keys, [bytes(BLOCK)] * 20)
         assert cache.match_prefix(keys) == 20
         until("blocks do not expire", lambda: not any(cache.exists_batch(keys)))
@@ -235,7 +241,7 @@ def test_blocks_expire(bed: Bed) -> None:
 def test_a_namespace_stays_within_its_capacity_and_keeps_what_is_used(bed: Bed) -> None:
     capacity = 12 * MiB
     hot, keys = keys_of(16, seed=2), keys_of(1024, seed=3)
-    with KVCache.open(bed[1], "t-full", block_size=BLOCK, capacity_bytes=capacity) as cache:
+    with KVCache.open(bed[1], "t-full", block_size=BLOCK, capacity_bytes=capacity, **PATIENT) as cache:
         assert all(cache.put_batch(hot, [block_of(key) for key in hot]))
         for start in range(0, len(keys), 32):
             assert all(cache.put_batch(keys[start : start + 32], [bytes(BLOCK)] * 32))
@@ -259,7 +265,7 @@ def test_namespaces_on_the_command_line(bed: Bed, ffs_json: Callable[..., Any]) 
     made = ffs_json(cluster, "cache", "create", "t-cli", "--block-size", BLOCK, "--capacity", MiB, "--fingerprint", "m")
     assert made["replicas"] >= 1
     ffs_json(cluster, "cache", "create", "t-cli", "--block-size", BLOCK, "--fingerprint", "other", code=5)
-    with KVCache.open(fs, "t-cli", block_size=BLOCK, fingerprint="m") as cache:
+    with KVCache.open(fs, "t-cli", block_size=BLOCK, fingerprint="m", **PATIENT) as cache:
         cache.put_batch(keys_of(4), [bytes(BLOCK)] * 4)
         cache.get_batch(keys_of(5), buffers(5))
         shown = ffs_json(cluster, "cache", "show", "t-cli")
@@ -282,7 +288,7 @@ def test_a_check_finds_nothing_wrong_and_a_removed_namespace_leaves_nothing(
 ) -> None:
     cluster, fs = bed
     before = chunks_of(fs)
-    cache = KVCache.open(fs, "t-gone", block_size=BLOCK)
+    cache = KVCache.open(fs, "t-gone", block_size=BLOCK, **PATIENT)
     assert all(cache.put_batch(keys_of(64), [bytes(BLOCK)] * 64))
     assert ffs_json(cluster, "fsck", "--pause", "0.2")["clean"]
     assert fs.getsize("/.kvcache/t-gone") == 0
@@ -347,9 +353,8 @@ def test_killed_storage_processes_make_misses_and_never_a_wrong_block(cluster_fa
     with FileSystem.connect(cluster.mgmtd_addresses()) as fs, KVCache.open(fs, "load", block_size=BLOCK) as cache:
         loads = [Worker(cluster, "load", "load", seed) for seed in (1, 2)]
         assert [load.answer() for load in loads] == ["ready"] * 2
-        for turn in range(4):
+        for name in ("storage-1", "storage-2"):
             time.sleep(0.7)  # under load
-            name = f"storage-{1 + turn % 3}"
             cluster.kill(name)
             time.sleep(0.5)
             cluster.restart(name)
@@ -381,20 +386,19 @@ def test_killed_storage_processes_make_misses_and_never_a_wrong_block(cluster_fa
 def test_a_node_that_hangs_is_a_miss_within_the_time(bed: Bed, cache: KVCache) -> None:
     keys = keys_of(64, seed=5)
     assert all(cache.put_batch(keys, [bytes(BLOCK)] * 64))
-    cluster = bed[0]
-    cluster.kill("storage-1", signal.SIGSTOP)
-    try:
-        began_s = time.monotonic()
-        lengths = cache.get_batch(keys, buffers(64))
-        assert time.monotonic() - began_s < 1.5
-        assert lengths.count(BLOCK) > 10  # other nodes answer, for themselves and as other replicas
-        began_s = time.monotonic()
-        cache.get_batch(keys, buffers(64))
-        cache.exists_batch(keys)
-        assert time.monotonic() - began_s < 1.5
-    finally:
-        cluster.kill("storage-1", signal.SIGCONT)
-        cluster.wait_serving()
+    name = cache.namespace.name
+    with KVCache.open(bed[1], name, block_size=BLOCK, fingerprint="model", timeout_s=0.5) as hasty:
+        bed[0].kill("storage-1", signal.SIGSTOP)
+        try:
+            began_s = time.monotonic()
+            lengths = hasty.get_batch(keys, buffers(64))
+            assert time.monotonic() - began_s < 3
+            assert lengths.count(BLOCK) > 10  # other nodes answer, for themselves and as other replicas
+            hasty.exists_batch(keys)
+            assert time.monotonic() - began_s < 4
+        finally:
+            bed[0].kill("storage-1", signal.SIGCONT)
+            bed[0].wait_serving()
 
 
 # A trace
@@ -426,7 +430,7 @@ def _replay(addresses: Sequence[str], name: str, seed: int) -> tuple[int, int, i
     hits = wanted = 0
     seen: set[int] = set()
     expected = 0
-    with KVCache.open(addresses, name, block_size=BLOCK) as cache:
+    with KVCache.open(addresses, name, block_size=BLOCK, **PATIENT) as cache:
         for request in _trace(seed, 120):
             keys = [hashlib.sha256(b"%d" % block).digest() for block in request]
             have = cache.match_prefix(keys)
@@ -477,7 +481,7 @@ def _memory(addresses: Sequence[str]) -> int:
     for each in out:
         each[:] = 1
     before = _resident_bytes()
-    with KVCache.open(addresses, "t-memory", block_size=MiB) as cache:
+    with KVCache.open(addresses, "t-memory", block_size=MiB, **PATIENT) as cache:
         assert all(cache.put_batch(keys, blocks))
         for _ in range(3):
             assert cache.get_batch(keys, out) == [MiB] * 64

@@ -313,3 +313,19 @@ def test_a_replica_is_resynced_only_from_a_right_one(
     serving: tuple[int, ...], wrong: set[int], target: int | None
 ) -> None:
     assert next_to_resync(serving, wrong) == target
+
+
+# Blocks of the KV cache
+
+
+def test_a_block_of_the_kv_cache_has_no_place_in_a_file_that_could_be_wrong() -> None:
+    """Its index is a hash and its file is empty: only its chain and its replicas can be wrong."""
+    empty = FILE._replace(length=0)
+    key = Key(7, 0xFEDCBA9876543211)
+    block = Copy(Content(1, CHUNK, 5, CHUNK, named=True), ALICE)
+    assert problem_of(key, 2, {10: block, 20: block}, empty) is None
+    assert problem_of(key, 1, {10: block}, empty) is Kind.MISPLACED
+    assert problem_of(key, 2, {10: block}, None) is Kind.ORPHAN
+    found = judged(look(block, ABSENT, file=empty), look(block, ABSENT, file=empty), key=key)
+    assert isinstance(found, Finding)
+    assert (found.kind, found.targets) == (Kind.MISSING, (20,))  # it was lost there, not left over here
