@@ -1,9 +1,9 @@
 """The KV cache beside Redis, in one run on one machine: get and put in batches of 64, exists, longest prefix.
 
-    python bench/kvcache.py [--seconds 3] [--replicas 1] [--json] [--sizes 4096,65536,73728,1048576]
+    python bench/kvcache.py [--seconds 3] [--replicas 1] [--nodes 3] [--json] [--sizes 4096,65536,73728,1048576]
 
-A local cluster of three storage nodes, and `redis-server` on a Unix socket of its own with nothing stored on disk; one
-client process for both. Redis' client is redis-py with its C parser, MGET and MSET of a batch; it gives new `bytes`
+A local cluster (`--nodes` storage processes), and `redis-server` on a Unix socket of its own with nothing stored on
+disk; one client process for both. Redis' client is redis-py with its C parser, MGET and MSET of a batch; it gives new `bytes`
 objects, which an engine still has to copy to where they are wanted: "with its copy" adds that.
 Ours land in the caller's buffers, each verified by checksum. `allocated`: buffers from `FileSystem.allocate`.
 """
@@ -86,10 +86,10 @@ def storage_workers(local: LocalCluster) -> list[int]:
 
 
 @contextlib.contextmanager
-def cluster(replicas: int) -> Iterator[tuple[list[str], Meter]]:
+def cluster(replicas: int, nodes: int) -> Iterator[tuple[list[str], Meter]]:
     root = Path(tempfile.mkdtemp(prefix="ffs-bench-"))
     local = LocalCluster(root)
-    local.create(ClusterSpec(replicas=replicas, capacity_bytes=8 * GIB))
+    local.create(ClusterSpec(replicas=replicas, storage_nodes=nodes, capacity_bytes=8 * GIB))
     local.up()
     try:
         yield local.mgmtd_addresses(), Meter(storage_workers(local))
@@ -269,6 +269,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each figure")
     parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="of blocks, in bytes")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -281,7 +282,7 @@ def main() -> None:
                 print(line(row), flush=True)
 
     with contextlib.ExitStack() as stack:
-        addresses, meter = stack.enter_context(cluster(options.replicas))
+        addresses, meter = stack.enter_context(cluster(options.replicas, options.nodes))
         redis, redis_meter = stack.enter_context(redis_client())
         fs = {
             "shm": stack.enter_context(FileSystem.connect(addresses)),
