@@ -3,8 +3,8 @@
     python bench/kvcache.py [--seconds 3] [--replicas 1] [--nodes 3] [--json] [--sizes 4096,65536,73728,1048576]
 
 A local cluster (`--nodes` storage processes), and `redis-server` on a Unix socket of its own with nothing stored on
-disk; one client process for both. Redis' client is redis-py with its C parser, MGET and MSET of a batch; it gives new `bytes`
-objects, which an engine still has to copy to where they are wanted: "with its copy" adds that.
+disk; one client process for both. Redis' client is redis-py with its C parser, MGET and MSET of a batch; it gives new
+`bytes` objects, which an engine still has to copy to where they are wanted: "with its copy" adds that.
 Ours land in the caller's buffers, each verified by checksum. `allocated`: buffers from `FileSystem.allocate`.
 """
 
