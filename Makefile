@@ -54,6 +54,7 @@ check: lint proto-fresh
 # Everything, real clusters and mounts included. A skipped test fails the run: FFS_ALLOW_SKIPS=1 accepts skips.
 test: test-packages lint proto-fresh
 	$(if $(FFS_ALLOW_SKIPS),,FFS_NO_SKIPS=1) $(BIN)/pytest -n $(TEST_WORKERS) --dist load
+	@tests/rdma/run.sh
 
 # The rdma link over real verbs, on this machine's device or in a guest that has one (QEMU, slow).
 test-rdma: dev test-packages

@@ -217,7 +217,8 @@ class Exchange:
                     position += length
                 else:
                     segment = (INLINE, length, 0)
-                    inline.append(view)
+                    if length:  # an empty buffer at the end of the queue would never count as sent
+                        inline.append(view)
             out.append(segment)
             pending.payload += segment[1]
         for index, piece in enumerate(call.into):

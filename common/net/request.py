@@ -122,11 +122,11 @@ class Request:
             mover = self._connection.mover
             into = self._into
             view = self._connection.regions.view if mover is None else self._place(mover)
-            inline = sum([length for region, length, _ in into if region == INLINE])
+            inline = [length for region, length, _ in into if region == INLINE]
             if not inline:
                 self._push = [view(region, length, offset) for region, length, offset in into]
                 return self._push
-            private = self._push_inline = self.take_buffer(inline)
+            private = self._push_inline = self.take_buffer(sum(inline))
             push: list[memoryview] = []
             position = 0
             for region, length, offset in into:

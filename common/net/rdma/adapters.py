@@ -6,7 +6,6 @@ in the domain of its own cluster. Servers keep their buffers in a domain of thei
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import random
@@ -65,13 +64,6 @@ class ClientMemory:
 
     def __len__(self) -> int:
         return len(self._regions)
-
-    def abandon(self) -> None:
-        for region, _ in self._regions.values():
-            region.abandon()
-        self._regions.clear()
-        self.completions.abandon()
-        self.domain.abandon()
 
 
 class Adapters:
@@ -139,28 +131,6 @@ class Adapters:
         with self._lock:
             self._connections[name] = self._connections.get(name, 0) + change
 
-    def abandon(self) -> None:
-        for client in self._clients.values():
-            client.abandon()
-        for device in self._devices.values():
-            device.abandon()
-        for end in list(_queue_pairs):
-            end.abandon()
-
-
-_queue_pairs: set[QueuePair] = set()  # of this process, for a fork
-
-
-def open_queue_pair(domain: Domain, completions: Completions, depth: int, sges: int, *, remote: bool) -> QueuePair:
-    pair = QueuePair(domain, completions, depth, sges, remote=remote)
-    _queue_pairs.add(pair)
-    return pair
-
-
-def close_queue_pair(pair: QueuePair) -> None:
-    _queue_pairs.discard(pair)
-    pair.close()
-
 
 def parameters(pair: QueuePair, choice: Choice, device: Device) -> Parameters:
     """What the other end has to know of ours."""
@@ -211,20 +181,10 @@ def revoke(memory: SharedMemory) -> None:
 
 
 def _after_fork() -> None:
-    """Verbs objects are the parent's: a child that destroyed its copies would destroy those."""
+    """The parent's devices are not ours: look for them anew (`verbs.abandon_all` keeps them alive)."""
     global _adapters, _adapters_lock
     _adapters_lock = threading.Lock()
-    if _adapters is not None:
-        _adapters.abandon()
-        _adapters = None
-    _queue_pairs.clear()
-
-
-def _at_exit() -> None:
-    """The interpreter would destroy what is left in no order; the kernel does it in the right one."""
-    if _adapters is not None:
-        _adapters.abandon()
+    _adapters = None
 
 
 os.register_at_fork(after_in_child=_after_fork)
-atexit.register(_at_exit)

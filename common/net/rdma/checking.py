@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fireflyfs.common.limits import MiB
-from fireflyfs.common.net.rdma.adapters import Adapters, close_queue_pair, open_queue_pair, parameters
+from fireflyfs.common.net.rdma.adapters import Adapters, parameters
 from fireflyfs.common.net.rdma.choice import Choice, pick_gid
 from fireflyfs.common.net.rdma.plan import Work
 from fireflyfs.common.net.rdma.settings import RdmaSettings
@@ -124,8 +124,8 @@ def move_in_a_loop(device: Device, choice: Choice) -> None:
         stack.callback(completions.close)
         pairs = []
         for _ in range(2):
-            pairs.append(open_queue_pair(domain, completions, 4, 1, remote=True))
-            stack.callback(close_queue_pair, pairs[-1])
+            pairs.append(QueuePair(domain, completions, 4, 1, remote=True))
+            stack.callback(pairs[-1].close)
         ours, theirs = (parameters(pair, choice, device) for pair in pairs)
         pairs[0].connect(choice.port.number, choice.gid.number, ours, theirs)
         pairs[1].connect(choice.port.number, choice.gid.number, theirs, ours)

@@ -11,11 +11,10 @@ from fireflyfs.common.net.memory import SharedMemory
 from fireflyfs.common.net.rdma.adapters import (
     Adapters,
     ClientMemory,
-    close_queue_pair,
-    open_queue_pair,
     parameters,
 )
 from fireflyfs.common.net.rdma.choice import Choice
+from fireflyfs.common.net.rdma.verbs import QueuePair
 from fireflyfs.common.net.rdma.wire import PROBE_BYTES, Exposed, Parameters, pack_expose, pack_probe
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ class ClientEnd:
         self._adapters = adapters
         self._choice = choice
         self._memory: ClientMemory = adapters.client(choice.device, cluster_id)
-        self._pair = open_queue_pair(self._memory.domain, self._memory.completions, 1, 1, remote=True)
+        self._pair = QueuePair(self._memory.domain, self._memory.completions, 1, 1, remote=True)
         self._shown: set[int] = set()
         self._probe: tuple[mmap.mmap, bytes] | None = None
         self._closed = False
@@ -100,8 +99,8 @@ class ProbeMemory:
         self._region.close()
 
 
-def _close_pair_quietly(pair: object) -> None:
+def _close_pair_quietly(pair: QueuePair) -> None:
     try:
-        close_queue_pair(pair)  # type: ignore[arg-type]
+        pair.close()
     except OSError as exc:
         log.warning("a queue pair could not be destroyed: %s", exc)

@@ -14,12 +14,12 @@ from typing import Final
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import REGIONS_MAX, MiB
 from fireflyfs.common.net.frame import Segment
-from fireflyfs.common.net.rdma.adapters import Adapters, close_queue_pair, open_queue_pair, parameters
+from fireflyfs.common.net.rdma.adapters import Adapters, parameters
 from fireflyfs.common.net.rdma.buffers import RegisteredBuffer, RegisteredPool
 from fireflyfs.common.net.rdma.choice import Choice
 from fireflyfs.common.net.rdma.plan import Piece, Work, plan
 from fireflyfs.common.net.rdma.sending import Grants, Operation, SendQueue
-from fireflyfs.common.net.rdma.verbs import SUCCESS, Completions, Device, Domain
+from fireflyfs.common.net.rdma.verbs import SUCCESS, Completions, Device, Domain, QueuePair
 from fireflyfs.common.net.rdma.wire import PROBE_BYTES, Exposed, Parameters
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class ServerEnd:
         try:
             self._check = self.pool.take(2 * PROBE_BYTES)  # where reads land that only make sure of writes
             try:
-                self._pair = open_queue_pair(domain, self._completions, depth, self._sges, remote=False)
+                self._pair = QueuePair(domain, self._completions, depth, self._sges, remote=False)
             except BaseException:
                 self._check.drop()
                 raise
@@ -316,7 +316,7 @@ class ServerEnd:
         self._closed = exc
         self._loop.remove_reader(self._completions.fd)
         try:
-            close_queue_pair(self._pair)
+            self._pair.close()
             self._completions.close()
         except OSError as problem:
             log.warning("rdma on %s: closing: %s", self.device, problem)

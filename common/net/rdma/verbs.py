@@ -11,6 +11,7 @@ Every failure is an OSError.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import enum
@@ -19,6 +20,7 @@ import importlib
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, Final, NamedTuple
@@ -138,12 +140,30 @@ def address_of(buffer: memoryview) -> tuple[int, Any]:
     return ctypes.addressof(export), export
 
 
+_alive: weakref.WeakSet[_Owned] = weakref.WeakSet()
+
+
+def abandon_all() -> None:
+    """Let go of every verbs object without destroying it.
+
+    In a forked child they are the parent's, and destroying the copies would destroy those. At the end of a process the
+    kernel does it, while pyverbs' destructors fail on modules that are gone already.
+    """
+    for owned in list(_alive):
+        owned.abandon()
+
+
+atexit.register(abandon_all)
+os.register_at_fork(after_in_child=abandon_all)
+
+
 class _Owned:
     """Holds one verbs object; `close` forgets it before it destroys it."""
 
     def __init__(self, what: str, raw: Any) -> None:
         self._what = what
         self._raw = raw
+        _alive.add(self)
 
     @property
     def raw(self) -> Any:
@@ -162,7 +182,7 @@ class _Owned:
                 raw.close()
 
     def abandon(self) -> None:
-        """In a forked child: never destroy what the parent still uses. The object lives as long as the process."""
+        """Never destroy it: the object lives as long as the process, and the kernel ends it then."""
         raw, self._raw = self._raw, None
         if raw is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(raw))

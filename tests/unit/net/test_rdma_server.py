@@ -70,6 +70,9 @@ class Played:
     def connect(self, *_: object) -> None:
         return
 
+    def close(self) -> None:
+        self.diary.append("queue pair")
+
     def post(self, chain: list[tuple[int, Work, bool]]) -> None:
         if self.refuses_post:
             raise OSError(12, "no room")
@@ -129,8 +132,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Played:
             played.diary.append("completions")
 
     monkeypatch.setattr(module, "Completions", Completions)
-    monkeypatch.setattr(module, "open_queue_pair", lambda *_, **__: played)
-    monkeypatch.setattr(module, "close_queue_pair", lambda _: played.diary.append("queue pair"))
+    monkeypatch.setattr(module, "QueuePair", lambda *_, **__: played)
     return played
 
 
