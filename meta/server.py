@@ -139,7 +139,9 @@ async def serve(config: MetaConfig, stop: asyncio.Event) -> None:
         control = ControlServer([(descriptor, parts.handlers)], host=config.listen_host, port=config.grpc_port)
         stack.push_async_callback(control.stop)
         await control.start()
-        endpoint = Endpoint(grpc=control.address, tcp=link.tcp, unix=link.unix, host_id=identity.host_id)
+        endpoint = Endpoint(
+            grpc=control.address, tcp=link.tcp, unix=link.unix, host_id=identity.host_id, rdma=link.rdma_devices
+        )
         membership = Membership(mgmtd, config.node_id, NODE_TYPE_META, 0, endpoint, _no_targets, _ignore_routing, clock)
         routing.membership = membership
         stack.push_async_callback(membership.stop)

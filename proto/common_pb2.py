@@ -24,23 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66ireflyfs/proto/common.proto\x12\tfireflyfs\"D\n\x08\x45ndpoint\x12\x0c\n\x04grpc\x18\x01 \x01(\t\x12\x0b\n\x03tcp\x18\x02 \x01(\t\x12\x0c\n\x04unix\x18\x03 \x01(\t\x12\x0f\n\x07host_id\x18\x04 \x01(\t\"C\n\x06\x43\x61ller\x12\x0b\n\x03uid\x18\x01 \x01(\r\x12\x0b\n\x03gid\x18\x02 \x01(\r\x12\x0c\n\x04gids\x18\x03 \x03(\r\x12\x11\n\tclient_id\x18\x04 \x01(\x0c\"V\n\x06Layout\x12\x12\n\nchunk_size\x18\x01 \x01(\r\x12\x13\n\x0bstripe_size\x18\x02 \x01(\r\x12\x13\n\x0b\x63hain_table\x18\x03 \x01(\r\x12\x0e\n\x06\x63hains\x18\x04 \x03(\r\"\x07\n\x05\x45mpty\"\xe0\x01\n\x0bScrubReport\x12\x0e\n\x06passes\x18\x01 \x01(\x04\x12\x0f\n\x07running\x18\x02 \x01(\x08\x12\x13\n\x0b\x64one_chunks\x18\x03 \x01(\x04\x12\x14\n\x0ctotal_chunks\x18\x04 \x01(\x04\x12\x12\n\ndone_bytes\x18\x05 \x01(\x04\x12\x15\n\rended_unix_ns\x18\x06 \x01(\x03\x12\x14\n\x0c\x66ound_chunks\x18\x07 \x01(\x04\x12\x13\n\x0blost_chunks\x18\x08 \x01(\x04\x12\x17\n\x0frepaired_chunks\x18\t \x01(\x04\x12\x16\n\x0e\x64\x61maged_chunks\x18\n \x01(\x04*\x8b\x01\n\x08NodeType\x12\x15\n\x11NODE_TYPE_UNKNOWN\x10\x00\x12\x13\n\x0fNODE_TYPE_MGMTD\x10\x01\x12\x12\n\x0eNODE_TYPE_META\x10\x02\x12\x15\n\x11NODE_TYPE_STORAGE\x10\x03\x12\x14\n\x10NODE_TYPE_CLIENT\x10\x04\x12\x12\n\x0eNODE_TYPE_FUSE\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66ireflyfs/proto/common.proto\x12\tfireflyfs\"R\n\x08\x45ndpoint\x12\x0c\n\x04grpc\x18\x01 \x01(\t\x12\x0b\n\x03tcp\x18\x02 \x01(\t\x12\x0c\n\x04unix\x18\x03 \x01(\t\x12\x0f\n\x07host_id\x18\x04 \x01(\t\x12\x0c\n\x04rdma\x18\x05 \x01(\t\"C\n\x06\x43\x61ller\x12\x0b\n\x03uid\x18\x01 \x01(\r\x12\x0b\n\x03gid\x18\x02 \x01(\r\x12\x0c\n\x04gids\x18\x03 \x03(\r\x12\x11\n\tclient_id\x18\x04 \x01(\x0c\"V\n\x06Layout\x12\x12\n\nchunk_size\x18\x01 \x01(\r\x12\x13\n\x0bstripe_size\x18\x02 \x01(\r\x12\x13\n\x0b\x63hain_table\x18\x03 \x01(\r\x12\x0e\n\x06\x63hains\x18\x04 \x03(\r\"\x07\n\x05\x45mpty\"\xe0\x01\n\x0bScrubReport\x12\x0e\n\x06passes\x18\x01 \x01(\x04\x12\x0f\n\x07running\x18\x02 \x01(\x08\x12\x13\n\x0b\x64one_chunks\x18\x03 \x01(\x04\x12\x14\n\x0ctotal_chunks\x18\x04 \x01(\x04\x12\x12\n\ndone_bytes\x18\x05 \x01(\x04\x12\x15\n\rended_unix_ns\x18\x06 \x01(\x03\x12\x14\n\x0c\x66ound_chunks\x18\x07 \x01(\x04\x12\x13\n\x0blost_chunks\x18\x08 \x01(\x04\x12\x17\n\x0frepaired_chunks\x18\t \x01(\x04\x12\x16\n\x0e\x64\x61maged_chunks\x18\n \x01(\x04*\x8b\x01\n\x08NodeType\x12\x15\n\x11NODE_TYPE_UNKNOWN\x10\x00\x12\x13\n\x0fNODE_TYPE_MGMTD\x10\x01\x12\x12\n\x0eNODE_TYPE_META\x10\x02\x12\x15\n\x11NODE_TYPE_STORAGE\x10\x03\x12\x14\n\x10NODE_TYPE_CLIENT\x10\x04\x12\x12\n\x0eNODE_TYPE_FUSE\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fireflyfs.proto.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODETYPE']._serialized_start=507
-  _globals['_NODETYPE']._serialized_end=646
+  _globals['_NODETYPE']._serialized_start=521
+  _globals['_NODETYPE']._serialized_end=660
   _globals['_ENDPOINT']._serialized_start=43
-  _globals['_ENDPOINT']._serialized_end=111
-  _globals['_CALLER']._serialized_start=113
-  _globals['_CALLER']._serialized_end=180
-  _globals['_LAYOUT']._serialized_start=182
-  _globals['_LAYOUT']._serialized_end=268
-  _globals['_EMPTY']._serialized_start=270
-  _globals['_EMPTY']._serialized_end=277
-  _globals['_SCRUBREPORT']._serialized_start=280
-  _globals['_SCRUBREPORT']._serialized_end=504
+  _globals['_ENDPOINT']._serialized_end=125
+  _globals['_CALLER']._serialized_start=127
+  _globals['_CALLER']._serialized_end=194
+  _globals['_LAYOUT']._serialized_start=196
+  _globals['_LAYOUT']._serialized_end=282
+  _globals['_EMPTY']._serialized_start=284
+  _globals['_EMPTY']._serialized_end=291
+  _globals['_SCRUBREPORT']._serialized_start=294
+  _globals['_SCRUBREPORT']._serialized_end=518
 # @@protoc_insertion_point(module_scope)

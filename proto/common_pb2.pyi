@@ -23,16 +23,18 @@ NODE_TYPE_CLIENT: NodeType
 NODE_TYPE_FUSE: NodeType
 
 class Endpoint(_message.Message):
-    __slots__ = ("grpc", "tcp", "unix", "host_id")
+    __slots__ = ("grpc", "tcp", "unix", "host_id", "rdma")
     GRPC_FIELD_NUMBER: _ClassVar[int]
     TCP_FIELD_NUMBER: _ClassVar[int]
     UNIX_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
+    RDMA_FIELD_NUMBER: _ClassVar[int]
     grpc: str
     tcp: str
     unix: str
     host_id: str
-    def __init__(self, grpc: _Optional[str] = ..., tcp: _Optional[str] = ..., unix: _Optional[str] = ..., host_id: _Optional[str] = ...) -> None: ...
+    rdma: str
+    def __init__(self, grpc: _Optional[str] = ..., tcp: _Optional[str] = ..., unix: _Optional[str] = ..., host_id: _Optional[str] = ..., rdma: _Optional[str] = ...) -> None: ...
 
 class Caller(_message.Message):
     __slots__ = ("uid", "gid", "gids", "client_id")

@@ -155,7 +155,9 @@ async def serve_worker(config: StorageConfig, worker: int, stop: asyncio.Event) 
         await link.start()
         stack.push_async_callback(control.stop)
         await control.start()
-        endpoint = Endpoint(grpc=control.address, tcp=link.tcp, unix=link.unix, host_id=identity.host_id)
+        endpoint = Endpoint(
+            grpc=control.address, tcp=link.tcp, unix=link.unix, host_id=identity.host_id, rdma=link.rdma_devices
+        )
         membership = Membership(
             mgmtd,
             config.node_id,

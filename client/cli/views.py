@@ -27,6 +27,7 @@ NODE_COLUMNS = [
     ("heartbeat", "heartbeat"),
     ("grpc", "gRPC"),
     ("link", "data link"),
+    ("doors", "doors"),
 ]
 TARGET_COLUMNS = [
     ("target", "target"),
@@ -114,9 +115,17 @@ def node_rows(routing: Routing, now_unix_ns: int) -> list[dict[str, Any]]:
                 "grpc": [worker.endpoint.grpc for worker in node.workers],
                 "link": [worker.endpoint.tcp for worker in node.workers],
                 "unix": [worker.endpoint.unix for worker in node.workers],
+                "rdma": [worker.endpoint.rdma for worker in node.workers],
+                "doors": [doors_text(worker.endpoint) for worker in node.workers],
             }
         )
     return rows
+
+
+def doors_text(endpoint: common_pb2.Endpoint) -> str:
+    """The data link's open doors: "tcp unix rdma:mlx5_0"."""
+    doors = [name for name, where in (("tcp", endpoint.tcp), ("unix", endpoint.unix)) if where]
+    return " ".join(doors + ([f"rdma:{endpoint.rdma}"] if endpoint.rdma else []))
 
 
 def target_rows(routing: Routing, now_unix_ns: int = 0) -> list[dict[str, Any]]:

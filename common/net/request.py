@@ -10,9 +10,9 @@ from fireflyfs.common.net.api import Peer
 from fireflyfs.common.net.frame import INLINE, Buffer, Header, Segment, pack_failure, pack_reply
 
 if TYPE_CHECKING:
+    from fireflyfs.common.net.connection import Connection
     from fireflyfs.common.net.rdma.buffers import RegisteredBuffer
     from fireflyfs.common.net.rdma.server import ServerEnd
-    from fireflyfs.common.net.server import Connection
 
 
 class Request:

@@ -18,7 +18,7 @@ from fireflyfs.common.net.rdma.wire import (
 )
 
 if TYPE_CHECKING:
-    from fireflyfs.common.net.server import Connection
+    from fireflyfs.common.net.connection import Connection
 
 log = logging.getLogger(__name__)
 

@@ -121,6 +121,18 @@ def test_rows_print_whole(as_json: bool, capsys: pytest.CaptureFixture[str], tmp
         assert "2 s ago" in text
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "text"),
+    [
+        (common_pb2.Endpoint(tcp="h:1"), "tcp"),
+        (common_pb2.Endpoint(tcp="h:1", unix="/s", rdma="mlx5_0,mlx5_1"), "tcp unix rdma:mlx5_0,mlx5_1"),
+        (common_pb2.Endpoint(grpc="h:2"), ""),
+    ],
+)
+def test_doors_text(endpoint: common_pb2.Endpoint, text: str) -> None:
+    assert views.doors_text(endpoint) == text
+
+
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (1 << 40, "1.0 TiB")])
 def test_bytes_text(count: int, text: str) -> None:
     assert output.bytes_text(count) == text

@@ -16,8 +16,8 @@ import pytest
 
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.limits import FRAME_BODY_BYTES_MAX, FRAME_DATA_BYTES_MAX, REGIONS_MAX, KiB, MiB
+from fireflyfs.common.net import connection as connection_module
 from fireflyfs.common.net import frame
-from fireflyfs.common.net import server as server_module
 from fireflyfs.common.net.api import Address, Call
 from fireflyfs.common.net.blocking import BlockingPool
 from fireflyfs.common.net.dial import dial
@@ -151,7 +151,7 @@ def test_another_version_and_another_cluster(server) -> None:
 
 
 def test_silence_is_ended(server, monkeypatch) -> None:
-    monkeypatch.setattr(server_module, "HANDSHAKE_S_MAX", -1.0)
+    monkeypatch.setattr(connection_module, "HANDSHAKE_S_MAX", -1.0)
     with raw(server) as sock:
         assert answer_of(sock) == (0, 0, "")
 
