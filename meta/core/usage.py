@@ -24,9 +24,11 @@ NO_LIMIT = (1 << 64) - 1
 _VERSION_BYTE = bytes((VERSION,))
 
 _FACTS = Struct("<B3xIIII4xQ40xQ")  # of an inode record: version, mode, nlink, uid, gid, length, parent
-_CHANGE = Struct("<BQqq")  # of a change record, repeated: kind, id, bytes, inodes
-_THREE_CHANGES = Struct("<BBQqqBQqqBQqq")
-_USAGE = Struct("<Bqq")
+# Bytes take 128 bits, signed, the low 64 first: a sparse file may have nearly 2^63, and a directory many of them.
+_CHANGE = Struct("<BQQqq")  # of a change record, repeated: kind, id, bytes (two fields), inodes
+_THREE_CHANGES = Struct("<BBQQqqBQQqqBQQqq")
+_USAGE = Struct("<BQqq")
+_LOW = (1 << 64) - 1
 _QUOTA = Struct("<BQQ")
 _NAMES = Struct("<BI")
 
@@ -151,10 +153,15 @@ def add_inode(sums: Sums, was: Facts | None, now: Facts | None) -> bool:
 
 def pack_changes(changes: Mapping[Subject, Usage]) -> bytes:
     if len(changes) == 3:  # as nearly all
-        (a, x), (b, y), (c, z) = changes.items()
-        return _THREE_CHANGES.pack(VERSION, *a, *x, *b, *y, *c, *z)
+        (a, (x, i)), (b, (y, j)), (c, (z, k)) = changes.items()
+        return _THREE_CHANGES.pack(
+            VERSION, *a, x & _LOW, x >> 64, i, *b, y & _LOW, y >> 64, j, *c, z & _LOW, z >> 64, k
+        )
     parts = [bytes((VERSION,))]
-    parts += [_CHANGE.pack(kind, subject, *change) for (kind, subject), change in changes.items()]
+    parts += [
+        _CHANGE.pack(kind, subject, size & _LOW, size >> 64, inodes)
+        for (kind, subject), (size, inodes) in changes.items()
+    ]
     return b"".join(parts)
 
 
@@ -169,7 +176,8 @@ def summed(records: Iterable[bytes]) -> dict[Subject, Usage]:
             _check_version(data, "change of usage")
         if (len(data) - 1) % _CHANGE.size:
             raise error(Code.IO_ERROR, "the stored record of a change of usage is damaged")
-        for kind, subject, size, inodes in _CHANGE.iter_unpack(memoryview(data)[1:]):
+        for kind, subject, low, high, inodes in _CHANGE.iter_unpack(memoryview(data)[1:]):
+            size = low | high << 64
             total = totals.get((kind, subject))
             if total is None:
                 totals[kind, subject] = [size, inodes]
@@ -179,8 +187,13 @@ def summed(records: Iterable[bytes]) -> dict[Subject, Usage]:
     return {subject: Usage(*total) for subject, total in totals.items() if any(total)}
 
 
+def shown(amount: int) -> int:
+    """As a message has it: what is more than 63 bits say is as much as they say."""
+    return max(-(1 << 63), min(amount, (1 << 63) - 1))
+
+
 def pack_usage(usage: Usage) -> bytes:
-    return _USAGE.pack(VERSION, *usage)
+    return _USAGE.pack(VERSION, usage.bytes & _LOW, usage.bytes >> 64, usage.inodes)
 
 
 def unpack_usage(data: bytes | None) -> Usage:
@@ -188,7 +201,8 @@ def unpack_usage(data: bytes | None) -> Usage:
     if data is None:
         return Usage()
     _check_version(data, "usage")
-    return Usage(*_fields(_USAGE, data, "usage"))
+    low, high, inodes = _fields(_USAGE, data, "usage")
+    return Usage(low | high << 64, inodes)
 
 
 def pack_quota(quota: Quota) -> bytes:

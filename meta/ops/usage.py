@@ -9,7 +9,7 @@ from fireflyfs.common.limits import QUOTAS_MAX
 from fireflyfs.meta.core import keys
 from fireflyfs.meta.core.permission import READ, require
 from fireflyfs.meta.core.records import Inode
-from fireflyfs.meta.core.usage import NO_LIMIT, Kind, Quota, Subject, Usage, pack_quota, unpack_quota
+from fireflyfs.meta.core.usage import NO_LIMIT, Kind, Quota, Subject, Usage, pack_quota, shown, unpack_quota
 from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.resolve import target
 from fireflyfs.meta.ops.trash import path_of
@@ -94,7 +94,7 @@ def is_counting(tree: Tree) -> bool:
 def differences(op: Op, found: Mapping[Subject, Usage]) -> list[meta_pb2.UsageDifference]:
     return [
         meta_pb2.UsageDifference(
-            kind=_kind(kind), id=subject, bytes=missing.bytes, inodes=missing.inodes,
+            kind=_kind(kind), id=subject, bytes=shown(missing.bytes), inodes=missing.inodes,
             path=path_of(op, subject) if kind == Kind.DIRECTORY else b"",
         )
         for (kind, subject), missing in found.items()
@@ -135,7 +135,7 @@ def _kind(kind: int) -> meta_pb2.UsageKind:
 def _message(op: Op, subject: Subject, quota: Quota | None) -> meta_pb2.Usage:
     kind, number = subject
     used = accounts.usage(op.tree.txn, kind, number)
-    message = meta_pb2.Usage(kind=_kind(kind), id=number, bytes=used.bytes, inodes=used.inodes)
+    message = meta_pb2.Usage(kind=_kind(kind), id=number, bytes=shown(used.bytes), inodes=used.inodes)
     if kind == Kind.DIRECTORY:
         message.path = path_of(op, number)
     if quota is not None:

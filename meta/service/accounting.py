@@ -10,7 +10,7 @@ from fireflyfs.common.errors import Code, error
 from fireflyfs.common.kv.interface import KvEngine, Transaction, read, run
 from fireflyfs.common.net.methods import Method
 from fireflyfs.meta.core import keys
-from fireflyfs.meta.core.usage import NO_LIMIT, Kind
+from fireflyfs.meta.core.usage import NO_LIMIT, Kind, shown
 from fireflyfs.meta.ops import usage
 from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.service.runner import Runner, who_of
@@ -101,7 +101,7 @@ class Accounting:
                     free = max(0, quota.bytes_max - used.bytes)
                     if free <= reply.free_bytes:
                         reply.free_bytes = free
-                        reply.capacity_bytes = free + max(0, used.bytes)
+                        reply.capacity_bytes = free + max(0, shown(used.bytes))
                 if quota.inodes_max != NO_LIMIT:
                     free = max(0, quota.inodes_max - used.inodes)
                     if not reply.HasField("free_files") or free <= reply.free_files:

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from fireflyfs.common.errors import FfsError
 from fireflyfs.common.kv.interface import read, run
+from fireflyfs.common.limits import FILE_BYTES_MAX
 from fireflyfs.meta.core import keys
 from fireflyfs.meta.core.records import Inode
 from fireflyfs.meta.core.usage import Kind, Usage, rounded
 from fireflyfs.meta.store import accounts, usage_check
 from fireflyfs.proto import meta_pb2
 
+INT64_MAX = (1 << 63) - 1
 PATHS = st.sampled_from([b"a", b"b", b"a/b", b"a/f", b"a/g", b"b/f", b"a/b/f", b"a/b/c", b"b/b", b"f"])
 BEGIN: list[tuple[Any, ...]] = [
     ("mkdir", b"a"),
@@ -31,7 +33,7 @@ STEPS = st.one_of(
     st.tuples(st.just("mkdir"), PATHS),
     st.tuples(st.just("mkdirs"), PATHS),
     st.tuples(st.just("write"), PATHS, st.sampled_from([1, 5000, 70_000])),
-    st.tuples(st.just("truncate"), PATHS, st.sampled_from([0, 4096, 9000])),
+    st.tuples(st.just("truncate"), PATHS, st.sampled_from([0, 4096, 9000, FILE_BYTES_MAX])),
     st.tuples(st.just("link"), PATHS, PATHS),
     st.tuples(st.just("link"), PATHS, PATHS),
     st.tuples(st.just("unlink"), PATHS),
@@ -221,6 +223,19 @@ def test_usage_is_asked_for_without_waiting(meta: Any) -> None:
     assert usage_of(meta, b"/") == (4096, 2)  # at once, before anything was collected
     meta.collect()
     assert usage_of(meta, b"/") == (4096, 2)
+
+
+def test_files_as_long_as_files_can_be(meta: Any) -> None:
+    """Their sum is more than 64 bits say: nobody may stop the counting of all others with a few sparse files."""
+    play = Play(meta)
+    play.mkdir(b"a")
+    for name in (b"a/f", b"a/g", b"a/h"):
+        meta.create(name)
+        meta.set_attr(name, length=FILE_BYTES_MAX)
+    assert usage_of(meta, b"a") == (INT64_MAX, 3)  # as much as a message says
+    for name in (b"a/f", b"a/g", b"a/h"):
+        meta.set_attr(name, length=5000)
+    assert usage_of(meta, b"a") == (3 * 8192, 3)
 
 
 def test_a_file_of_several_names_counts_once_and_moves_on(meta: Any) -> None:
