@@ -20,6 +20,7 @@ from grpc import aio  # type: ignore[attr-defined,unused-ignore]
 from fireflyfs.common.errors import MEANINGS, Code, FfsError, error
 from fireflyfs.common.limits import GRPC_MESSAGE_BYTES_MAX
 from fireflyfs.common.net.binding import Bound, as_failure, bind, deadline_s, message_classes
+from fireflyfs.common.net.grpc_forks import forks
 
 _grpc: Any = grpc  # its functions carry no types
 CODE_KEY: Final = "ffs-code"
@@ -164,33 +165,58 @@ class _Methods:
 
 
 class ControlClient:
-    """Blocking calls to one server; safe to use from several threads."""
+    """Blocking calls to one server; safe to use from several threads, and beside forks of the process."""
 
     def __init__(self, service: ServiceDescriptor, address: str) -> None:
         self.address = address
         self._methods = _Methods(service)
-        self._channel = _grpc.insecure_channel(address, options=_CLIENT_OPTIONS)
+        self._channel: Any = None
         self._callables: dict[str, Callable[..., bytes]] = {}
         self._lock = threading.Lock()
+        self._closed = False
+        forks.add(self)
 
     def call(self, name: str, request: Message, *, deadline_s: float = DEFAULT_DEADLINE_S) -> Any:
-        """The reply message of method `name`. Raises FfsError: the server's, or UNAVAILABLE, TIMEOUT, TOO_LARGE."""
+        """The reply message of method `name`. Raises FfsError: the server's, or UNAVAILABLE, TIMEOUT, TOO_LARGE.
+
+        UNAVAILABLE too when the process forks meanwhile: what became of the call is not known then.
+        """
         path = self._methods.path(name)
         data = self._methods.pack(request)
+        with forks.call():
+            channel, method = self._method(name, path)
+            try:
+                answer = method(data, timeout=_deadline(deadline_s))
+            except (grpc.RpcError, ValueError) as exc:  # ValueError: a closed channel
+                if self._channel is not channel and not self._closed:
+                    raise error(Code.UNAVAILABLE, f"{name} at {self.address}: ended by a fork of this process") from exc
+                if isinstance(exc, grpc.RpcError):
+                    raise _to_error(exc, f"{name} at {self.address}") from exc
+                raise error(Code.CANCELLED, str(exc)) from exc
+        return self._methods.parse(name, answer)
+
+    def _method(self, name: str, path: str) -> tuple[Any, Callable[..., bytes]]:
         with self._lock:
+            if self._closed:
+                raise error(Code.CANCELLED, "the client is closed")
+            if self._channel is None:
+                self._channel = _grpc.insecure_channel(self.address, options=_CLIENT_OPTIONS)
             method = self._callables.get(name)
             if method is None:
                 method = self._callables[name] = self._channel.unary_unary(path)
-        try:
-            answer = method(data, timeout=_deadline(deadline_s))
-        except grpc.RpcError as exc:
-            raise _to_error(exc, f"{name} at {self.address}") from exc
-        except ValueError as exc:  # a closed channel
-            raise error(Code.CANCELLED, str(exc)) from exc
-        return self._methods.parse(name, answer)
+            return self._channel, method
+
+    def drop_channel(self) -> None:
+        """Close the channel, which ends the calls on it; the next call makes a new one."""
+        with self._lock:
+            channel, self._channel = self._channel, None
+            self._callables.clear()
+        if channel is not None:
+            channel.close()
 
     def close(self) -> None:
-        self._channel.close()
+        self._closed = True
+        self.drop_channel()
 
 
 class AsyncControlClient:
