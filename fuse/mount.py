@@ -61,7 +61,8 @@ class Mount:
         self._threads: list[threading.Thread] = []
         self._ended = threading.Event()
         self._stopping = threading.Event()
-        self._finished = threading.Event()
+        self._finishing = threading.Lock()
+        self._finished = False
 
     def start(self) -> None:
         """Mount, and serve in threads. Raises OSError or FfsError; nothing is mounted then."""
@@ -210,10 +211,13 @@ class Mount:
                 log.error("inode %d: not stored at the unmount: %s", live.id, exc)
 
     def _finish(self) -> None:
-        with self._lock:
-            if self._finished.is_set():
-                return
-            self._finished.set()
+        """Store and let go of everything. Who comes second waits: the process may end with its return."""
+        with self._finishing:
+            if not self._finished:
+                self._finished = True
+                self._let_go()
+
+    def _let_go(self) -> None:
         if self.volume.rings is not None:
             self.volume.rings.stop()
         # Files that were open when the connection ended never get their RELEASE.
