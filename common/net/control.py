@@ -206,13 +206,15 @@ class ControlClient:
                 method = self._callables[name] = self._channel.unary_unary(path)
             return self._channel, method
 
-    def drop_channel(self) -> None:
-        """Close the channel, which ends the calls on it; the next call makes a new one."""
+    def drop_channel(self) -> bool:
+        """Close the channel, which ends the calls on it; the next call makes a new one. False: there is none."""
         with self._lock:
             channel, self._channel = self._channel, None
             self._callables.clear()
-        if channel is not None:
-            channel.close()
+        if channel is None:
+            return False
+        channel.close()
+        return True
 
     def close(self) -> None:
         self._closed = True

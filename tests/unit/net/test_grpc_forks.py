@@ -16,8 +16,9 @@ class Client:
         self.entered = threading.Event()
         forks.add(self)
 
-    def drop_channel(self) -> None:
+    def drop_channel(self) -> bool:
         self.dropped.set()
+        return True
 
     def call(self) -> None:
         with self.forks.call():
