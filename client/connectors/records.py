@@ -4,14 +4,11 @@
     loader = DataLoader(dataset, batch_size=256, shuffle=True, num_workers=4)
 
 torch is not imported: this is any map-style dataset. A batch is one request to each storage worker that has some of it.
-The dataset goes to workers by fork or by pickling; each process connects on its own when it first reads. gRPC does not
-survive a fork while it is used, so datasets let go of their connections before their process forks and connect anew
-afterwards. Other clients in that process do not: where there are any, take workers that are spawned.
+The dataset goes to workers by fork or by pickling; each process connects on its own when it first reads.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import weakref
@@ -25,8 +22,7 @@ import numpy.typing as npt
 
 from fireflyfs.client.file import File
 from fireflyfs.client.filesystem import FileSystem
-
-log = logging.getLogger(__name__)
+from fireflyfs.client.forkguard import leave_to_parent
 
 FILES_OPEN_MAX = 1024  # of one dataset in one process; the one not used for longest is closed
 RECORD_BYTES_MAX = 1 << 30
@@ -232,28 +228,12 @@ class RecordDataset:
 
 
 _datasets: weakref.WeakSet[RecordDataset] = weakref.WeakSet()  # of this process
-_held: list[RecordDataset] = []  # while it forks
 
 
-def _before_fork() -> None:
+def _after_fork() -> None:
     for dataset in list(_datasets):
-        dataset._gate.shut()
-        _held.append(dataset)
-        try:
-            dataset._disconnect()
-        except Exception:  # the fork goes on whatever is raised here
-            log.exception("a dataset's connection could not be closed before a fork")
+        leave_to_parent(dataset._fs, dataset._files)
+        dataset._begin()  # new locks: who held the old ones was not forked along
 
 
-def _after_fork(child: bool) -> None:
-    while _held:
-        dataset = _held.pop()
-        if child:
-            dataset._begin()  # new locks: who held the old ones was not forked along
-        else:
-            dataset._gate.open()
-
-
-os.register_at_fork(
-    before=_before_fork, after_in_parent=lambda: _after_fork(False), after_in_child=lambda: _after_fork(True)
-)
+os.register_at_fork(after_in_child=_after_fork)

@@ -12,6 +12,7 @@ import threading
 from typing import NamedTuple
 
 from fireflyfs.client.filesystem import FileSystem
+from fireflyfs.client.forkguard import leave_to_parent
 from fireflyfs.client.fsspec import urls
 from fireflyfs.client.scratch import Scratch
 from fireflyfs.common.errors import FfsError
@@ -53,7 +54,6 @@ class _Connections:
 
 
 _mine = _Connections()
-_parents: list[_Connections] = []  # referenced, so that no destructor closes them in a child
 
 
 class Connected:
@@ -138,8 +138,7 @@ def _connect(where: Where) -> Connection:
 
 def _begin_anew() -> None:
     global _mine
-    if _mine.made:
-        _parents.append(_mine)
+    leave_to_parent(_mine)
     _mine = _Connections()
 
 

@@ -74,7 +74,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_loaders_see_every_record_once(mgmtd: str, context: str, tmp_path: Path) -> None:
-    """A program of its own: a fork is safe where nothing but datasets uses gRPC, and pytest's process is not such."""
+    """A program of its own: in pytest's process other libraries have threads too."""
     script = tmp_path / "loader.py"
     script.write_text(LOADER)
     command = [sys.executable, "-P", str(script), mgmtd, context, str(RECORD), str(TOTAL), *PATHS]
