@@ -81,7 +81,7 @@ def rounded(length: int) -> int:
 
 def facts_of(inode: Inode) -> Facts:
     kind = inode.mode & 0o170000
-    length = -(-inode.length // BLOCK_BYTES) * BLOCK_BYTES if kind == stat.S_IFREG else 0
+    length = rounded(inode.length) if kind == stat.S_IFREG else 0
     at = inode.parent if inode.nlink else 0
     return Facts(kind == stat.S_IFDIR, inode.counted, at, inode.uid, inode.gid, length)
 
@@ -90,7 +90,7 @@ def facts_of_record(data: bytes) -> Facts:
     """The same of a stored inode record that was unpacked before."""
     version, mode, nlink, uid, gid, length, parent = _FACTS.unpack_from(data)
     kind = mode & 0o170000
-    length = -(-length // BLOCK_BYTES) * BLOCK_BYTES if kind == stat.S_IFREG else 0
+    length = rounded(length) if kind == stat.S_IFREG else 0
     return Facts(kind == stat.S_IFDIR, version == COUNTED_VERSION, parent if nlink else 0, uid, gid, length)
 
 
@@ -109,7 +109,7 @@ def is_unchanged(data: bytes, inode: Inode) -> bool:
 
 def of_new(inode: Inode) -> dict[Subject, Usage]:
     """The change that a new inode makes."""
-    length = -(-inode.length // BLOCK_BYTES) * BLOCK_BYTES if inode.mode & 0o170000 == stat.S_IFREG else 0
+    length = rounded(inode.length) if inode.mode & 0o170000 == stat.S_IFREG else 0
     one = Usage(length, 1)
     owners: dict[Subject, Usage] = {(1, inode.uid): one, (2, inode.gid): one}
     if inode.nlink:
