@@ -18,8 +18,7 @@ class Tree:
     """The namespace as one transaction sees it. Everything read is in the transaction's conflict set.
 
     `stored` holds inode records as they were found first (None: there was none), `written` the inodes that were stored
-    since (None: deleted):
-    meta/store/accounts.py compares the two.
+    since (None: deleted): meta/store/accounts.py compares the two.
     """
 
     __slots__ = ("moved", "stored", "txn", "written")

@@ -183,13 +183,20 @@ def drop_items(engine: ChunkEngine, inode: int, keys: Sequence[bytes]) -> list[I
     items: dict[ChunkKey, Item] = {}
     for name, index in zip(keys, Keys(keys).index.tolist(), strict=True):
         key = ChunkKey(inode, index)
-        state = engine.stat(key)
-        committed = state.committed if state is not None else None
-        if state is None or committed is None or committed.name is None or committed.name.key != name:
-            continue
-        seen = (committed.version, committed.writer)
-        items[key] = Item(key, UpdateKind.REMOVE, 0, state.chunk_size, 0, seen=seen)
+        item = removal(engine, key, name)
+        if item is not None:
+            items[key] = item
     return list(items.values())
+
+
+def removal(engine: ChunkEngine, key: ChunkKey, name: bytes | None = None) -> Item | None:
+    """The update that removes a block while it is what is there now; None where there is none, or none of that name."""
+    state = engine.stat(key)
+    committed = state.committed if state is not None else None
+    if state is None or committed is None or committed.name is None or name not in (None, committed.name.key):
+        return None
+    seen = (committed.version, committed.writer)
+    return Item(key, UpdateKind.REMOVE, 0, state.chunk_size, 0, seen=seen)
 
 
 def decode_table(body: memoryview, kind: np.dtype[np.void], rows_max: int) -> tuple[int, int, npt.NDArray[np.void]]:

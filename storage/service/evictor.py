@@ -11,8 +11,8 @@ import secrets
 from collections.abc import Sequence
 
 from fireflyfs.common.errors import Code, FfsError
-from fireflyfs.proto.storage_wire import UpdateKind
-from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, ChunkState, Writer
+from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, Writer
+from fireflyfs.storage.service.blocks import removal
 from fireflyfs.storage.service.replica import LocalTarget, Replicas
 from fireflyfs.storage.service.update import Updater
 from fireflyfs.storage.service.wire import Item, UpdateRequest
@@ -63,7 +63,7 @@ class Evictor:
             return 0
         async with self._one_at_a_time:
             removed = await self._remove(cache.take_damaged(BATCH))
-            now_unix_s = int(self._replicas.clock.unix_ns() // 1_000_000_000)
+            now_unix_s = self._replicas.clock.unix_ns() // 1_000_000_000
             for _ in range(ROUND_BATCHES_MAX):
                 victims = cache.evict_expired(now_unix_s, BATCH)
                 removed += await self._remove(victims)
@@ -139,13 +139,11 @@ class Evictor:
         quiet = [key for key in victims if not local.locks.held(key)]
         self._stay([key for key in victims if local.locks.held(key)])
         items: list[Item] = []
-        for key, state in zip(quiet, await local.call(_states, local.engine, quiet), strict=True):
-            committed = state.committed if state is not None else None
-            if state is None or committed is None or committed.name is None:
+        for key, item in zip(quiet, await local.call(_removals, local.engine, quiet), strict=True):
+            if item is None:
                 local.cache.gone(key)  # the index was behind
-                continue
-            seen = (committed.version, committed.writer)
-            items.append(Item(key, UpdateKind.REMOVE, 0, state.chunk_size, 0, seen=seen))
+            else:
+                items.append(item)
         if not items:
             return 0
         self._sequence += 1
@@ -184,8 +182,8 @@ class Evictor:
         return self._device
 
 
-def _states(engine: ChunkEngine, keys: Sequence[ChunkKey]) -> list[ChunkState | None]:
-    return [engine.stat(key) for key in keys]
+def _removals(engine: ChunkEngine, keys: Sequence[ChunkKey]) -> list[Item | None]:
+    return [removal(engine, key) for key in keys]
 
 
 class Evictors:
