@@ -109,8 +109,17 @@ class BlockGet:
                 pass
             except FfsError as exc:
                 rows[row] = refused(local, self._key(row), exc)
+                self._clear(into)
                 continue
+            self._clear(into)
             self._slow.append((local, row, into, at))
+
+    def _clear(self, into: list[memoryview]) -> None:
+        """Packed memory goes to the client up to its last block, and was another request's before: a block that does
+        not come, or comes shorter, leaves nothing of that."""
+        if self._packed:
+            for view in into:
+                view[:] = bytes(len(view))
 
     def finish(self, check_fence: Callable[[], None]) -> Awaitable[None] | None:
         """Answer now, or as a task when there is something to wait for; `check_fence` once more after that."""
@@ -123,7 +132,11 @@ class BlockGet:
         return ChunkKey(self._inode, self._indexes[row])
 
     async def _finish(self, check_fence: Callable[[], None]) -> None:
-        await asyncio.gather(*(self._read_slowly(*each) for each in self._slow))
+        # Each to its end, whatever becomes of the others: their threads fill memory that goes back with the answer.
+        ends = await asyncio.gather(*(self._read_slowly(*each) for each in self._slow), return_exceptions=True)
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
         for local, members in self._unindexed:
             for row in members:
                 await self._read_verified(local, row)

@@ -8,7 +8,8 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ParamSpec
 
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, Writer
@@ -18,6 +19,7 @@ from fireflyfs.storage.service.update import Updater
 from fireflyfs.storage.service.wire import Item, UpdateRequest
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
 
 BATCH = 256  # blocks in one removal
 ROUND_BATCHES_MAX = 64  # removals in one pass: what is left waits for the next
@@ -28,6 +30,10 @@ ROOM_BYTES_MAX = 32 << 30
 REMOVE_DEADLINE_S = 10.0
 OVERSHOOT = 8  # a namespace may be one part in so many over its capacity before a put waits for room
 OVERSHOOT_BYTES = 32 << 20  # or this
+
+
+class _StoppedError(Exception):
+    """The chain takes no removals now: to try the next ones would only take time."""
 
 
 class Evictor:
@@ -45,6 +51,7 @@ class Evictor:
         # Its removals are requests of one channel, one after the other.
         self._client_id = secrets.token_bytes(16)
         self._sequence = 0
+        self._removed = 0  # blocks, since the process began
         self._device: int | None = None
         self._asked = asyncio.Event()
 
@@ -58,112 +65,119 @@ class Evictor:
 
     async def once(self) -> int:
         """A pass over all reasons; how many blocks went. Raises FfsError."""
-        cache = self._local.cache
+        return await self._alone(self._pass)
+
+    async def _alone(self, work: Callable[P, Coroutine[Any, Any, None]], *args: P.args, **kwargs: P.kwargs) -> int:
+        """Evict, with nobody else doing so here; how many blocks went. Ends early where none can be removed now."""
         if not self._replicas.leads(self._local):
             return 0
         async with self._one_at_a_time:
-            removed = await self._remove(cache.take_damaged(BATCH))
-            now_unix_s = self._replicas.clock.unix_ns() // 1_000_000_000
-            for _ in range(ROUND_BATCHES_MAX):
-                victims = cache.evict_expired(now_unix_s, BATCH)
-                removed += await self._remove(victims)
-                if len(victims) < BATCH:
-                    break
-            for inode in cache.over_capacity():
-                removed += await self._shrink(inode)
-            return removed + await self._keep_room()
+            before = self._removed
+            try:
+                await work(*args, **kwargs)
+            except _StoppedError as exc:
+                log.info("target %d: evicts no more for now: %s", self._local.target_id, exc)
+            return self._removed - before
 
-    async def _shrink(self, inode: int) -> int:
-        removed = 0
+    async def _pass(self) -> None:
+        cache = self._local.cache
+        await self._remove(cache.damaged_blocks(BATCH))
+        now_unix_s = self._replicas.clock.unix_ns() // 1_000_000_000
+        for _ in range(ROUND_BATCHES_MAX):
+            victims = cache.evict_expired(now_unix_s, BATCH)
+            if not await self._remove(victims) or len(victims) < BATCH:
+                break
+        for inode in cache.over_capacity():
+            await self._shrink(inode)
+        await self._keep_room()
+
+    async def _shrink(self, inode: int) -> None:
         for _ in range(ROUND_BATCHES_MAX):
             victims = self._local.cache.evict_over(inode, SLACK, BATCH)
-            if not victims:
+            if not await self._remove(victims):
                 break
-            removed += await self._remove(victims)
-        return removed
 
-    async def _keep_room(self) -> int:
+    async def _keep_room(self) -> None:
         """Evict while the disk has less room than it should, a part of what is missing at a time: several targets may
         be doing this for one disk, and space comes back with the next sync only."""
         local = self._local
-        removed = 0
         while local.cache.bytes:
             space = await local.call(local.engine.space)
             room = min(int(space.capacity_bytes * self._room_part), self._room_bytes_max)
             missing = room - space.free_bytes
             if missing <= 0:
                 break
-            step = await self._remove_bytes(max(missing // 4, ROOM_STEP_BYTES_MIN))
-            if not step:
+            before = self._removed
+            await self._remove_bytes(max(missing // 4, ROOM_STEP_BYTES_MIN))
+            if self._removed == before:
                 break
-            removed += step
             await local.call(local.engine.sync)
-        return removed
 
     async def admit(self, inode: int, capacity_bytes: int) -> None:
         """Before a put into a namespace: learn its bound, and wait where it is far over it."""
         over = self._local.cache.set_capacity(inode, capacity_bytes)
         if over:
             self._asked.set()
-        if over > max(capacity_bytes // OVERSHOOT, OVERSHOOT_BYTES) and self._replicas.leads(self._local):
-            async with self._one_at_a_time:
-                await self._shrink(inode)
+        if over > max(capacity_bytes // OVERSHOOT, OVERSHOOT_BYTES):
+            await self._alone(self._shrink, inode)
 
     async def make_room(self, want_bytes: int) -> int:
         """Somebody met a full disk: evict so many bytes. How many blocks went; they are given back at the next sync."""
-        if not self._local.cache.bytes or not self._replicas.leads(self._local):
-            return 0
-        async with self._one_at_a_time:
-            return await self._remove_bytes(want_bytes)
+        return await self._alone(self._remove_bytes, want_bytes)
 
-    async def _remove_bytes(self, want_bytes: int) -> int:
-        removed = 0
+    async def _remove_bytes(self, want_bytes: int) -> None:
         for _ in range(ROUND_BATCHES_MAX):
             before = self._local.cache.bytes
             victims = self._local.cache.evict_fullest(want_bytes, BATCH)
-            if not victims:
-                break
             want_bytes -= before - self._local.cache.bytes
-            removed += await self._remove(victims)
-            if want_bytes <= 0:
+            if not await self._remove(victims) or want_bytes <= 0:
                 break
-        return removed
 
     async def _remove(self, victims: Sequence[ChunkKey]) -> int:
-        """Through the chain; those that cannot be removed now stay. How many went."""
+        """Remove them through the chain; those that cannot be removed now stay, whatever happens. How many are gone.
+
+        To its end even when the caller is cancelled: a victim that neither went nor was kept would never be evicted.
+        Raises _StoppedError, and FfsError of the disk.
+        """
+        return await self._local.finish_anyway(self._remove_or_keep(victims)) if victims else 0
+
+    async def _remove_or_keep(self, victims: Sequence[ChunkKey]) -> int:
+        staying = set(victims)
+        try:
+            await self._through_chain(victims, staying)
+        finally:
+            for key in staying:
+                self._local.cache.keep(key)
+        return len(victims) - len(staying)
+
+    async def _through_chain(self, victims: Sequence[ChunkKey], staying: set[ChunkKey]) -> None:
+        """Takes out of `staying` what is gone."""
         local = self._local
         chain = local.chain
-        if not victims or chain is None:
-            self._stay(victims)
-            return 0
+        if chain is None:
+            raise _StoppedError("the target is in no chain")
         quiet = [key for key in victims if not local.locks.held(key)]
-        self._stay([key for key in victims if local.locks.held(key)])
         items: list[Item] = []
         for key, item in zip(quiet, await local.call(_removals, local.engine, quiet), strict=True):
             if item is None:
                 local.cache.gone(key)  # the index was behind
+                staying.discard(key)
             else:
                 items.append(item)
         if not items:
-            return 0
+            return
         self._sequence += 1
         writer = Writer(self._client_id, 1, self._sequence)
         request = UpdateRequest(chain.chain_id, chain.version, writer, 0, items)
         deadline_s = self._replicas.clock.monotonic_s() + REMOVE_DEADLINE_S
         try:
-            results = await local.finish_anyway(self._updater.run(request, deadline_s, from_client=True))
+            results = await self._updater.run(request, deadline_s, from_client=True)
         except FfsError as exc:
-            log.info("target %d: %d blocks are not evicted: %s", local.target_id, len(items), exc.message)
-            self._stay([item.key for item in items])
-            return 0
+            raise _StoppedError(exc.message) from exc
         removed = [item.key for item, result in zip(items, results, strict=True) if result.code is Code.OK]
-        self._stay({item.key for item in items}.difference(removed))
+        staying.difference_update(removed)
+        self._removed += len(removed)
         self._replicas.count("blocks_evicted", len(removed))
-        return len(removed)
-
-    def _stay(self, keys: Sequence[ChunkKey] | set[ChunkKey]) -> None:
-        for key in keys:
-            self._local.cache.keep(key)
 
     async def settle(self) -> None:
         """What was removed is given back to the disk: another target's engine cannot do that for ours."""

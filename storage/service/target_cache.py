@@ -40,12 +40,14 @@ class TargetCache:
         _, check = hash_key(block.name.key)
         with self._lock:
             self._index.store(block, check)
+            self._damaged.pop(block.key, None)
             if self._gone is not None:
                 self._gone.discard(block.key)
 
     def gone(self, key: ChunkKey) -> None:
         with self._lock:
             self._forget(key)
+            self._damaged.pop(key, None)
 
     def damaged(self, key: ChunkKey) -> None:
         with self._lock:
@@ -107,11 +109,13 @@ class TargetCache:
     @property
     def bytes(self) -> int:
         """Of all blocks that may be evicted."""
-        return self._index.bytes
+        with self._lock:
+            return self._index.bytes
 
     @property
     def memory_bytes(self) -> int:
-        return self._index.memory_bytes
+        with self._lock:
+            return self._index.memory_bytes
 
     def __len__(self) -> int:
         return len(self._index)
@@ -144,13 +148,14 @@ class TargetCache:
         with self._lock:
             return self._index.expired(now_unix_s, limit)
 
-    def take_damaged(self, limit: int) -> list[ChunkKey]:
-        """Lost blocks to remove; each is told once."""
+    def damaged_blocks(self, limit: int) -> list[ChunkKey]:
+        """Lost blocks to remove, other ones next time. Each is among them until it is gone, or put anew."""
         with self._lock:
-            taken = list(self._damaged)[:limit]
-            for key in taken:
+            chosen = list(self._damaged)[:limit]
+            for key in chosen:
                 del self._damaged[key]
-            return taken
+            self._damaged.update(dict.fromkeys(chosen))
+            return chosen
 
     def keep(self, key: ChunkKey) -> None:
         """A victim that could not be removed."""
