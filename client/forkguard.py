@@ -24,9 +24,13 @@ class ForkGuard:
         self._getpid = getpid
         self._pid = getpid()
 
+    def forked(self) -> bool:
+        """Whether this is a child of that process."""
+        return self._getpid() != self._pid
+
     def check(self) -> None:
         """Raises CONFIG in a forked child."""
-        if self._getpid() != self._pid:
+        if self.forked():
             raise error(
                 Code.CONFIG,  # keeps the text on its way to OSError, which an errno code would not
                 f"this FireflyFS client was connected in process {self._pid} and cannot be used in its fork "

@@ -37,7 +37,9 @@ class Keys:
     __slots__ = ("check", "index", "length", "table")
 
     def __init__(self, keys: Sequence[bytes]) -> None:
-        """Raises INVALID for a key out of bounds."""
+        """Raises INVALID for a key out of bounds, or that is no bytes."""
+        if set(map(type, keys)) != {bytes}:
+            keys = list(map(_as_bytes, keys))
         lengths = list(map(len, keys))
         if lengths and not CACHE_KEY_BYTES_MIN <= min(lengths) <= max(lengths) <= CACHE_KEY_BYTES_MAX:
             raise error(
@@ -47,6 +49,13 @@ class Keys:
         self.length: npt.NDArray[np.uint64] = np.array(lengths, np.uint64)
         self.table: npt.NDArray[np.bytes_] = np.array(keys, "S64")  # padded with zeros
         self.index, self.check = _hash(self.table, lengths, self.length)
+
+
+def _as_bytes(key: object) -> bytes:
+    """What is spelt like bytes is taken; numpy would hash a str by what it happens to encode to."""
+    if not isinstance(key, bytes | bytearray | memoryview):
+        raise error(Code.INVALID, f"a key is bytes, not {type(key).__name__}")
+    return bytes(key)
 
 
 def _hash(table: npt.NDArray[np.bytes_], lengths: list[int], size: npt.NDArray[np.uint64]) -> Hashes:

@@ -17,7 +17,6 @@ and tags are in it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
 from fireflyfs.client.connectors.settings import SECTION, CacheSettings
 from fireflyfs.client.kvcache.api import BLOCK_BYTES_MAX, BLOCK_BYTES_MIN
 from fireflyfs.common.errors import Code, error
+from fireflyfs.common.to_its_end import to_its_end
 
 THREADS = 4  # calls of the cache at a time
 PLUGIN = "plugin://"
@@ -169,20 +169,24 @@ class FireflyRemote(RemoteConnector):  # type: ignore[misc]
         self._cache.close()
 
     def _get(self, keys: Sequence[Any]) -> list[Any]:
-        memories = [self.local_cpu_backend.allocate(self.meta_shapes, self.meta_dtypes, self.meta_fmt) for _ in keys]
-        asked = [number for number, memory in enumerate(memories) if memory is not None]
-        results: list[Any] = [None] * len(keys)
+        memories: list[Any] = []
+        kept: list[Any] = [None] * len(keys)  # what the caller will release
         try:
+            for _ in keys:
+                memories.append(self.local_cpu_backend.allocate(self.meta_shapes, self.meta_dtypes, self.meta_fmt))
+            asked = [number for number, memory in enumerate(memories) if memory is not None]
             placed = self._cache.get_batch(
                 [_key(keys[number]) for number in asked], [memories[number].byte_array for number in asked]
             )
+            results: list[Any] = [None] * len(keys)
             for number, count in zip(asked, placed, strict=True):
                 results[number] = self._shaped(memories[number], count)
+            kept = results
+            return results
         finally:
-            for memory, result in zip(memories, results, strict=True):
+            for memory, result in zip(memories, kept, strict=False):
                 if memory is not None and result is None:
                     memory.ref_count_down()
-        return results
 
     def _shaped(self, memory: Any, count: int) -> Any:
         """A chunk with as many tokens as were stored; None for what is no chunk of this shape."""
@@ -194,14 +198,7 @@ class FireflyRemote(RemoteConnector):  # type: ignore[misc]
 
     async def _in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
         """When the waiting is cancelled, it still waits: until then the thread uses what it was given."""
-        future = asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            while not future.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([future])
-            raise
+        return await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments))
 
     async def list(self) -> Any:
         raise error(Code.NOT_SUPPORTED, "blocks are found by their hash: the names of chunks are not kept")

@@ -82,9 +82,11 @@ def digest_of(name: str) -> bytes:
     """32 bytes of a block's name: a sha256 in hexadecimal digits as it is, anything else hashed."""
     if len(name) == 2 * DIGEST_BYTES:
         try:
-            return bytes.fromhex(name)
+            digest = bytes.fromhex(name)
         except ValueError:
-            pass
+            digest = b""
+        if digest.hex() == name:  # fromhex takes capitals and white space too: names that differ have other digests
+            return digest
     return hashlib.sha256(name.encode()).digest()
 
 

@@ -13,6 +13,7 @@ from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.client.kvcache.api import Block, CacheStats, Namespace, Out
 from fireflyfs.client.kvcache.cache import KVCache
 from fireflyfs.client.kvcache.prefetch import PrefetchJob
+from fireflyfs.common.to_its_end import to_its_end
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,7 +40,13 @@ class AsyncKVCache:
     ) -> Self:
         """As `KVCache.open`."""
         opened = partial(KVCache.open, filesystem_or_mgmtd_address, name, block_size=block_size, **options)
-        return cls(await asyncio.to_thread(opened))
+        opening = asyncio.get_running_loop().run_in_executor(None, opened)
+        try:
+            return cls(await to_its_end(opening))
+        except asyncio.CancelledError:
+            if not opening.cancelled() and opening.exception() is None:
+                await asyncio.to_thread(opening.result().close)
+            raise
 
     @property
     def namespace(self) -> Namespace:
@@ -81,9 +88,5 @@ class AsyncKVCache:
 
     async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A cancelled caller still waits: the thread works on its memory."""
-        work = asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            await asyncio.wait({work})
-            raise
+        loop = asyncio.get_running_loop()
+        return await to_its_end(loop.run_in_executor(self._pool, partial(function, *args, **kwargs)))

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from fireflyfs.client.channels import ChannelPool
 from fireflyfs.client.file import File
 from fireflyfs.client.filesystem import FileSystem
+from fireflyfs.client.forkguard import ForkGuard
 from fireflyfs.client.kvcache.api import MISS, Block, CacheStats, Namespace, Out
 from fireflyfs.client.kvcache.getting import GetBatch
 from fireflyfs.client.kvcache.namespaces import Namespaces
@@ -76,6 +77,7 @@ class KVCache:
         self._lock = threading.Lock()
         self._prefetcher = Prefetcher(self.get_batch)
         self._closed = False
+        self._guard = ForkGuard()
 
     @classmethod
     def open(
@@ -155,6 +157,7 @@ class KVCache:
             unanswered: list[int] = []
             for rows in batch.waves():
                 unanswered += self._nodes.ask_all(self._placement, batch.chains, rows, batch.pack, land)
+            unanswered += batch.give_up_tainted()
         lengths = batch.lengths
         stats.damaged = len(batch.damaged)
         stats.away = len(set(unanswered) - batch.damaged)
@@ -217,8 +220,11 @@ class KVCache:
         return mine
 
     def close(self) -> None:
-        """Ends prefetches first: nobody writes into callers' memory afterwards. Twice is no error."""
-        if self._closed:
+        """Ends prefetches first: nobody writes into callers' memory afterwards. Twice is no error.
+
+        In a forked child it does nothing: all that there is to close is the parent's.
+        """
+        if self._closed or self._guard.forked():
             return
         self._closed = True
         self._prefetcher.close()
@@ -237,6 +243,7 @@ class KVCache:
         self.close()
 
     def _check(self, keys: int, others: int) -> None:
+        self._guard.check()  # a child would use its parent's update channels: its puts would pass for repeated ones
         if self._closed:
             raise error(Code.CANCELLED, f"the cache {self.namespace.name!r} is closed")
         if keys != others:

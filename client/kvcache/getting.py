@@ -152,6 +152,20 @@ class GetBatch:
                 again.append(row)
         return again
 
+    def give_up_tainted(self) -> list[int]:
+        """Blocks in shared memory that a server may still write to, because it did not answer in time, are misses:
+        what was right when it was looked at need not stay so. Their rows."""
+        if self._packed:
+            return []
+        rows = [row for row, length in enumerate(self.lengths) if length != MISS and _tainted(self._pieces[row])]
+        for row in rows:
+            self.lengths[row] = MISS
+        return rows
+
+
+def _tainted(pieces: Sequence[Piece]) -> bool:
+    return any(isinstance(piece, Slice) and getattr(piece.memory, "tainted", False) for piece in pieces)
+
 
 def _has_slices(pieces: Sequence[Sequence[Piece]]) -> bool:
     """Whether some memory is reached by servers directly."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from fireflyfs.client.channels import ChannelPool
 from fireflyfs.client.kvcache.nodes import Nodes
@@ -16,6 +17,8 @@ from fireflyfs.common.limits import UPDATE_ITEMS_MAX
 from fireflyfs.common.net.api import Address, Call, Reply
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto import storage_pb2
+
+M = TypeVar("M", bound=Message)
 
 ATTEMPTS = 2
 SUMMED = ("hits", "misses", "hit_bytes", "evictions", "expired", "damaged")  # over all replicas
@@ -83,10 +86,11 @@ class Upkeep:
                     sent.append(((chain_id, names), use))
                 failed = []
                 for each, answer in zip(sent, self._nodes.call_many(calls), strict=True):
-                    if isinstance(answer, FfsError):
+                    reply = _parsed(answer, storage_pb2.DropBlocksReply)
+                    if reply is None:
                         failed.append(each)
                     else:
-                        removed += storage_pb2.DropBlocksReply.FromString(bytes(answer.body)).removed
+                        removed += reply.removed
                 left = failed
                 if not left or attempt + 1 == ATTEMPTS:
                     break
@@ -111,11 +115,11 @@ class Upkeep:
         ]
         sums = dict.fromkeys(("blocks", "bytes", "puts", *SUMMED, "unanswered", "loading"), 0)
         for answer in self._nodes.call_many(calls):
-            rows = _rows(answer)
-            if rows is None:
+            reply = _parsed(answer, storage_pb2.BlockStatsReply)
+            if reply is None:
                 sums["unanswered"] += 1
                 continue
-            for row in rows:
+            for row in reply.stats:
                 if row.leads:
                     sums["blocks"] += row.blocks
                     sums["bytes"] += row.bytes
@@ -126,10 +130,13 @@ class Upkeep:
         return sums
 
 
-def _rows(answer: Reply | FfsError) -> Sequence[storage_pb2.BlockStats] | None:
+def _parsed(answer: Reply | FfsError, kind: type[M]) -> M | None:
+    """The answer as a message; None for an error, and for nonsense."""
     if isinstance(answer, FfsError):
         return None
+    message = kind()
     try:
-        return storage_pb2.BlockStatsReply.FromString(bytes(answer.body)).stats
+        message.ParseFromString(bytes(answer.body))
     except DecodeError:
         return None
+    return message

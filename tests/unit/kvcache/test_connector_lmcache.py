@@ -77,6 +77,26 @@ def test_no_memory_and_errors_leave_nothing_behind(host: Host) -> None:
     assert host.cpu.held() == 1
 
 
+def test_what_raises_half_way_leaves_no_memory_behind(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    connector = host.connector()
+    host.run(connector.batched_put([key(1), key(2)], [chunk(1), chunk(2, tokens=9)]))
+    monkeypatch.setattr(connector, "reshape_partial_chunk", None)  # LMCache's own, behind a chunk that is right
+    with pytest.raises(TypeError):
+        host.run(connector.batched_get([key(1), key(2)]))
+    assert host.cpu.held() == 0
+    give = host.cpu.allocate
+
+    def third_fails(*args: object) -> object:
+        if len(host.cpu.given) >= 4:
+            raise RuntimeError("no memory")
+        return give(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(host.cpu, "allocate", third_fails)
+    with pytest.raises(RuntimeError):
+        host.run(connector.batched_get([key(1)] * 3))
+    assert host.cpu.held() == 0
+
+
 @pytest.mark.parametrize("direction", ["get", "put"])
 def test_who_stops_waiting_neither_loses_memory_nor_frees_it_too_early(host: Host, direction: str) -> None:
     connector = host.connector()

@@ -11,6 +11,7 @@ import torch
 
 from engines.interfaces import differences, recorded
 from engines.sglang_host import HEADS, LAYERS, MODULE, PAGE, PAGES, VALUES, Host, HostPool, running
+from fireflyfs.client.connectors.settings import digest_of
 from fireflyfs.client.kvcache.layouts import HostPages, sglang_host_pages
 from fireflyfs.common.errors import Code, FfsError
 
@@ -204,3 +205,12 @@ def test_pages_that_are_no_blocks_are_refused_at_the_start(host: Host) -> None:
         pool.page_size = 1 if heads == 1 else PAGE
         with pytest.raises(FfsError, match="change --page-size"):
             backend.register_mem_pool_host(pool)
+
+
+def test_names_that_differ_have_digests_that_differ() -> None:
+    plain = "ab" * 32
+    names = [plain, plain.upper(), "ab " + "ab" * 30 + "a", plain[:-1], "page of a draft model"]
+    digests = [digest_of(name) for name in names]
+    assert digests[0] == bytes.fromhex(plain)
+    assert len(set(digests)) == len(names)
+    assert {len(digest) for digest in digests} == {32}

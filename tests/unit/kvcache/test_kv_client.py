@@ -1,0 +1,260 @@
+"""`KVCache` with workers of the test's own: what it does with memory, keys and answers that a cluster rarely gives."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from crc32c import crc32c
+
+from fireflyfs.client.kvcache import MISS, AsyncKVCache, KVCache, Namespace
+from fireflyfs.client.routing import SERVING, Chain, Routing
+from fireflyfs.client.scratch import Scratch
+from fireflyfs.client.striping import FileLayout
+from fireflyfs.common.clock import SystemClock
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.ids import InodeId
+from fireflyfs.common.net.api import Address, Call, Reply, Slice
+from fireflyfs.common.net.memory import PrivatePool, SharedMemory, SharedPool
+from fireflyfs.common.net.methods import Method
+from fireflyfs.common.to_its_end import to_its_end
+from fireflyfs.proto.storage_wire import CACHE_BLOCK, CACHE_HEADER, CACHE_RESULT, CacheFlag
+
+BLOCK = 64 << 10
+KEYS = [b"key of block %06d" % number for number in range(6)]
+PATIENCE_S = 30.0
+
+
+def block_of(key: bytes, size: int = BLOCK) -> bytes:
+    return (key * (size // len(key) + 1))[:size]
+
+
+class Workers:
+    """Two replicas of one chain that have the same blocks; a link to them."""
+
+    def __init__(self) -> None:
+        self.pool = PrivatePool()
+        self.blocks = {key: block_of(key) for key in KEYS}
+        self.before: Callable[[str, Call], None] = lambda name, call: None  # of each call; may raise
+        self.calls: list[str] = []
+        self.answer: bytes | None = None  # of other methods than GET
+
+    def call(self, address: Address, call: Call) -> Reply:
+        self.calls.append(address.tcp)
+        self.before(address.tcp, call)
+        if call.method != Method.STORAGE_CACHE_GET:
+            assert self.answer is not None
+            return Reply(self.answer, ())
+        _, rows, flags = np.frombuffer(call.body, CACHE_HEADER, 1).tolist()[0]
+        into = iter(call.into)
+        results, at = [], 0
+        packed = next(into) if flags & CacheFlag.PACKED else None
+        for row in np.frombuffer(call.body, CACHE_BLOCK, rows, CACHE_HEADER.itemsize):
+            data = self.blocks.get(bytes(row["key"])[: row["key_length"]])
+            pieces = [] if packed is not None else [next(into) for _ in range(row["pieces"])]
+            if data is None:
+                results.append((int(Code.CHUNK_NOT_FOUND), 0, 0, 0))
+                continue
+            results.append((0, len(data), crc32c(data), at))
+            if packed is not None:
+                _view(packed)[at : at + len(data)] = data
+                at += len(data)
+            else:
+                done = 0
+                for piece in pieces:
+                    part = data[done : done + len(_view(piece))]
+                    _view(piece)[: len(part)] = part
+                    done += len(part)
+        return Reply(np.array(results, CACHE_RESULT).tobytes(), ())
+
+    def call_many(self, calls: Sequence[tuple[Address, Call]]) -> list[Reply | FfsError]:
+        answers: list[Reply | FfsError] = []
+        for address, call in calls:
+            try:
+                answers.append(self.call(address, call))
+            except FfsError as exc:
+                answers.append(exc)
+        return answers
+
+    # RoutingView
+
+    def current(self) -> Routing:
+        chain = Chain(1, 1, ((10, int(SERVING)), (20, int(SERVING))))
+        return Routing(1, chains={1: chain}, addresses={10: Address(tcp="head"), 20: Address(tcp="tail")})
+
+    def wait_newer(self, version: int, timeout_s: float) -> Routing:
+        return self.current()
+
+
+def _view(piece: Any) -> memoryview:
+    return piece.view if isinstance(piece, Slice) else piece
+
+
+@pytest.fixture
+def workers() -> Workers:
+    return Workers()
+
+
+@pytest.fixture
+def cache(workers: Workers) -> KVCache:
+    context = SimpleNamespace(
+        link=workers, routing=workers, scratch=Scratch(workers.pool), clock=SystemClock(), storage=None
+    )
+    namespace = Namespace("test", 77, BLOCK, 2, 0, 0.0, b"")
+    filesystem: Any = SimpleNamespace(context=context, close=lambda: None)
+    return KVCache(filesystem, namespace, FileLayout(InodeId(77), BLOCK, (1,)))
+
+
+def test_blocks_land_whole(cache: KVCache, workers: Workers) -> None:
+    out = [bytearray(BLOCK) for _ in KEYS]
+    del workers.blocks[KEYS[2]]
+    assert cache.get_batch(KEYS, out) == [BLOCK, BLOCK, MISS, BLOCK, BLOCK, BLOCK]
+    assert [bytes(each) for each in out[3:]] == [block_of(key) for key in KEYS[3:]]
+
+
+def test_memory_that_a_server_may_still_write_to_has_no_blocks(cache: KVCache, workers: Workers) -> None:
+    """The head hangs and may go on whenever it likes; what the other replica placed there is right for now only."""
+    pool = SharedPool()
+    hung, safe = pool.allocate(3 * BLOCK), pool.allocate(3 * BLOCK)
+
+    def hang(name: str, call: Call) -> None:
+        if name == "head":
+            _taint(call)
+            raise error(Code.TIMEOUT, "no answer in time")
+
+    workers.before = hang
+    out = [hung.slice(at, BLOCK) for at in range(0, 3 * BLOCK, BLOCK)]
+    assert cache.get_batch(KEYS[:3], out) == [MISS] * 3
+    assert workers.calls == ["head", "tail"]
+    workers.answer = b""
+    stats = cache.stats()
+    assert (stats.hits, stats.misses, stats.away) == (0, 3, 3)
+    # Other memory is as good as ever, also beside such memory in one batch.
+    out = [safe.slice(0, BLOCK), hung.slice(BLOCK, BLOCK), safe.slice(2 * BLOCK, BLOCK)]
+    assert cache.get_batch(KEYS[:3], out) == [BLOCK, MISS, BLOCK]
+    assert bytes(safe.view[:BLOCK]) == block_of(KEYS[0])
+    for memory in (hung, safe):
+        memory.close()
+
+
+def _taint(call: Call) -> None:
+    for piece in call.into:
+        if isinstance(piece, Slice) and isinstance(piece.memory, SharedMemory):
+            piece.memory.tainted = True
+
+
+@pytest.mark.parametrize("key", ["a key of text", 12345678, None, ("a", "b", "c", "d", "e", "f", "g", "h"), b"short"])
+def test_what_is_no_key_is_refused_and_says_so(cache: KVCache, key: Any) -> None:
+    out = [bytearray(BLOCK)]
+    for call in (
+        lambda: cache.get_batch([key], out),
+        lambda: cache.put_batch([key], out),
+        lambda: cache.exists_batch([key]),
+        lambda: cache.match_prefix([key]),
+        lambda: cache.delete([key]),
+    ):
+        with pytest.raises(FfsError) as caught:
+            call()
+        assert caught.value.code is Code.INVALID
+
+
+def test_a_key_may_be_any_kind_of_bytes(cache: KVCache) -> None:
+    keys: list[Any] = [bytearray(KEYS[0]), memoryview(KEYS[1]), KEYS[2]]
+    assert cache.get_batch(keys, [bytearray(BLOCK) for _ in keys]) == [BLOCK] * 3
+
+
+def test_an_answer_that_is_nonsense_is_no_answer(cache: KVCache, workers: Workers) -> None:
+    workers.answer = b"\xff\xff\xff"
+    assert cache.delete(KEYS) == 0
+    assert cache.exists_batch(KEYS) == [False] * len(KEYS)
+
+
+def test_a_child_process_does_not_use_its_parents_cache(cache: KVCache) -> None:
+    """Their puts would go by the same channels and numbers: the child's would be taken for done."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            cache.get_batch(KEYS, [bytearray(BLOCK) for _ in KEYS])
+        except FfsError as exc:
+            cache.close()  # which is the parent's: nothing happens
+            status = 0 if exc.code is Code.CONFIG and not cache._closed else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert cache.get_batch(KEYS[:1], [bytearray(BLOCK)]) == [BLOCK]
+
+
+# On asyncio
+
+
+def test_a_caller_that_is_cancelled_twice_still_waits_for_its_memory(cache: KVCache, workers: Workers) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(name: str, call: Call) -> None:
+        begun.set()
+        assert go.wait(PATIENCE_S)
+
+    workers.before = slow
+
+    async def scenario() -> None:
+        aio = AsyncKVCache(cache)
+        task = asyncio.create_task(aio.get_batch(KEYS, [bytearray(BLOCK) for _ in KEYS]))
+        await asyncio.to_thread(begun.wait, PATIENCE_S)
+        task.cancel()
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.sleep(0.01)
+        assert not task.done()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await aio.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_cache_that_nobody_waits_for_any_more_is_closed(cache: KVCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def opening(*_: object, **__: object) -> KVCache:
+        begun.set()
+        assert go.wait(PATIENCE_S)
+        return cache
+
+    monkeypatch.setattr(KVCache, "open", opening)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(AsyncKVCache.open("nobody:1", "test", block_size=BLOCK))
+        await asyncio.to_thread(begun.wait, PATIENCE_S)
+        task.cancel()
+        await asyncio.sleep(0.01)
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
+    with pytest.raises(FfsError) as caught:
+        cache.exists_batch(KEYS)
+    assert caught.value.code is Code.CANCELLED
+
+
+def test_work_that_fails_when_nobody_waits_is_not_complained_about(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        work: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(to_its_end(work))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        work.set_exception(ValueError("late"))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
+    assert not caplog.records
