@@ -202,10 +202,11 @@ def test_a_caller_that_is_cancelled_twice_still_waits_for_its_memory(cache: KVCa
         assert go.wait(PATIENCE_S)
 
     workers.before = slow
+    out = [bytearray(BLOCK) for _ in KEYS]
 
     async def scenario() -> None:
         aio = AsyncKVCache(cache)
-        task = asyncio.create_task(aio.get_batch(KEYS, [bytearray(BLOCK) for _ in KEYS]))
+        task = asyncio.create_task(aio.get_batch(KEYS, out))
         await asyncio.to_thread(begun.wait, PATIENCE_S)
         task.cancel()
         await asyncio.sleep(0.01)
