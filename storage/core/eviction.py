@@ -20,7 +20,8 @@ NONE = 0xFFFFFFFF  # no slot
 FREQUENCY_MAX = 3
 SMALL_SHARE = 4  # the small queue is to hold one part in so many of the bytes: see bench/kvcache_eviction.py
 GHOSTS_MIN = 1024
-IN_SMALL, IN_MAIN, LEAVING = 1, 2, 3  # in `Slots.queue`; 0: free
+# In `Slots.queue`; 0: free. From LEAVING on: a victim, in no queue; EXPIRED ones by their time.
+IN_SMALL, IN_MAIN, LEAVING, EXPIRED = 1, 2, 3, 4
 
 
 class Slots(Protocol):
@@ -116,13 +117,14 @@ class Ghosts:
 class S3Fifo:
     """The order of eviction of one namespace on one target."""
 
-    __slots__ = ("_ghosts", "_main", "_slots", "_small")
+    __slots__ = ("_ghosts", "_main", "_slots", "_small", "steps")
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self._small = Queue(slots, IN_SMALL)
         self._main = Queue(slots, IN_MAIN)
         self._ghosts = Ghosts()
+        self.steps = 0  # blocks that `evict` has passed over because they were asked for
 
     @property
     def bytes(self) -> int:
@@ -154,14 +156,19 @@ class S3Fifo:
         """It was to go and stays: last in line."""
         self._main.push(slot)
 
-    def evict(self, tags: memoryview) -> int:
-        """The slot that is to go next, taken out of its queue; NONE: there is none. `tags`: u64 by slot."""
+    def evict(self, tags: memoryview, steps_end: int) -> int:
+        """The slot that is to go next, taken out of its queue; NONE: there is none. `tags`: u64 by slot.
+
+        Once `steps` has come to `steps_end`, the next one goes whether it was asked for or not: where all were, going
+        round takes three steps for every block there is.
+        """
         slots, small, main = self._slots, self._small, self._main
         while small.count or main.count:
             if small.count and (small.bytes * SMALL_SHARE >= self.bytes or not main.count):
                 slot = small.oldest
                 small.take(slot)
-                if slots.frequency[slot]:
+                if slots.frequency[slot] and self.steps < steps_end:
+                    self.steps += 1
                     slots.frequency[slot] = 0
                     main.push(slot)
                     continue
@@ -169,7 +176,8 @@ class S3Fifo:
             else:
                 slot = main.oldest
                 main.take(slot)
-                if slots.frequency[slot]:
+                if slots.frequency[slot] and self.steps < steps_end:
+                    self.steps += 1
                     slots.frequency[slot] -= 1
                     main.push(slot)
                     continue

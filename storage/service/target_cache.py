@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fireflyfs.common.cache_hash import hash_key
-from fireflyfs.storage.core.cache_index import CacheIndex, Indexes, Located, SpaceStats, Wanted
+from fireflyfs.storage.core.block_table import Indexes, Located, Wanted
+from fireflyfs.storage.core.cache_index import CacheIndex, SpaceStats
 from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, NamedBlock
 
 LOAD_PAGE = 2048  # chunks looked at in one visit to the engine

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fireflyfs.common.cache_hash import Keys, hash_key
-from fireflyfs.storage.core.cache_index import CacheIndex
+from fireflyfs.storage.core.cache_index import STEPS_MAX, CacheIndex
 from fireflyfs.storage.engine.interface import CacheName, ChunkKey, NamedBlock
 
 NOW_S = 1_700_000_000
@@ -122,10 +122,60 @@ def test_expired_blocks_are_not_there_and_go_first_of_all() -> None:
     assert len(index.expired(NOW_S + 4, 10)) == 2
     assert not index.expired(NOW_S + 4, 10)  # they are on their way
     index.keep(victims[0])
+    stats = index.stats(1)
+    assert (stats.expired, stats.evictions) == (4, 0)
     assert index.expired(NOW_S + 4, 10) == victims[:1]
     for victim in victims:
         index.drop(victim)
     assert len(index) == 7
+
+
+def test_all_blocks_are_looked_at_for_expired_ones_only_when_there_may_be_some() -> None:
+    """It is asked every second, on the event loop, and takes tens of milliseconds where there are millions."""
+    chance = random.Random(3)
+    index = CacheIndex()
+    for number in range(50):
+        index.store(*block_of(1, number))
+    assert index.expires_from_unix_s > 1 << 60
+    alive: dict[ChunkKey, int] = {}
+    now_s = NOW_S
+    for step in range(3000):
+        now_s += chance.choice((0, 0, 1))
+        block, check = block_of(1, 100 + step, expires_s=now_s + chance.randrange(1, 200))
+        index.store(block, check)
+        alive[block.key] = block.name.expires_unix_s
+        earliest = min(alive.values())
+        assert index.expires_from_unix_s <= earliest
+        victims = index.expired(now_s, 5)
+        assert len(victims) == min(5, sum(expires <= now_s for expires in alive.values()))
+        for victim in victims:
+            assert alive[victim] <= now_s
+            if chance.random() < 0.3:
+                index.keep(victim)
+            else:
+                index.drop(victim)
+                del alive[victim]
+        if len(victims) < 5 and alive and min(alive.values()) > now_s:
+            assert index.expires_from_unix_s > now_s  # nothing is looked at until then
+
+
+def test_to_choose_victims_takes_a_bounded_time_however_many_blocks_were_asked_for() -> None:
+    index = CacheIndex()
+    blocks = [block_of(1, number) for number in range(20_000)]
+    for block, check in blocks:
+        index.store(block, check)
+    for _ in range(3):
+        assert all(present(index, 1, list(range(20_000))))
+    steps = 0
+    while len(index):
+        victims = index.evict(1, 4096 * 256, 256)
+        assert len(victims) == 256 or len(victims) == len(index)
+        taken = index.eviction_steps(1) - steps
+        steps += taken
+        assert taken <= STEPS_MAX
+        for victim in victims:
+            index.drop(victim)
+    assert steps > 3 * STEPS_MAX  # they do go round, a part at a time
 
 
 def test_capacity_is_counted_in_bytes_and_damage_is_no_block() -> None:
