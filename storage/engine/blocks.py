@@ -15,6 +15,7 @@ import errno
 import mmap
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from fireflyfs.common.errors import Code, FfsError, error
@@ -288,6 +289,20 @@ class BlockStore:
             if nowait and exc.errno == errno.EOPNOTSUPP:
                 raise WouldBlock from None
             raise disk_error(exc, "reading a block") from exc
+
+    def read_cached(self, wanted: Sequence[tuple[tuple[int, int], list[memoryview]]], start: int) -> int:
+        """See `ChunkEngine.read_places`."""
+        at = start
+        fds, preadv = self._fds, os.preadv
+        try:
+            for at in range(start, len(wanted)):  # where it stops is the answer
+                (shift, block), parts = wanted[at]
+                want = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
+                if preadv(fds[shift, block % STRIPES], parts, block // STRIPES << shift, _NOWAIT) != want:
+                    return at
+        except (KeyError, OSError):
+            return at
+        return len(wanted)
 
     def read_from_disk(self, shift: int, block: int, length: int) -> memoryview | None:
         """The block's first `length` bytes past the page cache, where the file system can; None: the file ends before.

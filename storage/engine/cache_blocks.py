@@ -126,8 +126,8 @@ class BlocksByState:
     def observe(self, observer: BlockObserver) -> bool:
         return False
 
-    def read_place(self, place: tuple[int, int], into: list[memoryview]) -> bool:
-        return False
+    def read_places(self, wanted: Sequence[tuple[tuple[int, int], list[memoryview]]], start: int) -> int:
+        return start
 
     def reclaim(self) -> None:
         """Nothing is kept."""

@@ -153,7 +153,7 @@ class NamedBlock(NamedTuple):
     name: CacheName
     length: int
     crc32c: int
-    place: tuple[int, int]  # for `read_place`
+    place: tuple[int, int]  # for `read_places`
     damaged: bool = False
 
 
@@ -207,10 +207,12 @@ class ChunkEngine(Protocol):
         Raises CHUNK_NOT_FOUND (expired ones too), CHECKSUM, and WouldBlock.
         """
 
-    def read_place(self, place: tuple[int, int], into: list[memoryview]) -> bool:
-        """Fill the pieces with what a block's place holds *now*, unverified: who looked the place up a moment ago and
-        compares the checksum of all of it has the block, or knows that it has been replaced. False: that is not all
-        there. Raises WouldBlock instead of waiting for the disk, and DISK_FAILED.
+    def read_places(self, wanted: Sequence[tuple[tuple[int, int], list[memoryview]]], start: int) -> int:
+        """Fill the pieces with what blocks' places hold *now*, unverified: who looked a place up a moment ago and
+        compares the checksum of all of it has the block, or knows that it has been replaced.
+
+        One after the other, from `wanted[start]` on; which one it stopped at, because the disk must be waited for or
+        gives nothing: `read_block` says which. Raises nothing.
         """
 
     def blocks_of_cache(self, after: ChunkKey | None, limit: int) -> tuple[list[NamedBlock], ChunkKey | None]:

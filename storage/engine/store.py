@@ -241,8 +241,8 @@ class Engine:
     ) -> ReadResult:
         return self._cache.read(key, name, into, now_unix_s, nowait=nowait)
 
-    def read_place(self, place: tuple[int, int], into: list[memoryview]) -> bool:
-        return self._blocks.read(*place, 0, into, nowait=True)
+    def read_places(self, wanted: Sequence[tuple[tuple[int, int], list[memoryview]]], start: int) -> int:
+        return self._blocks.read_cached(wanted, start)
 
     def blocks_of_cache(self, after: ChunkKey | None, limit: int) -> tuple[list[NamedBlock], ChunkKey | None]:
         return self._cache.list(after, limit)

@@ -7,7 +7,8 @@ another key, or does not match its checksum is a miss; the last is mended, or re
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator, Sequence
+import struct
+from collections.abc import Awaitable, Sequence
 
 import crc32c as crc32c_module
 import numpy as np
@@ -26,12 +27,15 @@ from fireflyfs.common.limits import (
 )
 from fireflyfs.common.net.api import ServerRequest
 from fireflyfs.proto import storage_pb2
-from fireflyfs.proto.storage_wire import CACHE_BLOCK, CACHE_HEADER, CACHE_LOOKUP, UpdateKind
+from fireflyfs.proto.storage_wire import CACHE_BLOCK, CACHE_LOOKUP, UpdateKind
 from fireflyfs.storage.engine.interface import CacheName, ChunkEngine, ChunkKey, Extent
-from fireflyfs.storage.service.block_get import BlockGet, Members, refused
+from fireflyfs.storage.service.block_get import BlockGet, ChainAt, refused
 from fireflyfs.storage.service.reading import Reader
 from fireflyfs.storage.service.replica import LocalTarget, Replicas
 from fireflyfs.storage.service.wire import Item
+
+_HEADER = struct.Struct("<QII")  # CACHE_HEADER
+Members = list[int]  # rows of a look-up
 
 ABSENT, THERE, UNKNOWN = 0, 1, 2  # in the answer to STORAGE_CACHE_EXISTS
 
@@ -50,39 +54,38 @@ class BlockReader:
 
     def get(self, request: ServerRequest) -> Awaitable[None] | None:
         """Answers at once when everything is in memory; otherwise what is left runs as a task."""
-        inode, flags, table = decode_table(request.body, CACHE_BLOCK, READ_ITEMS_MAX)
+        inode, flags, table = decode(request.body, CACHE_BLOCK, READ_ITEMS_MAX)
         self._replicas.check_fence()
         get = BlockGet(request, inode, table, flags, self._now_unix_s())
-        for members, found in self._by_chain(table):
+        for chain, wanted in get.by_chain.items():
+            found = self._admit(chain)
             if isinstance(found, Code):
-                get.refuse(members, found)
+                get.refuse(wanted, found)
             else:
-                get.read(found, members)
+                get.read(found, wanted)
         return get.finish(self._replicas.check_fence)
 
-    def _by_chain(self, table: npt.NDArray[np.void]) -> Iterator[tuple[Members, LocalTarget | Code]]:
-        """The rows of each chain, with the target that answers for it here, or why none does."""
-        found: dict[tuple[int, int], Members] = {}
-        for row, chain in enumerate(zip(table["chain_id"].tolist(), table["chain_version"].tolist(), strict=True)):
-            members = found.get(chain)
-            if members is None:
-                members = found[chain] = []
-            members.append(row)
-        for (chain_id, chain_version), members in found.items():
-            try:
-                yield members, self._reader.admit(chain_id, chain_version)
-            except FfsError as exc:
-                yield members, exc.code
+    def _admit(self, chain: ChainAt) -> LocalTarget | Code:
+        """The target that answers for a chain here, or why none does."""
+        try:
+            return self._reader.admit(*chain)
+        except FfsError as exc:
+            return exc.code
 
     # STORAGE_CACHE_EXISTS
 
     def exists(self, request: ServerRequest) -> Awaitable[None] | None:
-        inode, _, table = decode_table(request.body, CACHE_LOOKUP, CACHE_LOOKUPS_MAX)
+        inode, _, body = decode(request.body, CACHE_LOOKUP, CACHE_LOOKUPS_MAX)
+        table: npt.NDArray[np.void] = np.frombuffer(body, CACHE_LOOKUP)
         self._replicas.check_fence()
         now_unix_s = self._now_unix_s()
         answer = np.full(len(table), UNKNOWN, np.uint8)
         slow: list[tuple[LocalTarget, Members]] = []
-        for members, local in self._by_chain(table):
+        by_chain: dict[ChainAt, Members] = {}
+        for row, chain in enumerate(zip(table["chain_id"].tolist(), table["chain_version"].tolist(), strict=True)):
+            by_chain.setdefault(chain, []).append(row)
+        for chain, members in by_chain.items():
+            local = self._admit(chain)
             if isinstance(local, Code):
                 continue
             if local.cache.ready:
@@ -199,17 +202,17 @@ def removal(engine: ChunkEngine, key: ChunkKey, name: bytes | None = None) -> It
     return Item(key, UpdateKind.REMOVE, 0, state.chunk_size, 0, seen=seen)
 
 
-def decode_table(body: memoryview, kind: np.dtype[np.void], rows_max: int) -> tuple[int, int, npt.NDArray[np.void]]:
-    """(inode, flags, rows) of a look-up. Raises PROTOCOL and TOO_LARGE."""
-    size = CACHE_HEADER.itemsize
+def decode(body: memoryview, kind: np.dtype[np.void], rows_max: int) -> tuple[int, int, memoryview]:
+    """(inode, flags, the table of `kind`) of a look-up. Raises PROTOCOL and TOO_LARGE."""
+    size = _HEADER.size
     if len(body) < size:
         raise error(Code.PROTOCOL, f"a look-up of {len(body)} bytes has no header")
-    inode, rows, flags = np.frombuffer(body, CACHE_HEADER, 1).tolist()[0]
+    inode, rows, flags = _HEADER.unpack_from(body)
     if rows > rows_max:
         raise error(Code.TOO_LARGE, f"{rows} blocks, at most {rows_max}")
     if len(body) != size + rows * kind.itemsize:
         raise error(Code.PROTOCOL, f"a look-up of {len(body)} bytes, its header says {rows} rows")
-    return inode, flags, np.frombuffer(body, kind, rows, size)
+    return inode, flags, body[size:]
 
 
 def _known(engine: ChunkEngine, inode: int, pairs: Sequence[tuple[int, int]], now_unix_s: int) -> list[bool]:

@@ -145,7 +145,9 @@ def test_observers_are_told_of_all_that_is_committed(engine: Engine, tmp_path: P
     block = told.blocks[KEY]
     assert (block.name, block.length, block.crc32c) == (NAME, 5000, crc32c(first))
     into = memoryview(bytearray(5000))
-    assert engine.read_place(block.place, [into])
+    gap = (block.place[0] + 1, 0)  # a size of which there is no block
+    assert engine.read_places([(block.place, [into]), (gap, [into]), (block.place, [into])], 0) == 1
+    assert engine.read_places([(block.place, [into])] * 3, 1) == 3
     assert bytes(into) == first
     assert engine.blocks_of_cache(None, 100) == ([block], None)
     # Rot that nobody can mend: it is lost, and is told so.

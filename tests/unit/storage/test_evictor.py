@@ -21,7 +21,7 @@ from fireflyfs.common.net.api import Address, Call
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto.storage_wire import CACHE_BLOCK, CACHE_HEADER, CACHE_RESULT, CacheFlag, UpdateKind
 from fireflyfs.storage.background.evict import CacheKeeper
-from fireflyfs.storage.engine.interface import CacheName, ChunkKey, Extent, NamedBlock, WouldBlock, Writer
+from fireflyfs.storage.engine.interface import CacheName, ChunkKey, Extent, NamedBlock, Writer
 from fireflyfs.storage.engine.store import create_target, open_engine
 from fireflyfs.storage.service import evictor as evictor_module
 from fireflyfs.storage.service.target_cache import TargetCache
@@ -233,19 +233,15 @@ def test_what_stood_in_a_buffer_before_does_not_leave_with_a_block_that_went(
         cluster, head, _ = await head_of()
         await put(cluster, KEYS[:3], 1)
         engine = head.target.engine
-        read_place = engine.read_place
+        read_places = engine.read_places
 
-        def not_in_memory(place: Any, into: Any) -> bool:
-            if not slow:
-                slow.append(place)
-                raise WouldBlock
-            return bool(read_place(place, into))
+        def first_not_in_memory(wanted: Any, start: int) -> int:
+            return int(read_places(wanted, start)) if start else 0
 
         def gone(key: Any, name: bytes, *args: Any, **kwargs: Any) -> Any:
             raise error(Code.CHUNK_NOT_FOUND, "removed meanwhile")
 
-        slow: list[Any] = []
-        monkeypatch.setattr(engine, "read_place", not_in_memory)
+        monkeypatch.setattr(engine, "read_places", first_not_in_memory)
         monkeypatch.setattr(engine, "read_block", gone)
         into = memoryview(bytearray(b"\xee" * (3 * SIZE)))
         call = Call(Method.STORAGE_CACHE_GET, packed_body(cluster, KEYS[:3], SIZE), (), [into])
@@ -267,9 +263,6 @@ def test_a_get_that_fails_waits_for_the_threads_that_fill_its_memory(
         engine = head.target.engine
         release, ended = threading.Event(), threading.Event()
 
-        def not_in_memory(place: Any, into: Any) -> bool:
-            raise WouldBlock
-
         def read_block(key: Any, name: bytes, into: Any, now_unix_s: int) -> Any:
             if name == KEYS[0]:
                 raise ValueError("something that nobody thought of")
@@ -277,7 +270,7 @@ def test_a_get_that_fails_waits_for_the_threads_that_fill_its_memory(
             ended.set()
             raise error(Code.CHUNK_NOT_FOUND, "gone")
 
-        monkeypatch.setattr(engine, "read_place", not_in_memory)
+        monkeypatch.setattr(engine, "read_places", lambda wanted, start: start)
         monkeypatch.setattr(engine, "read_block", read_block)
         request = SimpleNamespace(
             body=memoryview(packed_body(cluster, KEYS[:2], SIZE)),
