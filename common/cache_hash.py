@@ -28,13 +28,11 @@ _MASK = (1 << 64) - 1
 _CU, _DU, _EU = np.uint64(_C), np.uint64(_D), np.uint64(_E)
 _29, _32 = np.uint64(29), np.uint64(32)
 
-Hashes = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]
-
 
 class Keys:
     """A batch of keys in one array, and their hashes."""
 
-    __slots__ = ("check", "index", "length", "table")
+    __slots__ = ("_state", "index", "length", "table")
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         """Raises INVALID for a key out of bounds, or that is no bytes."""
@@ -48,7 +46,12 @@ class Keys:
             )
         self.length: npt.NDArray[np.uint64] = np.array(lengths, np.uint64)
         self.table: npt.NDArray[np.bytes_] = np.array(keys, "S64")  # padded with zeros
-        self.index, self.check = _hash(self.table, lengths, self.length)
+        self._state = _state_of(self.table, lengths, self.length)
+        self.index: npt.NDArray[np.uint64] = _mixed(self._state)
+
+    @property
+    def check(self) -> npt.NDArray[np.uint32]:
+        return (_mixed(self._state * _EU + self.length) >> _32).astype(np.uint32)
 
 
 def _as_bytes(key: object) -> bytes:
@@ -58,10 +61,12 @@ def _as_bytes(key: object) -> bytes:
     return bytes(key)
 
 
-def _hash(table: npt.NDArray[np.bytes_], lengths: list[int], size: npt.NDArray[np.uint64]) -> Hashes:
+def _state_of(
+    table: npt.NDArray[np.bytes_], lengths: list[int], size: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.uint64]:
     count = len(lengths)
     if not count:
-        return np.empty(0, np.uint64), np.empty(0, np.uint32)
+        return np.empty(0, np.uint64)
     words = table.view("<u8").reshape(count, CACHE_KEY_BYTES_MAX // 8)
     shortest, longest = -(-min(lengths) // 8), -(-max(lengths) // 8)
     state = size * _CU
@@ -69,7 +74,7 @@ def _hash(table: npt.NDArray[np.bytes_], lengths: list[int], size: npt.NDArray[n
         step = (state ^ words[:, number]) * _CU
         step ^= step >> _32
         state = step if number < shortest else np.where(size > np.uint64(8 * number), step, state)
-    return _mixed(state), (_mixed(state * _EU + size) >> _32).astype(np.uint32)
+    return state
 
 
 def _mixed(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -24,7 +24,7 @@ from fireflyfs.client.kvcache.api import MISS, Block, CacheStats, Namespace, Out
 from fireflyfs.client.kvcache.getting import GetBatch
 from fireflyfs.client.kvcache.namespaces import Namespaces
 from fireflyfs.client.kvcache.nodes import Nodes
-from fireflyfs.client.kvcache.placement import NodeRows, Placed, Placement, Rows
+from fireflyfs.client.kvcache.placement import Placed, Placement, Rows
 from fireflyfs.client.kvcache.prefetch import Prefetcher, PrefetchJob
 from fireflyfs.client.kvcache.putting import Putter
 from fireflyfs.client.kvcache.upkeep import Upkeep
@@ -66,7 +66,7 @@ class KVCache:
         self._own_filesystem = own_filesystem
         self._placement = Placement(file)
         self._clock = SystemClock()
-        self._nodes = Nodes(context.link, context.routing, self._clock, timeout_s)
+        self._nodes = Nodes(context.link, context.routing, self._placement, self._clock, timeout_s)
         # Its puts are those of a client of their own: they share no channels with the file system's writes.
         client_id, channels = new_client_id(), ChannelPool()
         self._putter = Putter(
@@ -156,7 +156,7 @@ class KVCache:
 
             unanswered: list[int] = []
             for rows in batch.waves():
-                unanswered += self._nodes.ask_all(self._placement, batch.chains, rows, batch.pack, land)
+                unanswered += self._nodes.ask_all(batch.positions, rows, batch.pack, land)
             unanswered += batch.give_up_tainted()
         lengths = batch.lengths
         stats.damaged = len(batch.damaged)
@@ -177,13 +177,14 @@ class KVCache:
     def _find(self, keys: Sequence[bytes]) -> npt.NDArray[np.bool_]:
         self._check(len(keys), len(keys))
         hashed = Keys(keys)
-        chains = self._placement.chains_of(hashed)
+        positions = self._placement.positions_of(hashed)
+        table = self._placement.lookup_table(hashed, positions)
         found = np.zeros(len(keys), np.bool_)
 
-        def pack(placed: Placed, node: NodeRows) -> Iterator[tuple[Rows, Call, None]]:
-            for start in range(0, len(node.rows), CACHE_LOOKUPS_MAX):
-                rows = node.rows[start : start + CACHE_LOOKUPS_MAX]
-                yield rows, Call(Method.STORAGE_CACHE_EXISTS, self._placement.lookup_body(hashed, placed, rows)), None
+        def pack(placed: Placed, mine: Rows) -> Iterator[tuple[Rows, Call, None]]:
+            for start in range(0, len(mine), CACHE_LOOKUPS_MAX):
+                rows = mine[start : start + CACHE_LOOKUPS_MAX]
+                yield rows, Call(Method.STORAGE_CACHE_EXISTS, self._placement.body(table, placed, rows)), None
 
         def land(rows: Rows, reply: Reply, _: None) -> list[int]:
             if len(reply.body) != len(rows):
@@ -194,7 +195,7 @@ class KVCache:
 
         unanswered: list[int] = []
         if len(keys):
-            unanswered = self._nodes.ask_all(self._placement, chains, np.arange(len(keys)), pack, land)
+            unanswered = self._nodes.ask_all(positions, np.arange(len(keys)), pack, land)
         self._count(CacheStats(looked_up=len(keys), found=int(found.sum()), away=len(unanswered)))
         return found
 

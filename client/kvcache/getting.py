@@ -7,18 +7,19 @@ it is asked for again with VERIFY, so that the server looks at what it has.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 from crc32c import crc32c
 
 from fireflyfs.client.kvcache.api import MISS, CacheStats, Out
 from fireflyfs.client.kvcache.memory import pieces_of
 from fireflyfs.client.kvcache.nodes import MOVED
-from fireflyfs.client.kvcache.placement import NodeRows, Placed, Placement, Rows
+from fireflyfs.client.kvcache.placement import Placed, Placement, Rows
 from fireflyfs.client.scratch import Scratch
 from fireflyfs.client.storage_codec import length_of, part_of, view_of
 from fireflyfs.common.cache_hash import Keys
@@ -26,7 +27,7 @@ from fireflyfs.common.errors import Code
 from fireflyfs.common.limits import FRAME_SEGMENTS_MAX, KiB, MiB
 from fireflyfs.common.net.api import Call, Piece, Reply, Slice
 from fireflyfs.common.net.methods import Method
-from fireflyfs.proto.storage_wire import CACHE_RESULT, CacheFlag
+from fireflyfs.proto.storage_wire import CacheFlag
 
 WAVE_BYTES_MAX = 16 * MiB  # of a batch, under way at once: they may stand once more in memory shared with servers
 REQUEST_ROWS_MAX = 1024
@@ -34,6 +35,8 @@ REQUEST_BYTES_MAX = 8 * MiB  # of one request, except for a single larger block
 PACKED_REQUEST_BYTES_MAX = 4 * MiB
 PACKED_BLOCK_BYTES_MAX = 96 * KiB
 DIRECT_BLOCK_BYTES_MIN = 32 * KiB
+_RESULT = struct.Struct("<IIII")  # CACHE_RESULT, whose rows numpy takes longer to take apart
+_VERIFY, _PACKED = int(CacheFlag.VERIFY), int(CacheFlag.PACKED)
 _MISSING = int(Code.CHUNK_NOT_FOUND)
 _TOO_LARGE = int(Code.TOO_LARGE)
 
@@ -47,21 +50,24 @@ class GetBatch:
         self._placement = placement
         self._scratch = scratch
         self._stack = ExitStack()
-        self.chains = placement.chains_of(self._keys)
+        self.positions = placement.positions_of(self._keys)
         self.lengths = [MISS] * len(keys)
         self.damaged: set[int] = set()
         self._doubtful: set[int] = set()  # did not match on the way: to be asked for with VERIFY
-        landing = [pieces_of(each, writable=True) for each in out]
-        self._pieces: list[Sequence[Piece]] = [pieces for pieces, _ in landing]
-        self._room = [nbytes for _, nbytes in landing]
+        self._pieces: list[Sequence[Piece]] = []
+        self._room: list[int] = []
+        for each in out:
+            pieces, nbytes = pieces_of(each, writable=True)
+            self._pieces.append(pieces)
+            self._room.append(nbytes)
         largest = max(self._room, default=0)
+        slices = Slice in set(map(type, chain.from_iterable(self._pieces)))
         # Servers reach slices of shared memory directly, which only pays for blocks that are long enough.
-        direct = largest >= DIRECT_BLOCK_BYTES_MIN and _has_slices(self._pieces)
-        self._packed = largest <= PACKED_BLOCK_BYTES_MAX and not direct
-        if self._packed:
+        self._packed = largest <= PACKED_BLOCK_BYTES_MAX and not (slices and largest >= DIRECT_BLOCK_BYTES_MIN)
+        if self._packed and slices:
             self._pieces = [[view_of(piece) for piece in pieces] for pieces in self._pieces]
-        self._named = self._room if self._packed else [len(pieces) for pieces in self._pieces]
-        self._name_array = np.array(self._named, np.uint32)
+        named = self._room if self._packed else [len(pieces) for pieces in self._pieces]
+        self._table = placement.get_table(self._keys, self.positions, named)
 
     def __enter__(self) -> Self:
         return self
@@ -72,7 +78,7 @@ class GetBatch:
     def waves(self) -> Iterator[Rows]:
         """The batch in parts that may be under way at once."""
         start = nbytes = 0
-        for end, size in enumerate(self._room):
+        for end, size in enumerate(self._room) if sum(self._room) > WAVE_BYTES_MAX else ():
             if end > start and nbytes + size > WAVE_BYTES_MAX:
                 yield np.arange(start, end)
                 self._stack.close()
@@ -81,27 +87,30 @@ class GetBatch:
         if self._room:
             yield np.arange(start, len(self._room))
 
-    def pack(self, placed: Placed, node: NodeRows) -> Iterator[tuple[Rows, Call, Any]]:
+    def pack(self, placed: Placed, mine: Rows) -> Iterator[tuple[Rows, Call, Any]]:
         """Requests to one worker: their rows, and the memory that they land in when they are packed."""
-        for rows in self._requests(node.rows):
+        for rows in self._requests(mine):
             numbers: list[int] = rows.tolist()
-            flags = CacheFlag.VERIFY if self._doubtful and not self._doubtful.isdisjoint(numbers) else CacheFlag(0)
+            flags = _VERIFY if self._doubtful and not self._doubtful.isdisjoint(numbers) else 0
             into: Sequence[Piece]
             if self._packed:
-                flags |= CacheFlag.PACKED
+                flags |= _PACKED
                 total = sum([self._room[row] for row in numbers])
                 memory = part_of(self._stack.enter_context(self._scratch.take(total)), 0, total)
                 into = (memory,)
             else:
                 memory = None
                 into = [piece for row in numbers for piece in self._pieces[row]]
-            body = self._placement.get_body(self._keys, placed, rows, self._name_array, flags)
+            body = self._placement.body(self._table, placed, rows, flags)
             yield rows, Call(Method.STORAGE_CACHE_GET, body, (), into), memory
 
     def _requests(self, rows: Rows) -> Iterator[Rows]:
         bytes_max = PACKED_REQUEST_BYTES_MAX if self._packed else REQUEST_BYTES_MAX
         start = nbytes = pieces = 0
-        numbers = rows.tolist()
+        numbers: list[int] = rows.tolist()
+        if self._packed and len(numbers) <= REQUEST_ROWS_MAX and sum([self._room[row] for row in numbers]) <= bytes_max:
+            yield rows
+            return
         for end, row in enumerate(numbers):
             size, count = self._room[row], 0 if self._packed else len(self._pieces[row])
             full = nbytes + size > bytes_max or pieces + count > FRAME_SEGMENTS_MAX or end - start >= REQUEST_ROWS_MAX
@@ -115,13 +124,12 @@ class GetBatch:
 
     def land(self, rows: Rows, reply: Reply, memory: Any, stats: CacheStats) -> list[int]:
         """Verify what came; rows to ask another replica for."""
-        if len(reply.body) != len(rows) * CACHE_RESULT.itemsize:
+        if len(reply.body) != len(rows) * _RESULT.size:
             return list(rows.tolist())
-        answers: npt.NDArray[np.void] = np.frombuffer(reply.body, CACHE_RESULT)
         whole = view_of(memory) if memory is not None else None
         again: list[int] = []
         lengths, all_room, all_pieces = self.lengths, self._room, self._pieces
-        for row, (status, length, expected, offset) in zip(rows.tolist(), answers.tolist(), strict=True):
+        for row, (status, length, expected, offset) in zip(rows.tolist(), _RESULT.iter_unpack(reply.body), strict=True):
             if status == 0 and 0 < length <= all_room[row]:
                 pieces = all_pieces[row]
                 if whole is None:
@@ -165,11 +173,6 @@ class GetBatch:
 
 def _tainted(pieces: Sequence[Piece]) -> bool:
     return any(isinstance(piece, Slice) and getattr(piece.memory, "tainted", False) for piece in pieces)
-
-
-def _has_slices(pieces: Sequence[Sequence[Piece]]) -> bool:
-    """Whether some memory is reached by servers directly."""
-    return any(isinstance(piece, Slice) for each in pieces for piece in each)
 
 
 def _crc(pieces: Sequence[Piece], length: int) -> int:

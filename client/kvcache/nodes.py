@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from fireflyfs.client.kvcache.placement import Chains, NodeRows, Placed, Placement, Rows
+from fireflyfs.client.kvcache.placement import Choose, Placed, Placement, Plan, Rows, place
 from fireflyfs.client.routing import Chain, Routing
 from fireflyfs.client.routing_view import RoutingView
 from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.net.api import Address, BlockingLink, Call, Reply
 
-Pack = Callable[[Placed, NodeRows], Iterable[tuple[Rows, Call, Any]]]  # the last is for `Land`
+Pack = Callable[[Placed, Rows], Iterable[tuple[Rows, Call, Any]]]  # the last is for `Land`
 Land = Callable[[Rows, Reply, Any], list[int]]
 
 AWAY_S = 1.0  # a worker that did not answer is not asked again for so long: what it has is a miss
@@ -31,13 +31,18 @@ MOVED = frozenset(map(int, _MOVED))
 class Nodes:
     """The workers that serve a namespace's chains. Safe to use from several threads."""
 
-    def __init__(self, link: BlockingLink, routing: RoutingView, clock: Clock, timeout_s: float) -> None:
+    def __init__(
+        self, link: BlockingLink, routing: RoutingView, placement: Placement, clock: Clock, timeout_s: float
+    ) -> None:
         self._link = link
+        self._placement = placement
         self._routing = routing
         self._clock = clock
         self._timeout_s = timeout_s
         self._away_until_s: dict[Address, float] = {}
         self._lock = threading.Lock()
+        self._news = 0  # how often somebody did not answer
+        self._plan: tuple[Routing, int, float, Plan] | None = None  # what it was made of, and until when it holds
 
     def routing(self) -> Routing:
         return self._routing.current()
@@ -54,6 +59,7 @@ class Nodes:
             if len(self._away_until_s) >= AWAY_MAX:
                 self._away_until_s.clear()
             self._away_until_s[address] = self._clock.monotonic_s() + AWAY_S
+            self._news += 1
 
     def head_of(self, routing: Routing, chain_id: int) -> tuple[Chain, Address] | None:
         """Where an update of the chain goes; None while nobody takes it."""
@@ -63,17 +69,18 @@ class Nodes:
         address = routing.addresses.get(chain.serving[0])
         return (chain, address) if address is not None and not self.is_away(address) else None
 
-    def ask_all(self, placement: Placement, chains: Chains, rows: Rows, pack: Pack, land: Land) -> list[int]:
-        """Ask for `rows`, each of a replica of its chain; those that nobody answered for.
+    def ask_all(self, positions: Rows, rows: Rows, pack: Pack, land: Land) -> list[int]:
+        """Ask for `rows` of a batch, each of a replica of its chain; those that nobody answered for.
 
-        `pack` makes the calls to one worker; `land` takes an answer and returns the rows to ask another replica for.
+        `positions`: of the chain of each row of the batch. `pack` makes the calls to one worker; `land` takes an answer
+        and returns the rows to ask another replica for.
         """
         routing = self._routing.current()
         failed: set[int] = set()  # targets that did not answer for all that they were asked for
         for attempt in range(ATTEMPTS):
-            placed = placement.place(routing, chains, rows, self._chooser(routing, failed))
+            placed = place(self._plan_of(routing, failed), positions, rows)
             left = list(placed.homeless)
-            calls = [(node, *each) for node in placed.nodes for each in pack(placed, node)]
+            calls = [(node, *each) for node, mine in placed.nodes for each in pack(placed, mine)]
             for _, _, call, _ in calls:
                 call.deadline_s = self._timeout_s
             answers = self.call_many([(node.address, call) for node, _, call, _ in calls])
@@ -88,7 +95,24 @@ class Nodes:
             routing = self.newer_routing(routing)
         return []
 
-    def _chooser(self, routing: Routing, failed: set[int]) -> Callable[[Chain], tuple[int, Address] | None]:
+    def _plan_of(self, routing: Routing, failed: set[int]) -> Plan:
+        """Whom to ask: as last time, unless there is newer routing, somebody is away, or is back."""
+        news = self._news
+        if not failed and self._plan is not None:
+            of_routing, of_news, until_s, plan = self._plan
+            if of_routing is routing and of_news == news and self._clock.monotonic_s() < until_s:
+                return plan
+        returns_s = float("inf")
+        if self._away_until_s:
+            now_s = self._clock.monotonic_s()
+            with self._lock:
+                returns_s = min((end_s for end_s in self._away_until_s.values() if end_s > now_s), default=returns_s)
+        plan = self._placement.plan(routing, self._chooser(routing, failed))
+        if not failed:
+            self._plan = (routing, news, returns_s, plan)
+        return plan
+
+    def _chooser(self, routing: Routing, failed: set[int]) -> Choose:
         """The head while it answers: it evicts, so it should know what is used. Hashing spreads keys over the heads."""
 
         def choose(chain: Chain) -> tuple[int, Address] | None:

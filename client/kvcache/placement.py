@@ -1,9 +1,13 @@
-"""Which node is asked for which keys, and the bodies that it is asked with. Pure: no link, no waiting."""
+"""Which node is asked for which keys, and the tables that it is asked with. Pure: no link, no waiting.
+
+Which replica of each chain is asked, and where, is a `Plan`: made when there is news, used for many batches. A batch is
+then divided by node in a few operations, however many chains there are.
+"""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,25 +22,33 @@ from fireflyfs.proto.storage_wire import CACHE_BLOCK, CACHE_LOOKUP
 
 Rows = npt.NDArray[np.intp]
 Chains = npt.NDArray[np.uint32]
+Table = npt.NDArray[np.void]
+Choose = Callable[[Chain], tuple[int, Address] | None]
 _HEADER = struct.Struct("<QII")  # CACHE_HEADER
 
 
 @dataclass(slots=True)
-class NodeRows:
-    """Rows of a batch that one worker is asked for."""
+class Node:
+    """A worker, and the targets of it that are asked about chains of the namespace."""
 
     address: Address
-    rows: Rows
     targets: set[int]
+
+
+class Plan(NamedTuple):
+    """Who is asked, by position in the list of the namespace's chains."""
+
+    nodes: list[Node]
+    node_of: Rows  # number in `nodes`; -1: nobody can be asked now
+    versions: Chains  # of the chains
 
 
 class Placed(NamedTuple):
     """A batch by worker."""
 
-    nodes: list[NodeRows]
+    nodes: list[tuple[Node, Rows]]
     homeless: list[int]  # rows whose chain nobody can be asked about now
-    chains: Chains  # of each row of the batch
-    versions: Chains  # of the chains of the rows that are placed
+    versions: Chains  # of the chain of each row of the batch
 
 
 class Placement:
@@ -44,61 +56,67 @@ class Placement:
 
     def __init__(self, file: FileLayout) -> None:
         self.file = file
-        self._chains = file.chain_array
         self._count = np.uint64(len(file.chains))
 
-    def chains_of(self, keys: Keys) -> Chains:
-        """The chain of each key: where a file with this layout has the chunk of that index."""
-        return self._chains[(keys.index % self._count).astype(np.intp)]
+    def positions_of(self, keys: Keys) -> Rows:
+        """Where each key's chain stands in the list: as a file with this layout has the chunk of that index."""
+        return (keys.index % self._count).astype(np.intp)
 
-    def place(
-        self, routing: Routing, chains: Chains, rows: Rows, choose: Callable[[Chain], tuple[int, Address] | None]
-    ) -> Placed:
-        """`rows` by worker. `choose`: a replica of the chain and where its worker listens, None where there is none."""
-        mine = chains[rows] if len(rows) < len(chains) else chains
-        versions = np.zeros(len(chains), np.uint32)
-        nodes: dict[Address, NodeRows] = {}
-        parts: dict[Address, list[Rows]] = {}
-        homeless: list[int] = []
-        for chain_id in set(mine.tolist()):
-            members = rows[mine == chain_id]
+    def chains_of(self, keys: Keys) -> Chains:
+        return self.file.chain_array[self.positions_of(keys)]
+
+    def plan(self, routing: Routing, choose: Choose) -> Plan:
+        """`choose`: a replica of the chain and where its worker listens, None where there is none."""
+        nodes: list[Node] = []
+        numbers: dict[Address, int] = {}
+        asked: dict[int, tuple[int, int]] = {}  # chain to (number of its node, version)
+        for chain_id in self.file.chain_set:
             chain = routing.chains.get(chain_id)
             chosen = choose(chain) if chain is not None else None
             if chain is None or chosen is None:
-                homeless += members.tolist()
+                asked[chain_id] = (-1, 0)
                 continue
             target, address = chosen
-            versions[members] = chain.version
-            node = nodes.get(address)
-            if node is None:
-                node = nodes[address] = NodeRows(address, members, set())
-                parts[address] = []
-            node.targets.add(target)
-            parts[address].append(members)
-        for address, node in nodes.items():
-            if len(parts[address]) > 1:
-                node.rows = np.concatenate(parts[address])
-        return Placed(list(nodes.values()), homeless, chains, versions)
+            number = numbers.setdefault(address, len(nodes))
+            if number == len(nodes):
+                nodes.append(Node(address, set()))
+            nodes[number].targets.add(target)
+            asked[chain_id] = (number, chain.version)
+        found = [asked[chain_id] for chain_id in self.file.chains]
+        versions = [version for _, version in found]
+        return Plan(nodes, np.array([node for node, _ in found], np.intp), np.array(versions, np.uint32))
 
-    def lookup_body(self, keys: Keys, placed: Placed, rows: Rows) -> bytes:
-        """The body of STORAGE_CACHE_EXISTS."""
-        table = np.zeros(len(rows), CACHE_LOOKUP)
-        table["index"] = keys.index[rows]
-        table["chain_id"] = placed.chains[rows]
-        table["chain_version"] = placed.versions[rows]
-        table["check"] = keys.check[rows]
-        return self._header(len(rows), 0) + table.tobytes()
+    def lookup_table(self, keys: Keys, positions: Rows) -> Table:
+        """CACHE_LOOKUP of each key, without chain versions."""
+        table = np.zeros(len(positions), CACHE_LOOKUP)
+        table["index"] = keys.index
+        table["chain_id"] = self.file.chain_array[positions]
+        table["check"] = keys.check
+        return table
 
-    def get_body(self, keys: Keys, placed: Placed, rows: Rows, pieces: npt.NDArray[np.uint32], flags: int) -> bytes:
-        """The body of STORAGE_CACHE_GET. `pieces`: of each row of the batch, as the flags say."""
-        table = np.zeros(len(rows), CACHE_BLOCK)
-        table["index"] = keys.index[rows]
-        table["chain_id"] = placed.chains[rows]
-        table["chain_version"] = placed.versions[rows]
-        table["pieces"] = pieces[rows]
-        table["key_length"] = keys.length[rows]
-        table["key"] = keys.table[rows].view("V64")
-        return self._header(len(rows), flags) + table.tobytes()
+    def get_table(self, keys: Keys, positions: Rows, pieces: Sequence[int]) -> Table:
+        """CACHE_BLOCK of each key, without chain versions."""
+        table = np.zeros(len(positions), CACHE_BLOCK)
+        table["index"] = keys.index
+        table["chain_id"] = self.file.chain_array[positions]
+        table["pieces"] = pieces
+        table["key_length"] = keys.length
+        table["key"] = keys.table.view("V64")
+        return table
 
-    def _header(self, rows: int, flags: int) -> bytes:
-        return _HEADER.pack(self.file.inode, rows, flags)
+    def body(self, table: Table, placed: Placed, rows: Rows, flags: int = 0) -> bytes:
+        """Of a request for these rows of the batch's table."""
+        table["chain_version"] = placed.versions
+        return _HEADER.pack(self.file.inode, len(rows), flags) + table[rows].tobytes()
+
+
+def place(plan: Plan, positions: Rows, rows: Rows) -> Placed:
+    """`rows` of a batch by worker."""
+    node_of = plan.node_of[positions[rows]]
+    order = np.argsort(node_of, kind="stable")
+    by_node, node_of = rows[order], node_of[order]
+    ends = np.searchsorted(node_of, np.arange(-1, len(plan.nodes)), side="right").tolist()
+    nodes = [
+        (node, by_node[begin:end]) for node, begin, end in zip(plan.nodes, ends, ends[1:], strict=False) if end > begin
+    ]
+    return Placed(nodes, by_node[: ends[0]].tolist(), plan.versions[positions])
