@@ -126,6 +126,13 @@ def show(settings: Settings, name: str) -> None:
         output.show_record(settings, _row(opened))
 
 
+def _empty(opened: KVCache, question: str, yes: bool) -> None:
+    """Remove every block, when whoever asks is sure of it."""
+    if not yes:
+        click.confirm(question, abort=True, err=True)
+    opened.clear()
+
+
 @cache.command()
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -133,9 +140,7 @@ def show(settings: Settings, name: str) -> None:
 def clear(settings: Settings, name: str, yes: bool) -> None:
     """Remove every block of a namespace."""
     with connect.filesystem(settings) as fs, _opened(fs, name) as opened:
-        if not yes:
-            click.confirm(f"Remove every block of {name}?", abort=True, err=True)
-        opened.clear()
+        _empty(opened, f"Remove every block of {name}?", yes)
     output.done(settings, f"namespace {name} is empty", name=name)
 
 
@@ -146,8 +151,6 @@ def clear(settings: Settings, name: str, yes: bool) -> None:
 def remove(settings: Settings, name: str, yes: bool) -> None:
     """Remove a namespace with its blocks."""
     with connect.filesystem(settings) as fs, _opened(fs, name) as opened:
-        if not yes:
-            click.confirm(f"Remove {name} and every block of it?", abort=True, err=True)
-        opened.clear()
+        _empty(opened, f"Remove {name} and every block of it?", yes)
         Namespaces(fs).remove(name)
     output.done(settings, f"namespace {name} is removed", name=name)

@@ -19,7 +19,9 @@ def pieces_of(block: Any, *, writable: bool) -> tuple[list[Piece], int]:
 
     Raises INVALID for what is not contiguous, not memory at all, not writable where it must be, or in too many parts.
     """
-    if not isinstance(block, (list, tuple, Slice)):
+    if isinstance(block, Slice):
+        return ([block] if block.length else []), block.length
+    if not isinstance(block, (list, tuple)):
         try:
             view = memoryview(block)  # the usual case by the shortest way
         except (TypeError, ValueError, BufferError):

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
-import random
 import secrets
-import select
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,13 +17,10 @@ from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.client.kvcache import MISS, AsyncKVCache, KVCache, Namespaces
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.deploy.local import LocalCluster
+from kvload.processes import BLOCK, PATIENCE_S, PATIENT, KiB, MiB, Worker, block_of, buffers, keys_of
 
 pytestmark = pytest.mark.e2e
 
-KiB, MiB = 1 << 10, 1 << 20
-BLOCK = 64 * KiB
-PATIENCE_S = 30.0
-PATIENT: dict[str, Any] = {"timeout_s": 10.0, "put_timeout_s": 20.0}  # where a busy machine must not make misses
 Bed = tuple[LocalCluster, FileSystem]
 
 
@@ -48,19 +38,6 @@ def cache(bed: Bed) -> Iterator[KVCache]:
         yield opened
         opened.clear()
     Namespaces(bed[1]).remove(name)
-
-
-def keys_of(count: int, seed: int = 0) -> list[bytes]:
-    return [hashlib.sha256(f"{seed}-{number}".encode()).digest() for number in range(count)]
-
-
-def block_of(key: bytes, size: int = BLOCK) -> bytes:
-    """What every writer puts under a key."""
-    return random.Random(key).randbytes(size)
-
-
-def buffers(count: int, size: int = BLOCK) -> list[bytearray]:
-    return [bytearray(size) for _ in range(count)]
 
 
 def until(what: str, ready: Callable[[], bool]) -> None:
@@ -302,52 +279,6 @@ def test_a_check_finds_nothing_wrong_and_a_removed_namespace_leaves_nothing(
 # What fails
 
 
-class Worker:
-    """This file as a process of its own: `role` and what it needs as JSON, its answers as lines."""
-
-    def __init__(self, cluster: LocalCluster, role: str, *arguments: object) -> None:
-        command = [sys.executable, "-P", __file__, role, json.dumps([cluster.mgmtd_addresses(), *arguments])]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, f"it ended with {self._process.wait()}"
-        return json.loads(line)
-
-    def end(self) -> Any:
-        """Its answer once it is told to stop; it is gone then."""
-        answer = json.loads(self._process.communicate("stop\n", timeout=PATIENCE_S)[0])
-        assert self._process.returncode == 0
-        return answer
-
-
-def _told_to_stop() -> bool:
-    return bool(select.select([sys.stdin], [], [], 0)[0])
-
-
-def _load(addresses: Sequence[str], name: str, seed: int) -> tuple[int, int]:
-    """Puts and gets until it is told to stop; (gets, hits)."""
-    chance = random.Random(seed)
-    gets = hits = 0
-    with KVCache.open(addresses, name, block_size=BLOCK) as cache:
-        print('"ready"', flush=True)
-        while not _told_to_stop():
-            keys = [b"key-%06d" % chance.randrange(400) for _ in range(16)]
-            if chance.random() < 0.4:
-                cache.put_batch(keys, [block_of(key, chance.choice((BLOCK, 9000))) for key in keys])
-                continue
-            out = buffers(16)
-            began_s = time.monotonic()
-            for key, length, data in zip(keys, cache.get_batch(keys, out), out, strict=True):
-                gets += 1
-                if length != MISS:
-                    hits += 1
-                    assert bytes(data[:length]) == block_of(key, length), key
-            assert time.monotonic() - began_s < 5
-    return gets, hits
-
-
 def test_killed_storage_processes_make_misses_and_never_a_wrong_block(cluster_factory: Callable[..., Any]) -> None:
     cluster: LocalCluster = cluster_factory(replicas=1)
     with FileSystem.connect(cluster.mgmtd_addresses()) as fs, KVCache.open(fs, "load", block_size=BLOCK) as cache:
@@ -401,96 +332,5 @@ def test_a_node_that_hangs_is_a_miss_within_the_time(bed: Bed, cache: KVCache) -
             bed[0].wait_serving()
 
 
-# A trace
-
-
-def _trace(seed: int, requests: int) -> list[list[int]]:
-    """Requests as lists of block ids, in the shape of a chat service's: a few system prompts that many share, then
-    turns of conversations that go on from what was said before."""
-    chance = random.Random(seed)
-    prompts = [[1000 * n + part for part in range(chance.randrange(2, 8))] for n in range(1, 6)]
-    chats: list[list[int]] = []
-    fresh = 1_000_000 * (seed + 1)
-    trace = []
-    for _ in range(requests):
-        if chats and chance.random() < 0.6:
-            blocks = chats[-1 - min(int(chance.expovariate(0.2)), len(chats) - 1)]
-        else:
-            blocks = list(chance.choice(prompts))
-            chats.append(blocks)
-        for _ in range(chance.randrange(1, 6)):
-            fresh += 1
-            blocks.append(fresh)
-        del blocks[60:]
-        trace.append(list(blocks))
-    return trace
-
-
-def _replay(addresses: Sequence[str], name: str, seed: int) -> tuple[int, int, int]:
-    hits = wanted = 0
-    seen: set[int] = set()
-    expected = 0
-    with KVCache.open(addresses, name, block_size=BLOCK, **PATIENT) as cache:
-        for request in _trace(seed, 120):
-            keys = [hashlib.sha256(b"%d" % block).digest() for block in request]
-            have = cache.match_prefix(keys)
-            out = buffers(have, 8 * KiB)
-            assert cache.get_batch(keys[:have], out) == [8 * KiB] * have
-            for key, data in zip(keys, out, strict=False):
-                assert bytes(data) == block_of(key, 8 * KiB)
-            assert all(cache.put_batch(keys[have:], [block_of(key, 8 * KiB) for key in keys[have:]]))
-            wanted += len(keys)
-            hits += have
-            expected += sum(block in seen for block in request)
-            seen.update(request)
-    return wanted, hits, expected
-
-
-def test_a_trace_replayed_by_several_processes(cluster: LocalCluster, bed: Bed) -> None:
-    workers = [Worker(cluster, "replay", "t-trace", seed) for seed in range(3)]
-    for worker in workers:
-        wanted, hits, expected = worker.end()
-        # Nothing was evicted: at least what this process itself put before, and prompts that others put first.
-        assert wanted > hits >= expected > wanted // 3
-    namespace, file = Namespaces(bed[1]).get("t-trace")
-    with KVCache(bed[1], namespace, file) as cache:
-        stats = cache.stats().servers
-        assert stats["evictions"] == stats["damaged"] == 0
-        assert stats["blocks"] == len(
-            {block for seed in range(3) for request in _trace(seed, 120) for block in request}
-        )
-    Namespaces(bed[1]).remove("t-trace")
-
-
 def test_a_client_takes_little_memory(cluster: LocalCluster) -> None:
     assert Worker(cluster, "memory").end() < 100 * MiB
-
-
-def _resident_bytes() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * KiB
-    raise AssertionError("no memory figures")
-
-
-def _memory(addresses: Sequence[str]) -> int:
-    """What the process grows by, its own buffers apart: they are made, and touched, before."""
-    keys = keys_of(64, seed=7)
-    blocks = [np.full(MiB, number, np.uint8) for number in range(64)]
-    out = [np.zeros(MiB, np.uint8) for _ in range(64)]
-    for each in out:
-        each[:] = 1
-    before = _resident_bytes()
-    with KVCache.open(addresses, "t-memory", block_size=MiB, **PATIENT) as cache:
-        assert all(cache.put_batch(keys, blocks))
-        for _ in range(3):
-            assert cache.get_batch(keys, out) == [MiB] * 64
-        grown = _resident_bytes() - before
-        cache.clear()
-        Namespaces(cache.filesystem).remove("t-memory")
-    return grown
-
-
-if __name__ == "__main__":
-    roles: dict[str, Callable[..., Any]] = {"load": _load, "replay": _replay, "memory": _memory}
-    print(json.dumps(roles[sys.argv[1]](*json.loads(sys.argv[2]))), flush=True)

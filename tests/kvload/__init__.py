@@ -1,0 +1,1 @@
+"""The KV cache under load: shared by tests on whole clusters."""
