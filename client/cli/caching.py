@@ -12,6 +12,7 @@ from fireflyfs.client.cli import connect, output
 from fireflyfs.client.cli.settings import Settings, pass_settings
 from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.client.kvcache import KVCache, Namespace, Namespaces
+from fireflyfs.common.errors import Code, FfsError
 
 _COLUMNS = [
     ("name", "name"),
@@ -86,8 +87,15 @@ def list_caches(settings: Settings) -> None:
     rows = []
     with connect.filesystem(settings) as fs:
         for name in Namespaces(fs).names():
-            with _opened(fs, name) as opened:
-                rows.append(_row(opened))
+            try:
+                with _opened(fs, name) as opened:
+                    rows.append(_row(opened))
+            except FfsError as exc:
+                if exc.code is Code.NO_ENTRY:
+                    continue  # removed since it was listed
+                if exc.code not in (Code.INVALID, Code.ACCESS_DENIED):
+                    raise
+                click.echo(f"ffs: {name}: {exc.message}", err=True)  # whoever put it there, the others are shown
     output.show_rows(settings, rows, _COLUMNS, empty="there is no namespace: `ffs cache create` makes one")
 
 

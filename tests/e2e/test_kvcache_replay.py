@@ -50,7 +50,7 @@ def test_replays_go_on_while_storage_dies_and_hangs(cluster_factory: Callable[..
         stored: set[bytes] = set()
         for worker in workers:
             wanted, hits, refused, keys = worker.end()
-            # No share of hits is asked for: while a node is away its keys are misses at once, so requests go round fast.
+            # No share of hits is asked for: while a node is away its keys are misses at once, and requests go faster.
             assert wanted - refused >= hits > 200
             stored.update(map(bytes.fromhex, keys))
         opened.close()

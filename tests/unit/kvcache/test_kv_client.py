@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import threading
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -14,10 +15,13 @@ import pytest
 from crc32c import crc32c
 
 from fireflyfs.client.kvcache import MISS, AsyncKVCache, KVCache, Namespace
+from fireflyfs.client.kvcache.nodes import AWAY_S, Nodes
+from fireflyfs.client.kvcache.placement import Placed, Placement, Rows, place
 from fireflyfs.client.routing import SERVING, Chain, Routing
 from fireflyfs.client.scratch import Scratch
 from fireflyfs.client.striping import FileLayout
-from fireflyfs.common.clock import SystemClock
+from fireflyfs.common.cache_hash import Keys
+from fireflyfs.common.clock import ManualClock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.ids import InodeId
 from fireflyfs.common.net.api import Address, Call, Reply, Slice
@@ -189,6 +193,100 @@ def test_a_child_process_does_not_use_its_parents_cache(cache: KVCache) -> None:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert cache.get_batch(KEYS[:1], [bytearray(BLOCK)]) == [BLOCK]
+
+
+# Whom it asks
+
+
+def nodes_of(workers: Workers, clock: ManualClock, chains: tuple[int, ...] = (1,)) -> tuple[Nodes, Placement]:
+    placement = Placement(FileLayout(InodeId(77), BLOCK, chains))
+    link: Any = workers
+    return Nodes(link, workers, placement, clock, 1.0), placement
+
+
+def asked(nodes: Nodes, placement: Placement, keys: Sequence[bytes] = KEYS) -> tuple[list[str], list[int]]:
+    """Who is asked for the keys, one call to each, and the rows that nobody answered for."""
+    names: list[str] = []
+
+    def pack(placed: Placed, rows: Rows) -> list[tuple[Rows, Call, None]]:
+        return [(rows, Call(Method.STORAGE_CACHE_EXISTS, b"".join(keys[row] for row in rows)), None)]
+
+    def note(name: str, call: Call) -> None:
+        names.append(name)
+        before(name, call)
+
+    workers: Any = nodes._link
+    before, workers.before, workers.answer = workers.before, note, b""
+    try:
+        left = nodes.ask_all(
+            placement.positions_of(Keys(keys)), np.arange(len(keys)), pack, lambda rows, reply, memory: []
+        )
+    finally:
+        workers.before = before
+    return names, left
+
+
+def test_who_did_not_answer_is_asked_again_after_a_second(workers: Workers) -> None:
+    clock = ManualClock()
+    nodes, placement = nodes_of(workers, clock)
+    routing = workers.current()
+    workers.current = lambda: routing  # type: ignore[method-assign]
+    assert asked(nodes, placement) == (["head"], [])
+
+    def fail(name: str, call: Call) -> None:
+        if name in failing:
+            raise error(Code.TIMEOUT, "no answer in time")
+
+    workers.before, failing = fail, {"head"}
+    assert asked(nodes, placement) == (["head", "tail"], [])
+    failing.clear()
+    assert asked(nodes, placement) == (["tail"], [])
+    clock.advance(AWAY_S / 2)
+    assert asked(nodes, placement) == (["tail"], [])
+    clock.advance(AWAY_S / 2)
+    assert asked(nodes, placement) == (["head"], [])
+    failing.update(("head", "tail"))
+    assert asked(nodes, placement) == (["head", "tail"], list(range(len(KEYS))))
+    assert asked(nodes, placement) == ([], list(range(len(KEYS))))
+    clock.advance(AWAY_S)
+    failing.clear()
+    assert asked(nodes, placement) == (["head"], [])
+
+
+def test_newer_routing_is_followed_at_once(workers: Workers) -> None:
+    nodes, placement = nodes_of(workers, ManualClock())
+    old = workers.current()
+    new = Routing(2, chains={1: Chain(1, 2, ((20, int(SERVING)),))}, addresses=old.addresses)
+    for routing, expected in ((old, ["head"]), (new, ["tail"]), (Routing(3), [])):
+        workers.current = lambda routing=routing: routing  # type: ignore[method-assign,misc]
+        assert asked(nodes, placement)[0] == expected
+
+
+def test_a_batch_is_divided_by_node_with_every_row_once() -> None:
+    chance = random.Random(5)
+    for _ in range(30):
+        chains = tuple(chance.randrange(1, 9) for _ in range(chance.randrange(1, 20)))
+        placement = Placement(FileLayout(InodeId(77), BLOCK, chains))
+        listed = {chain: Chain(chain, chain + 100, ((chain, int(SERVING)),)) for chain in range(1, 8)}  # 8 is unknown
+        addresses = {chain: Address(tcp=f"node {chain % 3}") for chain in range(1, 7)}  # 7 has no address
+        plan = placement.plan(
+            Routing(1, chains=listed, addresses=addresses),
+            lambda chain, at=addresses: (chain.chain_id, at[chain.chain_id]) if chain.chain_id in at else None,
+        )
+        keys = Keys([chance.randbytes(16) for _ in range(100)])
+        chain_of = placement.chains_of(keys).tolist()
+        rows = np.array(sorted(chance.sample(range(100), 60)))
+        placed = place(plan, placement.positions_of(keys), rows)
+        seen = list(placed.homeless)
+        assert all(chain_of[row] in (7, 8) for row in placed.homeless)
+        for node, mine in placed.nodes:
+            assert len(mine)
+            for row in mine.tolist():
+                assert node.address == addresses[chain_of[row]]
+                assert chain_of[row] in node.targets
+                assert placed.versions[row] == chain_of[row] + 100
+            seen += mine.tolist()
+        assert sorted(seen) == rows.tolist()
 
 
 # On asyncio
