@@ -22,20 +22,19 @@ class CacheKeeper:
     def __init__(self, local: LocalTarget, evictor: Evictor) -> None:
         self._local = local
         self._evictor = evictor
+        self._loaded = False
 
     async def run(self) -> None:
         """Until cancelled, or the disk has failed."""
-        try:
-            await self.load()
-        except FfsError as exc:
-            log.error("target %d: its blocks of the KV cache cannot be listed: %s", self._local.target_id, exc.message)
         while not self._local.state.failed:
             try:
+                if not self._loaded:
+                    await self.load()
                 await self._evictor.once()
             except FfsError as exc:
-                log.warning("target %d: cannot evict: %s", self._local.target_id, exc.message)
+                log.warning("target %d: cannot list or evict blocks: %s", self._local.target_id, exc.message)
             except Exception:
-                log.exception("target %d: cannot evict", self._local.target_id)
+                log.exception("target %d: cannot list or evict blocks", self._local.target_id)
             await self._evictor.wait(EVERY_S)
 
     async def load(self) -> None:
@@ -46,5 +45,6 @@ class CacheKeeper:
             if after is None:
                 break
             await asyncio.sleep(0)  # threads and loop are there for requests first
+        self._loaded = True
         if len(self._local.cache):
             log.info("target %d holds %d blocks of the KV cache", self._local.target_id, len(self._local.cache))

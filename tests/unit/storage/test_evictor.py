@@ -20,6 +20,7 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.api import Address, Call
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto.storage_wire import CACHE_BLOCK, CACHE_HEADER, CACHE_RESULT, CacheFlag, UpdateKind
+from fireflyfs.storage.background import evict as evict_module
 from fireflyfs.storage.background.evict import CacheKeeper
 from fireflyfs.storage.engine.interface import CacheName, ChunkKey, Extent, NamedBlock, Writer
 from fireflyfs.storage.engine.store import create_target, open_engine
@@ -178,6 +179,40 @@ def test_a_lost_block_that_could_not_be_removed_is_tried_again(head_of: Any) -> 
             assert await evictor.once() == 0
         assert await evictor.once() == 1
         assert await evictor.once() == 0
+        cluster.close()
+
+    run(scenario)
+
+
+def test_an_index_that_could_not_be_made_is_made_later(
+    make_cluster: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it is there every look-up goes through the engine, and nothing that was stored before is evicted."""
+
+    async def scenario() -> None:
+        path = tmp_path / "10"
+        create_target(path, "test", 10)
+        cluster = make_cluster(1, lambda _: open_engine(path, checkpoint_interval_s=0))
+        head = cluster.servers[10]
+        await put(cluster, KEYS, 1)
+        listed = head.target.engine.blocks_of_cache
+        failures = [error(Code.IO_ERROR, "not now"), ValueError("something that nobody thought of")]
+
+        def fail_twice(*args: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return listed(*args)
+
+        monkeypatch.setattr(evict_module, "EVERY_S", 0.01)
+        monkeypatch.setattr(head.target.engine, "blocks_of_cache", fail_twice)
+        keeping = asyncio.ensure_future(CacheKeeper(head.target, head.service.evictors.of(head.target)).run())
+        while not head.target.cache.ready and not keeping.done():
+            await asyncio.sleep(0.01)
+        assert head.target.cache.ready
+        assert len(head.target.cache) == len(KEYS)
+        keeping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await keeping
         cluster.close()
 
     run(scenario)
