@@ -19,7 +19,7 @@ from fireflyfs.common.net.api import ServerRequest
 from fireflyfs.proto.storage_wire import CACHE_RESULT, CacheFlag
 from fireflyfs.storage.engine.interface import ChunkKey, ReadResult, WouldBlock
 from fireflyfs.storage.engine.reader import cut_to
-from fireflyfs.storage.service.replica import LocalTarget
+from fireflyfs.storage.service.local_target import LocalTarget
 
 Row = tuple[int, int, int, int]  # CACHE_RESULT
 MISS: Row = (int(Code.CHUNK_NOT_FOUND), 0, 0, 0)

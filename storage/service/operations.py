@@ -18,9 +18,10 @@ from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, ChunkState, Extent, Writer
 from fireflyfs.storage.service import blocks, copying, inventory
 from fireflyfs.storage.service.evictor import ROOM_BYTES_MAX, ROOM_PART, Evictors
+from fireflyfs.storage.service.local_target import LocalTarget, to_its_end
 from fireflyfs.storage.service.reading import Reader
 from fireflyfs.storage.service.repair import Repairer
-from fireflyfs.storage.service.replica import LocalTarget, Replicas, to_its_end
+from fireflyfs.storage.service.replica import Replicas
 from fireflyfs.storage.service.syncing import Successor
 from fireflyfs.storage.service.update import Updater
 from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, decode_update, encode_results
