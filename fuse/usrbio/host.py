@@ -229,6 +229,11 @@ class RingHost:
                 self._answer(agent, message)
             elif message["did"] == "forget":
                 self.files.forgotten(message["file"], agent)
+            elif message["did"] == "refuse":
+                with self._lock:
+                    link = self._links.numbered(message["ring"])
+                    if link is not None and link.agent is agent:
+                        _give_up(link, message["errno"])
         agent.process.wait()
         with self._lock:
             self._agents.remove(agent)
@@ -318,9 +323,8 @@ class RingHost:
                 thread.join(END_S)
         with self._lock:
             for link in self._links.all():
-                if link.ring:  # for whoever waits on one whose agent could not say so any more
-                    with contextlib.suppress(OSError):
-                        os.pwrite(link.fd, errno.ENOLINK.to_bytes(4, "little"), layout.STATE_AT)
+                if link.ring:
+                    _give_up(link, errno.ENOLINK)
                 self._links.remove(link)
             for pidfd in self._watched.values():
                 os.close(pidfd)
@@ -328,3 +332,9 @@ class RingHost:
         self._poll.close()
         os.close(self._wake_r)
         os.close(self._wake_w)
+
+
+def _give_up(ring: Link, number: int) -> None:
+    """Tell whoever waits at a ring that nobody serves it, where no agent can say so: seen within a second."""
+    with contextlib.suppress(OSError):
+        os.pwrite(ring.fd, number.to_bytes(4, "little"), layout.STATE_AT)
