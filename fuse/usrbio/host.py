@@ -23,6 +23,7 @@ from typing import Final
 
 from fireflyfs.client.usrbio import layout
 from fireflyfs.common.errors import FfsError
+from fireflyfs.fuse.inodes import LiveInode
 from fireflyfs.fuse.operations.files import length_now
 from fireflyfs.fuse.usrbio import messages
 from fireflyfs.fuse.usrbio.ends import SLOTS_MAX, Ends
@@ -286,6 +287,8 @@ class RingHost:
         known, slot = self.files.resolve(question["file"], agent)
         live = known.live
         self.files.collect(live)
+        if question["ask"] == "room":
+            return self._room(live, question["end"])
         length = length_now(self._volume, live)
         answer: Message = {"length": length, "fresh_s": self._volume.options.attr_timeout_s}
         if question["ask"] == "file":
@@ -298,6 +301,14 @@ class RingHost:
                 "writable": known.handle.writes,
             }
         return answer
+
+    def _room(self, live: LiveInode, end: int) -> Message:
+        """Quotas let the file grow to `end`, or QUOTA_EXCEEDED is raised; how far else, and how long that holds."""
+        volume = self._volume
+        with live.lock:
+            volume.ensure_room(live, end)
+            room_end, room_s = live.limit.trusted(volume.clock.monotonic_s())
+            return {"room_end": max(room_end, live.length), "room_s": room_s}
 
     def stop(self) -> None:
         """End all agents; what they wrote is recorded when this returns."""

@@ -47,6 +47,8 @@ class KnownFile:
         self._turn = ends.turn(self.slot)
         self._length: int = answer["length"]
         self._fresh_until_s = 0.0  # the answer may be older than `_turn`
+        self._room_end = 0
+        self._room_until_s = 0.0
         self._lock = threading.Lock()
         self._ends = ends
         self._epoch = -1
@@ -63,6 +65,15 @@ class KnownFile:
             self._length = answer["length"]
             self._fresh_until_s = time.monotonic() + answer["fresh_s"]
             return self._length
+
+    def make_room(self, end: int, ask: Asks) -> None:
+        """Before bytes up to `end` are written. Raises OSError EDQUOT where quotas do not let the file get so long."""
+        if end <= self._room_end and time.monotonic() < self._room_until_s:
+            return
+        answer, _ = ask({"ask": "room", "file": self.token, "end": end})
+        with self._lock:
+            self._room_end = answer["room_end"]
+            self._room_until_s = time.monotonic() + answer["room_s"]
 
     def wrote(self, end: int) -> None:
         """Bytes up to `end` are stored: the mount shall know."""

@@ -195,6 +195,10 @@ class Registrations:
             known.recorded = False
         return new
 
+    def knows(self, inode: int) -> bool:
+        """Whether the file is registered."""
+        return inode in self._by_inode
+
     def may_be_written(self, inode: int) -> bool:
         """Whether agents may write the file: nobody may keep its length for a while then."""
         return any(known.handle.writes for known in self._by_inode.get(inode, ()))

@@ -259,7 +259,7 @@ class RingThreads:
         if not (file.readable if options.for_read else file.writable):
             return -errno.EACCES
         if not options.for_read:
-            return length
+            return self._no_room(file, end) or length
         known = self._length(file, end, lengths)
         if known < 0:
             return known
@@ -267,6 +267,15 @@ class RingThreads:
         if length and options.flags & FORBID_READ_HOLES:
             return -self._hole(file, file_offset, length) or length
         return length
+
+    def _no_room(self, file: KnownFile, end: int) -> int:
+        """0, or -errno of a write up to `end`."""
+        try:
+            file.make_room(end, self._known.ask)
+        except OSError as exc:
+            log.debug("no room for %d bytes of inode %d: %s", end, file.layout.inode, exc)
+            return -(exc.errno or errno.EIO)
+        return 0
 
     def _length(self, file: KnownFile, end: int, lengths: dict[int, tuple[int, bool]]) -> int:
         """Bytes of the file for a read up to `end`, or -errno. `lengths` are this batch's, and whether the mount said
@@ -276,7 +285,7 @@ class RingThreads:
             try:
                 known = file.length(end, self._known.ask)
             except OSError as exc:  # the mount may wait for a metadata server: no reason to give the ring up
-                log.warning("no length of inode %d: %s", file.layout.inode, exc)
+                log.debug("no length of inode %d: %s", file.layout.inode, exc)
                 known = -(exc.errno or errno.EIO)
             lengths[file.token] = known, known < end
         return known
