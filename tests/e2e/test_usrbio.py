@@ -302,3 +302,23 @@ def test_quotas(cluster: Any, app: Any, point: Path, name: str) -> None:
     ]  # fmt: skip
     app(f"closed('{name}/f')")
     assert (point / name / "f").stat().st_size == 4 * MIB
+
+
+def test_a_forked_child(app: Any, point: Path, name: str) -> None:
+    """It may name files that its parent registered, and what it lets go of its parent keeps."""
+    random_file(point / name, 5000)
+    app(f"f = opened('{name}')")
+    app(
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    try:\n"
+        "        mine = io.make_ioring(point, 1)\n"
+        "        mine.prepare(region[0:5000], True, f, 0)\n"
+        "        [done] = mine.submit().wait(min_results=1, timeout=30)\n"
+        "        io.deregister_fd(f)\n"
+        "        os._exit(0 if done.result == 5000 else 2)\n"
+        "    finally:\n"
+        "        os._exit(1)\n"
+    )
+    assert app("os.waitpid(child, 0)[1]") == 0
+    assert app(f"move(True, '{name}', [(0, 5000, 0)])") == [5000]
