@@ -19,7 +19,7 @@ import numpy.typing as npt
 from fireflyfs.client.storage_client import StorageClient
 from fireflyfs.client.striping import place
 from fireflyfs.client.usrbio.core.batching import take
-from fireflyfs.client.usrbio.layout import FORBID_READ_HOLES
+from fireflyfs.client.usrbio.layout import FORBID_READ_HOLES, SQE
 from fireflyfs.common.errors import FfsError
 from fireflyfs.common.limits import FILE_BYTES_MAX
 from fireflyfs.fuse.usrbio.known import Known, KnownFile, Region
@@ -144,7 +144,7 @@ class RingThreads:
 
         try:
             with self._stages.take(self._ring.options.priority) as pair:
-                if not self._alike(sqes, results, pair):
+                if not self._usual(sqes, results, pair):
                     transfer = Transfer(self._storage, pair, self._check(sqes, results, entered), results, finished)
                     if self._ring.options.for_read:
                         transfer.read()
@@ -162,42 +162,50 @@ class RingThreads:
             self._completing += 1
             self._turn.notify_all()
 
-    def _alike(self, sqes: npt.NDArray[np.void], results: npt.NDArray[np.int64], pair: Pair) -> bool:
-        """The usual small batch, reads of one length of one file into one region, done in numpy. False: it is another
-        one, or something went wrong: nothing is completed, and all of it is to be looked at one by one."""
+    def _usual(self, sqes: npt.NDArray[np.void], results: npt.NDArray[np.int64], pair: Pair) -> bool:
+        """The usual batches, in one go: a single read, or small reads of one length of one file into one region.
+
+        False: it is another one, or something went wrong. Nothing is completed, and each is to be looked at by itself.
+        """
         options = self._ring.options
         count = len(sqes)
-        length = int(sqes["length"][0])
+        id_, place_, token, offset, length = SQE.unpack_from(sqes.data)[:5]
         if not options.for_read or options.flags & FORBID_READ_HOLES or not 0 < length <= STAGE_BYTES // count:
             return False
-        token, id_ = int(sqes["file"][0]), sqes["region"][0].tobytes()
-        if (
-            count > LOT_ITEMS_MAX
-            or (sqes["length"] != length).any()
-            or (sqes["file"] != token).any()
-            or sqes["region"].tobytes() != id_ * count
-        ):
-            return False
+        places, last_place, last_offset = [place_], place_, offset
+        if count > 1:
+            if (
+                count > LOT_ITEMS_MAX
+                or (sqes["length"] != length).any()
+                or (sqes["file"] != token).any()
+                or sqes["region"].tobytes() != id_ * count
+            ):
+                return False
+            places = sqes["region_offset"].tolist()
+            last_place, last_offset = max(places), int(sqes["file_offset"].max())
+        end = last_offset + length
         try:
             region = self._known.region(id_)
             file = self._known.enter(token)
         except OSError:
             return False
         try:
-            end = int(sqes["file_offset"].max()) + length
             if (
                 not file.readable
-                or int(sqes["region_offset"].max()) + length > region.size
+                or last_place + length > region.size
                 or end > FILE_BYTES_MAX
                 or end > file.length(end, self._known.ask)
             ):
                 return False
-            ios = place(file.layout, sqes["file_offset"].astype(np.int64), length)
-            if ios is None or self._storage.read_rows(ios, pair.slices(length, count)):
-                return False
+            pieces = pair.slices(length, count)
+            if count == 1:
+                self._storage.read_into(file.layout, offset, pieces[0])
+            else:
+                ios = place(file.layout, sqes["file_offset"].astype(np.int64), length)
+                if ios is None or self._storage.read_rows(ios, pieces):
+                    return False
             whole = region.view
-            views = [whole[at : at + length] for at in sqes["region_offset"].tolist()]
-            if os.preadv(pair.buffers[0].fd, views, 0) != length * count:
+            if os.preadv(pair.buffers[0].fd, [whole[at : at + length] for at in places], 0) != length * count:
                 return False
         except (FfsError, OSError):
             return False

@@ -206,6 +206,9 @@ class Storage:
             pieces[0].memory.tainted = True
         return {}
 
+    def read_into(self, file: Any, offset: int, into: Any) -> None:
+        self.read_rows(None, [into])
+
     def read(self, spans: list[Any]) -> dict[int, Any]:
         return self.read_rows(None, [span.into for span in spans])
 
