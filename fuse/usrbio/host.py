@@ -308,6 +308,8 @@ class RingHost:
         with live.lock:
             volume.ensure_room(live, end)
             room_end, room_s = live.limit.trusted(volume.clock.monotonic_s())
+            if room_s <= 0:  # nobody was asked, because it need not grow: that holds while its length is believed
+                room_end, room_s = live.length, volume.options.attr_timeout_s
             return {"room_end": max(room_end, live.length), "room_s": room_s}
 
     def stop(self) -> None:

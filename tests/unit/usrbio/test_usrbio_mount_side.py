@@ -18,6 +18,7 @@ from fireflyfs.client.cli import serving_mount
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.fuse.inodes import FileHandle, LiveInode
 from fireflyfs.fuse.usrbio.ends import Ends
+from fireflyfs.fuse.usrbio.host import RingHost
 from fireflyfs.fuse.usrbio.links import Links
 from fireflyfs.fuse.usrbio.registrations import Registrations
 from fireflyfs.fuse.volume import Volume
@@ -102,6 +103,19 @@ def test_a_registration_that_fails_leaves_the_writers_counted() -> None:
     with pytest.raises(FfsError):
         files.register(volume.handle)
     assert (volume.live.handles, volume.live.writers) == (1, 1)
+
+
+def test_an_agent_that_writes_over_a_file_need_not_ask_each_time() -> None:
+    volume: Any = OneFile()
+    volume.clock = SimpleNamespace(monotonic_s=lambda: 100.0)
+    volume.options = SimpleNamespace(attr_timeout_s=1.0)
+    volume.ensure_room = lambda live, end: None
+    volume.live.inode.length = 5000
+    host = RingHost(volume, [], None)
+    assert host._room(volume.live, 4000) == {"room_end": 5000, "room_s": 1.0}
+    volume.live.limit.learn(meta_pb2.Inode(end_max=9000), 90.0)
+    assert host._room(volume.live, 6000) == {"room_end": 9000, "room_s": 20.0}
+    host.stop()
 
 
 class Agent:
