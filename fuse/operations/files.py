@@ -177,7 +177,8 @@ def write(volume: Volume, request: Request) -> Reply:
         live.mtime_ns = volume.clock.unix_ns()
     position = request.body_position + protocol.WRITE_IN.size
     volume.write_behind.write(live.id, offset, request.segment, position, size)
-    if not volume.options.write_behind:
+    # What rings read must be stored, and what they write must not be written over by what came before.
+    if not volume.options.write_behind or (volume.rings is not None and volume.rings.files.knows(live.id)):
         volume.flush(live)
     if volume.options.strict:
         volume.record(live, keep=True)
