@@ -18,7 +18,7 @@ from fireflyfs.common.net.api import Piece
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.backend import Backend
 from fireflyfs.fuse.callers import Callers
-from fireflyfs.fuse.inodes import ChangedDirectories, Handles, InodeTable, LiveInode, attributes_of
+from fireflyfs.fuse.inodes import ChangedDirectories, FileHandle, Handles, InodeTable, LiveInode, attributes_of
 from fireflyfs.fuse.locks import LockClient
 from fireflyfs.fuse.options import MountOptions
 from fireflyfs.fuse.request import Request
@@ -138,13 +138,17 @@ class Volume:
             raise AssertionError(f"inode {nodeid} is dirty and not live")
         self.data.write(live.file, pieces)
 
-    def flush(self, live: LiveInode) -> None:
-        """Store what waits of a file. Raises the error of any flush since the last time: bytes are lost then."""
+    def flush(self, live: LiveInode, handle: FileHandle | None = None) -> None:
+        """Store what waits of a file. Raises the error of any flush since the last time that this handle, or who has
+        none, was told: bytes are lost then."""
         self.write_behind.flush(live.id)
-        lost = self.write_behind.take_error(live.id)
-        if lost is not None:
-            with live.lock:  # a length that covers lost bytes must not be recorded; storage knows what is there
+        with live.lock:
+            lost, live.errors_seen = self.write_behind.error_since(live.id, live.errors_seen)
+            if lost is not None:  # a length that covers lost bytes must not be recorded; storage knows what is there
                 live.written_end = -1
+        if handle is not None:
+            lost, handle.errors_seen = self.write_behind.error_since(live.id, handle.errors_seen)
+        if lost is not None:
             raise lost
 
     def ensure_session(self, live: LiveInode) -> bytes:

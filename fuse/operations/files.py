@@ -76,6 +76,7 @@ def opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes, 
     """fuse_open_out; `live` has been entered for this handle, and its lock is held."""
     inode = reply.inode
     handle = volume.handles.add_file(live, flags, writes)
+    handle.errors_seen = volume.write_behind.errors(live.id)
     live.learn(inode, volume.clock.monotonic_s())
     if session and session not in live.sessions:
         live.sessions.append(session)
@@ -178,7 +179,7 @@ def write(volume: Volume, request: Request) -> Reply:
     position = request.body_position + protocol.WRITE_IN.size
     volume.write_behind.write(live.id, offset, request.segment, position, size)
     if not volume.options.write_behind:
-        volume.flush(live)
+        volume.flush(live, handle)
     if volume.options.strict:
         volume.record(live, keep=True)
     return protocol.WRITE_OUT.pack(size, 0)
@@ -190,7 +191,7 @@ def flush(volume: Volume, request: Request) -> Reply:
     handle = volume.handles.file(fh)
     try:
         if handle.writes:
-            volume.flush(handle.live)
+            volume.flush(handle.live, handle)
             if volume.rings is not None:
                 volume.rings.files.record(handle.live)
             volume.record(handle.live)
@@ -209,8 +210,9 @@ def release(volume: Volume, request: Request) -> Reply:
 
 def fsync(volume: Volume, request: Request) -> Reply:
     fh, _, _ = protocol.FSYNC_IN.unpack_from(request.body)
-    live = volume.handles.file(fh).live
-    volume.flush(live)
+    handle = volume.handles.file(fh)
+    live = handle.live
+    volume.flush(live, handle)
     if volume.rings is not None:
         volume.rings.files.record(live)
     volume.data.sync(live.file)
