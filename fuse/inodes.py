@@ -110,7 +110,7 @@ class LiveInode:
 
 
 class FileHandle:
-    """One open(2) of a file. `errors_seen`: write-behind's errors that fsync or close of it have told, or older ones."""
+    """One open(2) of a file. `errors_seen`: how many errors of write-behind it has told, or were there before it."""
 
     __slots__ = ("errors_seen", "fh", "flags", "live", "writes")
 
