@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from fireflyfs.common.net.api import Piece
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.backend import Backend
 from fireflyfs.fuse.callers import Callers
+from fireflyfs.fuse.held_locks import HeldLocks
 from fireflyfs.fuse.inodes import ChangedDirectories, FileHandle, Handles, InodeTable, LiveInode, attributes_of
 from fireflyfs.fuse.locks import LockClient
 from fireflyfs.fuse.options import MountOptions
@@ -63,7 +65,8 @@ class Volume:
             self._store, self.segments, clock, dirty_bytes_max=options.dirty_bytes_max, age_s=options.dirty_age_s
         )
         self.session_ender = SessionEnder(self._end_sessions)
-        self.locks = LockClient(backend.meta, self.callers.root)
+        held = HeldLocks(backend.meta, self.callers.root, clock, backend.lease, self._locks_lost)
+        self.locks = LockClient(backend.meta, self.callers.root, held)
         self.entry_valid = protocol.Valid.of(options.entry_timeout_s)
         self.attr_valid = protocol.Valid.of(options.attr_timeout_s)
         self.negative_valid = protocol.Valid.of(options.negative_timeout_s)
@@ -136,7 +139,14 @@ class Volume:
         live = self.table.get(nodeid)
         if live is None:  # closed while its last bytes wait: RELEASE flushes before it leaves, so this is a bug
             raise AssertionError(f"inode {nodeid} is dirty and not live")
-        self.data.write(live.file, pieces)
+        still = partial(self.locks.held.check, nodeid)  # what was written under a lock that is lost must not come late
+        still()
+        self.data.write(live.file, pieces, still)
+
+    def _locks_lost(self, nodeid: int) -> None:
+        """Its pages go: the kernel would have them read without asking us."""
+        self.table.pages_unknown(nodeid)
+        self.notify(protocol.encode_inval_inode(nodeid, 0, 0))
 
     def flush(self, live: LiveInode, handle: FileHandle | None = None) -> None:
         """Store what waits of a file. Raises the error of any flush since the last time that this handle, or who has

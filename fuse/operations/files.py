@@ -129,6 +129,7 @@ def read(volume: Volume, request: Request) -> Reply:
     fh, offset, size, _, _, _, _ = protocol.READ_IN.unpack_from(request.body)
     handle = volume.handles.file(fh)
     live = handle.live
+    volume.locks.held.check(live.id, fh)
     if volume.options.relatime and not handle.flags & os.O_NOATIME:
         now_ns = volume.clock.unix_ns()
         if live.atime_is_old(now_ns):
@@ -158,6 +159,7 @@ def write(volume: Volume, request: Request) -> Reply:
     fh, offset, size, write_flags, _, flags, _ = protocol.WRITE_IN.unpack_from(request.body)
     handle = volume.handles.file(fh)
     live = handle.live
+    volume.locks.held.check(live.id, fh)
     with live.lock:
         if flags & os.O_APPEND and not write_flags & protocol.WRITE_CACHE:
             asked, offset = offset, volume.append_offset(live, size)
