@@ -28,7 +28,7 @@ from fireflyfs.meta.ops.reply import layout_of
 from fireflyfs.meta.service.quotas import Quotas
 from fireflyfs.meta.service.storage import ChunkStore
 from fireflyfs.meta.store import outcomes
-from fireflyfs.meta.store.accounts import ChangeKeys, changes_of, record
+from fireflyfs.meta.store.accounts import ChangeKeys, changes_of, record, settle_unseen
 from fireflyfs.meta.store.ids import InodeIds
 from fireflyfs.meta.store.tree import Tree
 from fireflyfs.proto import common_pb2, meta_pb2
@@ -186,16 +186,18 @@ class Runner:
 
     def _account(self, method: Method, op: Op, reply: Any) -> None:
         """Record what the operation does to usage. Raises QUOTA_EXCEEDED, FoldFirst."""
-        if method is Method.META_LINK and self.quotas.any:
+        if not self.quotas.any:
+            settle_unseen(op.tree, self.change_keys, op.now_ns)
+            return
+        if method is Method.META_LINK:
             gains = self.quotas.of_further_name(op.tree, reply.inode.id, reply.directory.id)
             self.quotas.check(op.tree, gains, folded=op.folded)
         changes = changes_of(op.tree)
         if not changes:
             return
-        if self.quotas.any:
-            op.gains = self.quotas.limited(op.tree, changes)
-            if op.gains and method not in NEVER_REFUSED:
-                self.quotas.check(op.tree, op.gains, folded=op.folded)
+        op.gains = self.quotas.limited(op.tree, changes)
+        if op.gains and method not in NEVER_REFUSED:
+            self.quotas.check(op.tree, op.gains, folded=op.folded)
         record(op.tree, changes, self.change_keys.next(op.now_ns))
 
     def _grant(self, op: Op, request: Any, reply: Any) -> None:
