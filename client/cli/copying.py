@@ -23,6 +23,7 @@ _options = [
     click.option("-r", "--recursive", is_flag=True, help="Copy directories with all that is in them."),
     click.option("--threads", type=click.IntRange(1, 64), default=4, show_default=True, help="Files at a time."),
     click.option("--sync", "durable", is_flag=True, help="Each file survives a power cut before the next one counts."),
+    click.option("--xattrs", is_flag=True, help="Extended attributes and ACLs too."),
     click.option("--quiet", "-q", is_flag=True, help="No progress."),
 ]
 
@@ -39,11 +40,18 @@ def _with_options(command: Any) -> Any:
 @_with_options
 @pass_settings
 def put(
-    settings: Settings, sources: tuple[str, ...], target: str, recursive: bool, threads: int, durable: bool, quiet: bool
+    settings: Settings,
+    sources: tuple[str, ...],
+    target: str,
+    recursive: bool,
+    threads: int,
+    durable: bool,
+    xattrs: bool,
+    quiet: bool,
 ) -> None:
     """Copy local files and trees to TARGET in the file system. Modes, times and links are kept."""
     with connect.filesystem(settings) as fs:
-        _copy_all(settings, LocalTree(), fs, sources, target, recursive, threads, durable, quiet)
+        _copy_all(settings, LocalTree(), fs, sources, target, recursive, threads, durable, xattrs, quiet)
 
 
 @click.command()
@@ -52,11 +60,18 @@ def put(
 @_with_options
 @pass_settings
 def get(
-    settings: Settings, sources: tuple[str, ...], target: str, recursive: bool, threads: int, durable: bool, quiet: bool
+    settings: Settings,
+    sources: tuple[str, ...],
+    target: str,
+    recursive: bool,
+    threads: int,
+    durable: bool,
+    xattrs: bool,
+    quiet: bool,
 ) -> None:
     """Copy files and trees of the file system to a local place. Modes, times and links are kept."""
     with connect.filesystem(settings) as fs:
-        _copy_all(settings, fs, LocalTree(), sources, target, recursive, threads, durable, quiet)
+        _copy_all(settings, fs, LocalTree(), sources, target, recursive, threads, durable, xattrs, quiet)
 
 
 def _copy_all(
@@ -68,6 +83,7 @@ def _copy_all(
     recursive: bool,
     threads: int,
     durable: bool,
+    xattrs: bool,
     quiet: bool,
 ) -> None:
     into = _is_directory(target_tree, target)
@@ -83,7 +99,8 @@ def _copy_all(
         for source in sources:
             name = os.path.basename(os.path.normpath(source))
             place = os.path.join(target, name) if into and name not in ("", ".", "..", "/") else target
-            Copier(source_tree, target_tree, progress, threads=threads, durable=durable).copy(source, place)
+            copier = Copier(source_tree, target_tree, progress, threads=threads, durable=durable, xattrs=xattrs)
+            copier.copy(source, place)
     seconds = time.monotonic() - started
     speed = output.bytes_text(int(progress.bytes / seconds)) if seconds else "-"
     text = f"{progress.files} files, {output.bytes_text(progress.bytes)} in {seconds:.1f} s ({speed}/s)"

@@ -86,6 +86,17 @@ def with_span(spans: Sequence[Span], new: Span) -> tuple[Span, ...]:
     return tuple(joined)
 
 
+def covers(spans: Sequence[Span], start: int, end: int) -> bool:
+    """Whether all of [start, end] is locked, for reading or for writing."""
+    for span in spans:  # sorted
+        if span.start > start:
+            return False
+        if span.end >= end:
+            return True
+        start = max(start, span.end + 1)
+    return False
+
+
 def blockers(held: Iterable[Held], owner: Owner, wanted: Span) -> list[tuple[Held, Span]]:
     """What other owners have that is in the way of `wanted`: of each its first span, the lowest first."""
     found = []

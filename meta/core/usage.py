@@ -10,6 +10,7 @@ group until it is gone altogether: while it is in the trash, or open without a n
 from __future__ import annotations
 
 import stat
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from struct import Struct
@@ -117,6 +118,12 @@ def of_new(inode: Inode) -> dict[Subject, Usage]:
     return owners
 
 
+def pack_new(inode: Inode) -> bytes:
+    """The change record of `of_new` of an inode with a name, without taking it apart: creating is mostly this."""
+    size = rounded(inode.length) if inode.mode & 0o170000 == stat.S_IFREG else 0
+    return _THREE_CHANGES.pack(VERSION, 1, inode.uid, size, 0, 1, 2, inode.gid, size, 0, 1, 0, inode.parent, size, 0, 1)
+
+
 class Sums:
     """Changes of usage that belong together, added up by subject; what adds up to nothing is left out at the end."""
 
@@ -171,13 +178,14 @@ def summed(records: Iterable[bytes]) -> dict[Subject, Usage]:
     Raises VERSION_MISMATCH, and IO_ERROR for a record that makes no sense.
     """
     totals: dict[Subject, list[int]] = {}
-    for data in records:
+    for data, times in Counter(records).items():  # files made in one directory by one user leave the same records
         if data[:1] != _VERSION_BYTE:
             _check_version(data, "change of usage")
         if (len(data) - 1) % _CHANGE.size:
             raise error(Code.IO_ERROR, "the stored record of a change of usage is damaged")
         for kind, subject, low, high, inodes in _CHANGE.iter_unpack(memoryview(data)[1:]):
-            size = low | high << 64
+            size = (low | high << 64) * times
+            inodes *= times
             total = totals.get((kind, subject))
             if total is None:
                 totals[kind, subject] = [size, inodes]

@@ -74,6 +74,17 @@ class Quotas:
                     found[key] = found.get(key, Usage()).plus(change)
         return found
 
+    def of_further_name(self, tree: Tree, inode_id: int, directory: int) -> dict[Subject, Usage]:
+        """What a file of several names would use below quotas that it does not count in: it will, when the names
+        elsewhere go, and that nobody refuses."""
+        inode = tree.find(inode_id)
+        if inode is None or inode.parent == directory:
+            return {}
+        counted_in = set(self._above(tree, inode.parent))
+        one = Usage(rounded(inode.length) if inode.is_file else 0, 1)
+        above = self._above(tree, directory)
+        return {subject: one for subject in above if subject in self._quotas and subject not in counted_in}
+
     def check(self, tree: Tree, gains: Mapping[Subject, Usage], *, folded: bool) -> None:
         """Raises QUOTA_EXCEEDED, or FoldFirst unless that was just done, when one of `gains` is too much."""
         for subject, change in gains.items():
