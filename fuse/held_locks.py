@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.lock_spans import Span, with_span, without
 from fireflyfs.fuse.backend import MetaCalls
 from fireflyfs.proto import meta_pb2 as m
 from fireflyfs.proto.common_pb2 import Caller
@@ -30,18 +31,20 @@ ASKED_AT_ONCE: Final = 1000
 ROUNDS_MAX: Final = 3  # of asking, while programs lock and unlock meanwhile
 
 Key = tuple[int, int]  # (kind of lock, the kernel's number of the owner)
-Range = tuple[int, int]  # both ends inclusive
 Lease = Callable[[], tuple[int, float]]  # (how often it was begun anew, until when it surely runs)
 
 
 class Holder:
-    """What one owner has locked of one file: `ranges` is sorted, and empty while it may have none."""
+    """What one owner has locked of one file: `ranges` is empty while it may have none.
+
+    For reading or for writing is all one here: each span says for writing.
+    """
 
     __slots__ = ("handles", "lost", "ranges")
 
     def __init__(self) -> None:
         self.handles: set[int] = set()  # it has asked through these
-        self.ranges: tuple[Range, ...] = ()
+        self.ranges: tuple[Span, ...] = ()
         self.lost = False
 
 
@@ -49,28 +52,7 @@ class _Asked(NamedTuple):
     inode: int
     key: Key
     holder: Holder
-    ranges: tuple[Range, ...]
-
-
-def without(ranges: tuple[Range, ...], start: int, end: int) -> tuple[Range, ...]:
-    kept = []
-    for first, last in ranges:
-        if first < start:
-            kept.append((first, min(last, start - 1)))
-        if last > end:
-            kept.append((max(first, end + 1), last))
-    return tuple(kept)
-
-
-def joined(ranges: tuple[Range, ...], start: int, end: int) -> tuple[Range, ...]:
-    """With one more; neighbours are one."""
-    apart = []
-    for first, last in ranges:
-        if last + 1 < start or first > end + 1:
-            apart.append((first, last))
-        else:
-            start, end = min(start, first), max(end, last)
-    return tuple(sorted([*apart, (start, end)]))
+    ranges: tuple[Span, ...]
 
 
 class HeldLocks:
@@ -114,7 +96,7 @@ class HeldLocks:
         with self._mutex:
             holder = self._owners.get(inode, {}).get(key)
             if holder is not None:  # None: closed meanwhile
-                holder.ranges = joined(holder.ranges, start, end)
+                holder.ranges = with_span(holder.ranges, Span(start, end, True))
 
     def unlocking(self, inode: int, key: Key, start: int, end: int) -> None:
         """Before a range is unlocked. Who has unlocked all that it lost has lost nothing any more."""
@@ -219,7 +201,7 @@ class HeldLocks:
         for begin in range(0, len(ranges), ASKED_AT_ONCE):
             part = ranges[begin : begin + ASKED_AT_ONCE]
             request = m.AwaitLocksRequest(caller=self._caller)
-            for _, (inode, (kind, owner), _, _), (start, end) in part:
+            for _, (inode, (kind, owner), _, _), (start, end, _) in part:
                 request.held.add(inode=inode, kind=m.LockKind.Name(kind), owner=owner, start=start, end=end)
             found |= {part[number][0] for number in self._meta.await_locks(request).dropped}
         return found

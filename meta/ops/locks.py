@@ -9,21 +9,18 @@ from collections.abc import Callable, Iterable
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import LOCKS_AWAITED_MAX
+from fireflyfs.common.lock_spans import Span, covers, with_span, without
 from fireflyfs.meta.core.keys import ID_BYTES
 from fireflyfs.meta.core.locks import (
     RANGE_END,
     Held,
     Kind,
     Owner,
-    Span,
     Waiter,
     behind,
     blockers,
     closes_ring,
-    covers,
     grants,
-    with_span,
-    without,
 )
 from fireflyfs.meta.core.permission import READ, WRITE, may
 from fireflyfs.meta.ops.context import Op

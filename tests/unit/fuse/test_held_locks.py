@@ -14,8 +14,9 @@ import pytest
 from fireflyfs.client.session import LeaseTerm
 from fireflyfs.common.clock import ManualClock
 from fireflyfs.common.errors import Code, FfsError
+from fireflyfs.common.lock_spans import Span, with_span, without
 from fireflyfs.fuse import held_locks
-from fireflyfs.fuse.held_locks import HeldLocks, joined, without
+from fireflyfs.fuse.held_locks import HeldLocks
 from fireflyfs.proto import meta_pb2 as m
 from fireflyfs.proto.common_pb2 import Caller
 
@@ -28,7 +29,7 @@ class Service:
     """What the metadata service has: (inode, owner) to ranges. `during` runs while an answer is on its way."""
 
     def __init__(self) -> None:
-        self.ranges: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {}
+        self.ranges: dict[tuple[int, int], tuple[Span, ...]] = {}
         self.asked = 0
         self.during: Any = lambda: None
 
@@ -41,7 +42,7 @@ class Service:
 
     def _has(self, asked: m.HeldRange) -> bool:
         known = self.ranges.get((asked.inode, asked.owner), ())
-        return any(start <= asked.start and asked.end <= end for start, end in known)
+        return any(start <= asked.start and asked.end <= end for start, end, _ in known)
 
 
 class Bench:
@@ -61,7 +62,7 @@ class Bench:
     def lock(self, key: tuple[int, int] = ME, start: int = 0, end: int = END, *, inode: int = 5, fh: int = 1) -> None:
         self.held.asking(inode, key, fh, converts=False)
         known = self.service.ranges.get((inode, key[1]), ())
-        self.service.ranges[inode, key[1]] = joined(known, start, end)
+        self.service.ranges[inode, key[1]] = with_span(known, Span(start, end, True))
         self.held.granted(inode, key, start, end)
 
     def unlock(self, start: int = 0, end: int = END) -> None:
@@ -178,19 +179,19 @@ def test_watching_finds_out_though_nobody_reads(bench: Bench, monkeypatch: pytes
 def test_ranges_are_sets_of_bytes() -> None:
     rng = random.Random(5)
     for _ in range(300):
-        ranges: tuple[tuple[int, int], ...] = ()
+        ranges: tuple[Span, ...] = ()
         byte_set: set[int] = set()
         for _ in range(12):
             start = rng.randrange(30)
             end = start + rng.randrange(8)
             if rng.random() < 0.6:
-                ranges = joined(ranges, start, end)
+                ranges = with_span(ranges, Span(start, end, True))
                 byte_set |= set(range(start, end + 1))
             else:
                 ranges = without(ranges, start, end)
                 byte_set -= set(range(start, end + 1))
-            assert {byte for first, last in ranges for byte in range(first, last + 1)} == byte_set
-            assert all(a[1] < b[0] for a, b in pairwise(ranges))
+            assert {byte for first, last, _ in ranges for byte in range(first, last + 1)} == byte_set
+            assert all(a.end < b.start for a, b in pairwise(ranges))
 
 
 def test_a_term_is_unbroken_when_it_is_renewed_in_time() -> None:
