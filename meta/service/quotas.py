@@ -22,6 +22,7 @@ from fireflyfs.meta.core.usage import (
     Quota,
     Subject,
     Usage,
+    bytes_of,
     facts_of_record,
     rounded,
     unpack_quota,
@@ -81,7 +82,7 @@ class Quotas:
         if inode is None or inode.parent == directory:
             return {}
         counted_in = set(self._above(tree, inode.parent))
-        one = Usage(rounded(inode.length) if inode.is_file else 0, 1)
+        one = Usage(bytes_of(inode.mode, inode.length), 1)
         above = self._above(tree, directory)
         return {subject: one for subject in above if subject in self._quotas and subject not in counted_in}
 
