@@ -167,12 +167,7 @@ class Exchange:
             out, into, inline = self._place(pending)
             request_id = self._next_id
             head = frame.pack_request(
-                call.method,
-                request_id,
-                out,
-                into,
-                len(call.body),
-                max(int(min(call.deadline_s, DEADLINE_S_MAX) * 1000), 1),
+                call.method, request_id, out, into, len(call.body), frame.deadline_ms(call.deadline_s)
             )
         except FfsError as exc:
             if self.broken is not None:
