@@ -121,13 +121,9 @@ class LocalTarget:
         work = asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*args, **kwargs))
         try:
             return await to_its_end(work)
-        except FfsError as exc:
-            if exc.code is Code.DISK_FAILED:
-                self.fail(exc.message)
+        except (FfsError, OSError) as exc:
+            self._note_failure(exc)
             raise
-        except OSError as exc:
-            self.fail(str(exc))
-            raise error(Code.DISK_FAILED, str(exc)) from exc
 
     async def call_short(self, size: int, items: int, function: Callable[..., T], *args: Any) -> T:
         """As `call`, for work on `size` bytes of `items` chunks: on the event loop when it is little and need not wait.
@@ -142,19 +138,23 @@ class LocalTarget:
                     return function(*args, nowait=True)
                 except WouldBlock:
                     pass
-                except FfsError as exc:
-                    if exc.code is Code.DISK_FAILED:
-                        self.fail(exc.message)
+                except (FfsError, OSError) as exc:
+                    self._note_failure(exc)
                     raise
-                except OSError as exc:
-                    self.fail(str(exc))
-                    raise error(Code.DISK_FAILED, str(exc)) from exc
                 finally:
                     ended_s = self._clock.monotonic_s()
                     # One that did not wait was kept from running: it would be in a thread as well.
                     if ended_s - began_s > INLINE_SLOW_S and self._waits() != waits:
                         self._threads_until_s = ended_s + INLINE_REST_S
         return await self.call(function, *args)
+
+    def _note_failure(self, exc: FfsError | OSError) -> None:
+        """What engine work raised. Raises DISK_FAILED for an error of the system."""
+        if isinstance(exc, OSError):
+            self.fail(str(exc))
+            raise error(Code.DISK_FAILED, str(exc)) from exc
+        if exc.code is Code.DISK_FAILED:
+            self.fail(exc.message)
 
     async def finish_anyway(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`, to its end even when the caller is cancelled: it holds locks, and the caller's memory."""
