@@ -49,9 +49,9 @@ class File(io.RawIOBase):
         self.handle = handle
         self.name = name
         self.mode = mode
-        self._position = 0
-        self._moving = threading.RLock()
         self._append = bool(handle.flags & os.O_APPEND)
+        self._position = handle.length if self._append else 0  # as Python's own files begin
+        self._moving = threading.RLock()
 
     @property
     def inode(self) -> meta_pb2.Inode:

@@ -38,6 +38,10 @@ class Limit:
     def is_old(self, now_s: float) -> bool:
         return now_s - self._told_s >= LIMIT_TRUSTED_S
 
+    def trusted(self, now_s: float) -> tuple[int, float]:
+        """(how long the file may get, for how many seconds from now that may be believed)."""
+        return self._end_max, self._told_s + LIMIT_TRUSTED_S - now_s
+
 
 class InodeState:
     """One open inode. Safe to use from several threads."""

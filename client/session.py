@@ -58,10 +58,31 @@ class Parts:
     mgmtd: MgmtdClient | None = None
 
 
+class LeaseTerm:
+    """How long mgmtd surely takes this client for alive, by the client's own clock.
+
+    `now` is (how often it was begun anew, until when it runs): one value, so that readers need no lock.
+    """
+
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        self.now = (0, float("-inf"))
+
+    def renewed(self, sent_s: float, answered_s: float, lease_s: float) -> None:
+        """mgmtd has heard of us between these: before the lease ran out, or perhaps after."""
+        begun, until_s = self.now
+        self.now = (begun + (answered_s >= until_s), max(until_s, sent_s + lease_s))
+
+
 class LeaseKeeper:
     """A daemon thread that extends this client's lease until it is closed."""
 
-    def __init__(self, mgmtd: MgmtdClient, cluster_id: str, session: mgmtd_pb2.ClientSession) -> None:
+    def __init__(
+        self, mgmtd: MgmtdClient, cluster_id: str, session: mgmtd_pb2.ClientSession, clock: Clock | None = None
+    ) -> None:
+        self.term = LeaseTerm()
+        self._clock = clock or SystemClock()
         self._mgmtd = mgmtd
         self._request = mgmtd_pb2.ExtendSessionRequest(cluster_id=cluster_id, session=session)
         self._stop = threading.Event()
@@ -79,9 +100,11 @@ class LeaseKeeper:
                 log.warning("cannot extend the client's lease: %s", exc)
 
     def _extend(self) -> None:
+        sent_s = self._clock.monotonic_s()
         reply = self._mgmtd.extend_session(self._request)
         if reply.lease_ms:
             self._lease_s = reply.lease_ms / 1000
+        self.term.renewed(sent_s, self._clock.monotonic_s(), self._lease_s)
 
     def close(self) -> None:
         """Give the lease back, if mgmtd can be reached soon."""
@@ -143,6 +166,11 @@ class ClientContext:
         if self._parts.mgmtd is None:
             raise error(Code.UNAVAILABLE, "this client has no connection to a cluster manager")
         return self._parts.mgmtd
+
+    def lease(self) -> tuple[int, float]:
+        """(how often it was begun anew, until when it surely runs); without one nobody takes this client for dead."""
+        lease = self._parts.lease
+        return lease.term.now if lease is not None else (0, float("inf"))
 
     def acting_for(self, caller: Caller) -> ClientContext:
         """The same connections and open files as another user has them. Only the original is closed."""

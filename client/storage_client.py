@@ -138,13 +138,14 @@ class StorageClient:
         if failed:
             raise next(iter(failed.values()))
 
-    def write(self, spans: Sequence[WriteSpan]) -> dict[int, FfsError]:
+    def write(self, spans: Sequence[WriteSpan], still: Callable[[], None] | None = None) -> dict[int, FfsError]:
         """Store all spans, on all replicas when it returns; the spans that failed, by place, with why.
 
         Spans may be of many files and scattered: each chunk is updated once. Where spans overlap, the later one wins.
+        `still` is called before anything is sent again, and raises when it should not be.
         """
         self._guard.check()
-        return self._writer.write(spans)
+        return self._writer.write(spans, still)
 
     def write_from(self, file: FileLayout, offset: int, data: Piece) -> None:
         """Store `data` at `offset`. Raises the first error; parts of the range may be stored then."""

@@ -61,18 +61,23 @@ class StorageWriter:
         self._random = rng
         self._sleep = sleep
 
-    def write(self, spans: Sequence[WriteSpan]) -> dict[int, FfsError]:
-        """Store every span; the spans of which a part failed, with why. Overlapping spans are applied in order."""
+    def write(self, spans: Sequence[WriteSpan], still: Callable[[], None] | None = None) -> dict[int, FfsError]:
+        """Store every span; the spans of which a part failed, with why. Overlapping spans are applied in order.
+
+        `still` is called before each further attempt; what it raises ends them.
+        """
         failed: dict[int, FfsError] = {}
         for requests in plan_write(spans):
-            for request, outcome in zip(requests, self.update(requests), strict=True):
+            for request, outcome in zip(requests, self.update(requests, still), strict=True):
                 for item, exc in zip(request.items, outcome, strict=True):
                     if exc is not None:
                         for span in item.spans:
                             failed.setdefault(span, exc)
         return failed
 
-    def update(self, requests: Sequence[UpdateRequest]) -> list[list[FfsError | None]]:
+    def update(
+        self, requests: Sequence[UpdateRequest], still: Callable[[], None] | None = None
+    ) -> list[list[FfsError | None]]:
         """Run requests of distinct chunks at once; for each, the outcome of each of its items."""
         outcomes: list[list[FfsError | None]] = []
         start = 0
@@ -87,11 +92,13 @@ class StorageWriter:
                 end += 1
             wave = requests[start:end]
             with self._channels.take(len(wave)) as uses:
-                outcomes += self._wave(wave, uses)
+                outcomes += self._wave(wave, uses, still)
             start = end
         return outcomes
 
-    def _wave(self, wave: Sequence[UpdateRequest], uses: list[ChannelUse]) -> list[list[FfsError | None]]:
+    def _wave(
+        self, wave: Sequence[UpdateRequest], uses: list[ChannelUse], still: Callable[[], None] | None
+    ) -> list[list[FfsError | None]]:
         sendings = [
             _Sending(request, pack_update(request, self._client_id, use.channel, use.sequence), request.pieces())
             for request, use in zip(wave, uses, strict=True)
@@ -106,7 +113,7 @@ class StorageWriter:
                 break
             if retry is None:
                 retry = Retry(self._policy, self._clock, self._random)
-            if not self._pause(routing, retry, open_ones):
+            if not self._pause(routing, retry, open_ones, still):
                 break
         return [sending.statuses or [sending.failure] * len(sending.request.items) for sending in sendings]
 
@@ -153,7 +160,7 @@ class StorageWriter:
         again = [exc for exc in sending.statuses if exc is not None and exc.reaction is not Reaction.GIVE_UP]
         sending.failure = again[0] if again else None
 
-    def _pause(self, routing: Routing, retry: Retry, failed: list[_Sending]) -> bool:
+    def _pause(self, routing: Routing, retry: Retry, failed: list[_Sending], still: Callable[[], None] | None) -> bool:
         """Wait before the next attempt; False when there is none. Drops the requests that cannot be helped."""
         for sending in list(failed):
             if sending.failure is not None and sending.failure.reaction is Reaction.GIVE_UP:
@@ -165,6 +172,12 @@ class StorageWriter:
         assert worst is not None
         try:
             step = retry.after(worst)
+            if step.refresh:
+                self._routing.wait_newer(routing.version, step.pause_s)
+            else:
+                self._sleep(step.pause_s)
+            if still is not None:
+                still()
         except FfsError as exc:
             for sending in failed:
                 # Items that succeeded keep their success: the caller learns which part is stored.
@@ -173,8 +186,4 @@ class StorageWriter:
                 else:
                     sending.failure = exc
             return False
-        if step.refresh:
-            self._routing.wait_newer(routing.version, step.pause_s)
-        else:
-            self._sleep(step.pause_s)
         return True

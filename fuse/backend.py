@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from fireflyfs.client.storage_ranges import DataRange
@@ -50,8 +50,13 @@ class DataCalls(Protocol):
     def read(self, file: FileLayout, offset: int, into: Piece) -> None:
         """Fill all of `into`: holes and what lies behind the last chunk as zeros."""
 
-    def write(self, file: FileLayout, extents: Sequence[tuple[int, Piece]]) -> None:
-        """Store (offset, bytes) pieces that do not overlap. On an error any of them may have been stored."""
+    def write(
+        self, file: FileLayout, extents: Sequence[tuple[int, Piece]], still: Callable[[], None] = lambda: None
+    ) -> None:
+        """Store (offset, bytes) pieces that do not overlap. On an error any of them may have been stored.
+
+        `still` is called before anything is sent again, and raises when it should not be.
+        """
 
     def ranges(self, file: FileLayout, start: int, end: int, *, few: bool = False) -> Iterator[DataRange]:
         """Where storage has bytes of [start, end), in order; `few`: only the first ones are wanted."""
@@ -80,6 +85,9 @@ class Backend(Protocol):
     @property
     def waits(self) -> int:
         """How often a call was begun anew because servers were away."""
+
+    def lease(self) -> tuple[int, float]:
+        """(how often the client's lease was begun anew, until when it surely runs: monotonic seconds)."""
 
     def give_up(self) -> None:
         """The mount ends: calls that wait for servers may fail now."""

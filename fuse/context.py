@@ -156,10 +156,12 @@ class PatientData:
             except FfsError as exc:
                 self._patience.again(exc, "read")
 
-    def write(self, file: FileLayout, extents: Sequence[tuple[int, Piece]]) -> None:
+    def write(
+        self, file: FileLayout, extents: Sequence[tuple[int, Piece]], still: Callable[[], None] = lambda: None
+    ) -> None:
         spans = [WriteSpan(file, offset, piece) for offset, piece in extents]
         while True:
-            failed = self._storage.write(spans)
+            failed = self._storage.write(spans, still)
             if not failed:
                 return
             for exc in failed.values():
@@ -168,6 +170,7 @@ class PatientData:
             first = next(iter(failed.values()))
             spans = [spans[place] for place in failed]
             self._patience.again(first, "write")
+            still()
 
     def ranges(self, file: FileLayout, start: int, end: int, *, few: bool = False) -> Iterator[DataRange]:
         page = FEW_CHUNKS if few else RANGE_CHUNKS_MAX
@@ -215,6 +218,7 @@ class ContextBackend:
         self.data: DataCalls = PatientData(context.storage, patience)
         self.pool: MemoryPool = context.pool
         self.client_id: bytes = context.client_id
+        self.lease = context.lease
 
     @property
     def waits(self) -> int:

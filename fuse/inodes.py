@@ -48,6 +48,7 @@ class LiveInode:
         "atime_ns",
         "checked_s",
         "created_here",
+        "errors_seen",
         "file",
         "handles",
         "id",
@@ -76,6 +77,7 @@ class LiveInode:
         self.unsure = False
         self.atime_ns = 0
         self.created_here = False
+        self.errors_seen = 0  # of write-behind: what the length takes into account
 
     @property
     def length(self) -> int:
@@ -87,8 +89,8 @@ class LiveInode:
         if inode.truncate_version > self.inode.truncate_version:
             self.written_end = -1
             self.unsure = self.mtime_ns != 0
-        elif inode.truncate_version < self.inode.truncate_version:
-            return  # an older answer that came late
+        elif inode.truncate_version < self.inode.truncate_version or inode.length < self.inode.length:
+            return  # an older answer that came late: without a truncation the length only grows
         self.inode = inode
         self.checked_s = now_s
 
@@ -108,15 +110,16 @@ class LiveInode:
 
 
 class FileHandle:
-    """One open(2) of a file."""
+    """One open(2) of a file. `errors_seen`: how many errors of write-behind it has told, or were there before it."""
 
-    __slots__ = ("fh", "flags", "live", "writes")
+    __slots__ = ("errors_seen", "fh", "flags", "live", "writes")
 
     def __init__(self, fh: int, live: LiveInode, flags: int, writes: bool) -> None:
         self.fh = fh
         self.live = live
         self.flags = flags
         self.writes = writes
+        self.errors_seen = 0
 
 
 class DirHandle:

@@ -17,6 +17,7 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.ids import new_request_id
 from fireflyfs.common.limits import LOCKS_AWAITED_MAX
 from fireflyfs.fuse.backend import MetaCalls
+from fireflyfs.fuse.held_locks import HeldLocks, Holder, Key
 from fireflyfs.fuse.request import Later
 from fireflyfs.proto import meta_pb2 as m
 from fireflyfs.proto.common_pb2 import Caller
@@ -48,12 +49,11 @@ class _Waiting:
 class LockClient:
     """Safe to use from several threads; `run` is a thread's body. Raises FfsError."""
 
-    def __init__(self, meta: MetaCalls, caller: Caller) -> None:
+    def __init__(self, meta: MetaCalls, caller: Caller, held: HeldLocks) -> None:
         self._meta = meta
         self._caller = caller  # permission was checked when the file was opened
+        self.held = held
         self._mutex = threading.Lock()
-        # By inode: (kind, owner) of those that may have locks, and the handle that they were last set through.
-        self._owners: dict[int, dict[tuple[int, int], int]] = {}
         self._waiting: dict[int, _Waiting] = {}  # by the kernel's number of the request
         self._by_request_id: dict[bytes, int] = {}
         self._early: OrderedDict[int, None] = OrderedDict()  # interrupts of what does not wait (yet)
@@ -69,15 +69,17 @@ class LockClient:
 
     def drop(self, inode: int, lock: m.Lock) -> None:
         """Unlock a range."""
+        self.held.unlocking(inode, (lock.kind, lock.owner), lock.start, lock.end)
         self._meta.set_lock(m.SetLockRequest(caller=self._caller, inode=inode, lock=lock))
 
     def take(self, inode: int, fh: int, lock: m.Lock) -> m.Inode | None:
         """Lock without waiting; the file as it is now, or None when another lock is in the way."""
-        self._note(inode, fh, lock)
+        self._asking(inode, fh, lock)
         for _ in range(AGAIN_MAX):
             going = inode in self._dropping
             reply = self._meta.set_lock(m.SetLockRequest(caller=self._caller, inode=inode, lock=lock))
             if reply.granted:
+                self._granted(inode, lock)
                 return reply.inode
             # The kernel does not wait for a RELEASE: a lock of ours may be in the way that is closed already.
             with self._mutex:
@@ -93,7 +95,12 @@ class LockClient:
 
         `granted` runs before a later answer, in the thread that asks for news.
         """
-        waiting = _Waiting(granted)
+
+        def had() -> None:
+            self._granted(inode, lock)
+            granted()
+
+        waiting = _Waiting(had)
         request = m.SetLockRequest(caller=self._caller, inode=inode, lock=lock, wait=True)
         request.mutation.request_id = new_request_id()
         request_id = request.mutation.request_id
@@ -105,11 +112,12 @@ class LockClient:
                 raise error(Code.NO_LOCKS, f"{LOCKS_AWAITED_MAX} programs of this mount wait for locks")
             self._waiting[unique] = waiting
             self._by_request_id[request_id] = unique
-        self._note(inode, fh, lock)
         queued: m.QueuedLock | None = None
         try:
+            self._asking(inode, fh, lock)
             reply = self._meta.set_lock(request)
             if reply.granted:
+                self._granted(inode, lock)
                 return reply.inode
             with self._mutex:
                 queued = m.QueuedLock(inode=inode, kind=lock.kind, ticket=reply.ticket, request_id=request_id)
@@ -122,6 +130,7 @@ class LockClient:
             if waiting.queued is None:
                 self._forget(unique, request_id)
         if self._cancel(queued):
+            self._granted(inode, lock)
             return self._meta.stat(m.StatRequest(caller=self._caller, at=m.PathAt(dir=inode))).inode
         raise OSError(errno.EINTR, "interrupted")
 
@@ -148,7 +157,7 @@ class LockClient:
 
     def released(self, inode: int, fh: int) -> None:
         """The last descriptor of an open file is closed: what was locked through it goes."""
-        self._drop_all(inode, lambda _, through: through == fh)
+        self._drop_all(inode, lambda _, holder: fh in holder.handles)
 
     def run(self) -> None:
         """Ask for news while somebody waits, until `stop`."""
@@ -231,20 +240,17 @@ class LockClient:
             self._waiting.pop(unique, None)
             self._by_request_id.pop(request_id, None)
 
-    def _note(self, inode: int, fh: int, lock: m.Lock) -> None:
-        with self._mutex:
-            self._owners.setdefault(inode, {})[lock.kind, lock.owner] = fh
+    def _asking(self, inode: int, fh: int, lock: m.Lock) -> None:
+        self.held.asking(inode, (lock.kind, lock.owner), fh, converts=lock.kind == m.LOCK_FLOCK)
 
-    def _drop_all(self, inode: int, which: Callable[[tuple[int, int], int], bool]) -> None:
-        if inode not in self._owners:
+    def _granted(self, inode: int, lock: m.Lock) -> None:
+        self.held.granted(inode, (lock.kind, lock.owner), lock.start, lock.end)
+
+    def _drop_all(self, inode: int, which: Callable[[Key, Holder], bool]) -> None:
+        if inode not in self.held:
             return
         with self._mutex:
-            owners = self._owners.get(inode, {})
-            going = [key for key, fh in owners.items() if which(key, fh)]
-            for key in going:
-                del owners[key]
-            if not owners:
-                self._owners.pop(inode, None)
+            going = self.held.forget(inode, which)
             if not going:
                 return
             self._dropping[inode] = self._dropping.get(inode, 0) + 1

@@ -96,6 +96,7 @@ class Mount:
             self._spawn(self.volume.write_behind.run_background, "flush")
         self._spawn(self.volume.session_ender.run, "sessions")
         self._spawn(self.volume.locks.run, "locks")
+        self._spawn(self.volume.locks.held.watch, "held-locks")
         self._spawn(self._maintain, "maintain")
         if self.volume.rings is not None:
             self.volume.rings.start()
@@ -226,6 +227,7 @@ class Mount:
         self.volume.write_behind.stop_background(self.options.flush_threads)
         self.volume.session_ender.stop()
         self.volume.locks.stop()
+        self.volume.locks.held.stop()
         with contextlib.suppress(OSError):
             if device.is_mounted(self.mountpoint):
                 device.unmount(self.mountpoint)

@@ -14,7 +14,7 @@ from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
 KERNEL_MAJOR = 7
-KERNEL_MINOR = 38  # what we speak; the kernel answers in the lower of both
+KERNEL_MINOR = 39  # what we speak; the kernel answers in the lower of both
 KERNEL_MINOR_MIN = 31  # older kernels lack max_pages and readable init flags
 ROOT_ID = 1
 VIRTUAL_BASE = 0xFFFF_FF00_0000_0000  # node ids from here on are of no file: fuse/usrbio/virtual.py
@@ -72,6 +72,7 @@ class Opcode(IntEnum):
     REMOVEMAPPING = 49
     SYNCFS = 50
     TMPFILE = 51
+    STATX = 52
 
 
 class InitFlag(IntFlag):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ from fireflyfs.common.net.api import Piece
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.backend import Backend
 from fireflyfs.fuse.callers import Callers
-from fireflyfs.fuse.inodes import ChangedDirectories, Handles, InodeTable, LiveInode, attributes_of
+from fireflyfs.fuse.held_locks import HeldLocks
+from fireflyfs.fuse.inodes import ChangedDirectories, FileHandle, Handles, InodeTable, LiveInode, attributes_of
 from fireflyfs.fuse.locks import LockClient
 from fireflyfs.fuse.options import MountOptions
 from fireflyfs.fuse.request import Request
@@ -63,7 +65,8 @@ class Volume:
             self._store, self.segments, clock, dirty_bytes_max=options.dirty_bytes_max, age_s=options.dirty_age_s
         )
         self.session_ender = SessionEnder(self._end_sessions)
-        self.locks = LockClient(backend.meta, self.callers.root)
+        held = HeldLocks(backend.meta, self.callers.root, clock, backend.lease, self._locks_lost)
+        self.locks = LockClient(backend.meta, self.callers.root, held)
         self.entry_valid = protocol.Valid.of(options.entry_timeout_s)
         self.attr_valid = protocol.Valid.of(options.attr_timeout_s)
         self.negative_valid = protocol.Valid.of(options.negative_timeout_s)
@@ -136,15 +139,26 @@ class Volume:
         live = self.table.get(nodeid)
         if live is None:  # closed while its last bytes wait: RELEASE flushes before it leaves, so this is a bug
             raise AssertionError(f"inode {nodeid} is dirty and not live")
-        self.data.write(live.file, pieces)
+        still = partial(self.locks.held.check, nodeid)  # what was written under a lock that is lost must not come late
+        still()
+        self.data.write(live.file, pieces, still)
 
-    def flush(self, live: LiveInode) -> None:
-        """Store what waits of a file. Raises the error of any flush since the last time: bytes are lost then."""
+    def _locks_lost(self, nodeid: int) -> None:
+        """Its pages go: the kernel would have them read without asking us."""
+        self.table.pages_unknown(nodeid)
+        self.notify(protocol.encode_inval_inode(nodeid, 0, 0))
+
+    def flush(self, live: LiveInode, handle: FileHandle | None = None) -> None:
+        """Store what waits of a file. Raises the error of any flush since the last time that this handle, or who has
+        none, was told: bytes are lost then."""
         self.write_behind.flush(live.id)
-        lost = self.write_behind.take_error(live.id)
-        if lost is not None:
-            with live.lock:  # a length that covers lost bytes must not be recorded; storage knows what is there
+        with live.lock:
+            lost, live.errors_seen = self.write_behind.error_since(live.id, live.errors_seen)
+            if lost is not None:  # a length that covers lost bytes must not be recorded; storage knows what is there
                 live.written_end = -1
+        if handle is not None:
+            lost, handle.errors_seen = self.write_behind.error_since(live.id, handle.errors_seen)
+        if lost is not None:
             raise lost
 
     def ensure_session(self, live: LiveInode) -> bytes:

@@ -9,8 +9,8 @@ One lock guards the books; nothing is sent under it. Rules:
 * Several flushes of a file may be under way: the next is on its way before the last has been acknowledged. Bytes
   that overlap those under way are sent only when these have arrived: of two writes to a byte the later one wins.
 * Bytes under way are still "waiting" for a read: they leave the books when storage has acknowledged them.
-* A failed flush drops its bytes and keeps the error for the next fsync and close of the file, once: retries while
-  servers are away happen below, in the client library, and do not end while the mount lives.
+* A failed flush drops its bytes and keeps the error for the next fsync or close of each descriptor, once: retries
+  while servers are away happen below, in the client library, and do not end while the mount lives.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class ExtentMap:
 class DirtyFile:
     """The bytes of one inode that storage does not have. All of it is under the books' lock."""
 
-    __slots__ = ("bytes", "error", "key", "sending", "since_s", "waiting", "wanted")
+    __slots__ = ("bytes", "error", "errors", "key", "sending", "since_s", "waiting", "wanted")
 
     def __init__(self, key: int) -> None:
         self.key = key
@@ -123,7 +123,8 @@ class DirtyFile:
         self.bytes = 0  # that wait
         self.since_s = 0.0
         self.wanted = False  # in the queue of the background
-        self.error: FfsError | None = None
+        self.error: FfsError | None = None  # the last one
+        self.errors = 0  # how many there were
 
 
 def joined(extents: Sequence[Extent]) -> list[tuple[int, Piece]]:
@@ -248,14 +249,18 @@ class WriteBehind:
             while any(each in before for each in file.sending):
                 self._books.wait()
 
-    def take_error(self, key: int) -> FfsError | None:
-        """The error since the last time this was asked: bytes were lost."""
+    def errors(self, key: int) -> int:
+        """How often bytes of a file were lost so far: a place for `error_since`."""
+        file = self._files.get(key)
+        return file.errors if file is not None else 0
+
+    def error_since(self, key: int, seen: int) -> tuple[FfsError | None, int]:
+        """The last error, if there were any since there were `seen` of them; and how many there are now."""
         file = self._files.get(key)
         if file is None:
-            return None
+            return None, seen
         with self._books:
-            error, file.error = file.error, None
-        return error
+            return (file.error if file.errors != seen else None), file.errors
 
     def want_old(self) -> None:
         """Queue the files whose oldest waiting byte is `age_s` old for the background."""
@@ -317,6 +322,7 @@ class WriteBehind:
                 self.flushed_bytes += sent_bytes
                 if lost is not None:
                     file.error = lost
+                    file.errors += 1
                     self.flush_errors += 1
                 self._books.notify_all()
             for extent in sending.extents:

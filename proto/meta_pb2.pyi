@@ -871,24 +871,42 @@ class QueuedLock(_message.Message):
     def __init__(self, inode: _Optional[int] = ..., kind: _Optional[_Union[LockKind, str]] = ..., ticket: _Optional[int] = ..., request_id: _Optional[bytes] = ...) -> None: ...
 
 class AwaitLocksRequest(_message.Message):
-    __slots__ = ("caller", "heard", "waiting", "wait_ms")
+    __slots__ = ("caller", "heard", "waiting", "wait_ms", "held")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     HEARD_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     heard: _containers.RepeatedScalarFieldContainer[bytes]
     waiting: _containers.RepeatedCompositeFieldContainer[QueuedLock]
     wait_ms: int
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., heard: _Optional[_Iterable[bytes]] = ..., waiting: _Optional[_Iterable[_Union[QueuedLock, _Mapping]]] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+    held: _containers.RepeatedCompositeFieldContainer[HeldRange]
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., heard: _Optional[_Iterable[bytes]] = ..., waiting: _Optional[_Iterable[_Union[QueuedLock, _Mapping]]] = ..., wait_ms: _Optional[int] = ..., held: _Optional[_Iterable[_Union[HeldRange, _Mapping]]] = ...) -> None: ...
+
+class HeldRange(_message.Message):
+    __slots__ = ("inode", "kind", "owner", "start", "end")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    kind: LockKind
+    owner: int
+    start: int
+    end: int
+    def __init__(self, inode: _Optional[int] = ..., kind: _Optional[_Union[LockKind, str]] = ..., owner: _Optional[int] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class AwaitLocksReply(_message.Message):
-    __slots__ = ("granted", "lost")
+    __slots__ = ("granted", "lost", "dropped")
     GRANTED_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
     granted: _containers.RepeatedScalarFieldContainer[bytes]
     lost: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, granted: _Optional[_Iterable[bytes]] = ..., lost: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    dropped: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, granted: _Optional[_Iterable[bytes]] = ..., lost: _Optional[_Iterable[bytes]] = ..., dropped: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class CancelLockRequest(_message.Message):
     __slots__ = ("caller", "mutation", "queued")

@@ -29,7 +29,7 @@ from fireflyfs.storage.background.scrub import SCRUB_BYTES_S, SCRUB_EVERY_S
 from fireflyfs.storage.core.fence import FENCE_S
 from fireflyfs.storage.engine.store import create_target, open_engine
 from fireflyfs.storage.service.evictor import ROOM_BYTES_MAX, ROOM_PART
-from fireflyfs.storage.service.replica import LocalTarget
+from fireflyfs.storage.service.local_target import LocalTarget
 from fireflyfs.storage.worker import StorageWorker
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,9 @@ from fireflyfs.storage.background.resync import Resync
 from fireflyfs.storage.background.scrub import Scrubber
 from fireflyfs.storage.core import fence
 from fireflyfs.storage.service.evictor import ROOM_BYTES_MAX, ROOM_PART
+from fireflyfs.storage.service.local_target import LocalTarget
 from fireflyfs.storage.service.operations import StorageService
-from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.replica import Replicas
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -23,8 +23,19 @@ _options = [
     click.option("-r", "--recursive", is_flag=True, help="Copy directories with all that is in them."),
     click.option("--threads", type=click.IntRange(1, 64), default=4, show_default=True, help="Files at a time."),
     click.option("--sync", "durable", is_flag=True, help="Each file survives a power cut before the next one counts."),
+    click.option("--xattrs", is_flag=True, help="Extended attributes and ACLs too."),
     click.option("--quiet", "-q", is_flag=True, help="No progress."),
 ]
+
+
+class Wishes(NamedTuple):
+    """What the options say."""
+
+    recursive: bool
+    threads: int
+    durable: bool
+    xattrs: bool
+    quiet: bool
 
 
 def _with_options(command: Any) -> Any:
@@ -38,12 +49,10 @@ def _with_options(command: Any) -> Any:
 @click.argument("target")
 @_with_options
 @pass_settings
-def put(
-    settings: Settings, sources: tuple[str, ...], target: str, recursive: bool, threads: int, durable: bool, quiet: bool
-) -> None:
+def put(settings: Settings, /, sources: tuple[str, ...], target: str, **wishes: Any) -> None:
     """Copy local files and trees to TARGET in the file system. Modes, times and links are kept."""
     with connect.filesystem(settings) as fs:
-        _copy_all(settings, LocalTree(), fs, sources, target, recursive, threads, durable, quiet)
+        _copy_all(settings, LocalTree(), fs, sources, target, Wishes(**wishes))
 
 
 @click.command()
@@ -51,12 +60,10 @@ def put(
 @click.argument("target", metavar="LOCAL")
 @_with_options
 @pass_settings
-def get(
-    settings: Settings, sources: tuple[str, ...], target: str, recursive: bool, threads: int, durable: bool, quiet: bool
-) -> None:
+def get(settings: Settings, /, sources: tuple[str, ...], target: str, **wishes: Any) -> None:
     """Copy files and trees of the file system to a local place. Modes, times and links are kept."""
     with connect.filesystem(settings) as fs:
-        _copy_all(settings, fs, LocalTree(), sources, target, recursive, threads, durable, quiet)
+        _copy_all(settings, fs, LocalTree(), sources, target, Wishes(**wishes))
 
 
 def _copy_all(
@@ -65,25 +72,30 @@ def _copy_all(
     target_tree: Tree,
     sources: tuple[str, ...],
     target: str,
-    recursive: bool,
-    threads: int,
-    durable: bool,
-    quiet: bool,
+    wishes: Wishes,
 ) -> None:
     into = _is_directory(target_tree, target)
     if len(sources) > 1 and not into:
         raise click.UsageError(f"{target} is no directory: several files need one")
     for source in sources:
-        if stat.S_ISDIR(source_tree.lstat(source).st_mode) and not recursive:
+        if stat.S_ISDIR(source_tree.lstat(source).st_mode) and not wishes.recursive:
             raise click.UsageError(f"{source} is a directory: copy it with -r")
     started = time.monotonic()
     progress = Progress()
     progress.on_problem = lambda path, exc: _report(progress, path, exc)
-    with _shown(progress, quiet or settings.json):
+    with _shown(progress, wishes.quiet or settings.json):
         for source in sources:
             name = os.path.basename(os.path.normpath(source))
             place = os.path.join(target, name) if into and name not in ("", ".", "..", "/") else target
-            Copier(source_tree, target_tree, progress, threads=threads, durable=durable).copy(source, place)
+            copier = Copier(
+                source_tree,
+                target_tree,
+                progress,
+                threads=wishes.threads,
+                durable=wishes.durable,
+                xattrs=wishes.xattrs,
+            )
+            copier.copy(source, place)
     seconds = time.monotonic() - started
     speed = output.bytes_text(int(progress.bytes / seconds)) if seconds else "-"
     text = f"{progress.files} files, {output.bytes_text(progress.bytes)} in {seconds:.1f} s ({speed}/s)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ def serve(
     """
     if kernel and os.geteuid() != 0:
         raise error(Code.NOT_PERMITTED, f"mount option {kernel[0]} needs root")
+    _raise_descriptors()
     context = ClientContext.connect(addresses, NODE_TYPE_FUSE, connect_timeout_s=CONNECT_TIMEOUT_S)
     try:
         mount_options = MountOptions(source=f"{FS_SOURCE}#{addresses[0]}", **options)
@@ -54,6 +56,12 @@ def serve(
         mount.run()
     finally:
         context.close()
+
+
+def _raise_descriptors() -> None:
+    """Applications' regions and rings keep descriptors open here and in the agents, thousands of them."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _begin(mountpoint: Path, kernel: Sequence[str], ready_fd: int | None) -> None:

@@ -1,11 +1,12 @@
 """Copies trees between two file systems that show the same methods: the local one and FireflyFS.
 
-Kept: file types, modes, times, symbolic links, hard links inside the tree, holes; owners when root copies. A file that
-cannot be copied is reported and the rest goes on.
+Kept: file types, modes, times, symbolic links, hard links inside the tree, holes; owners when root copies; extended
+attributes and ACLs when they are asked for. A file that cannot be copied is reported and the rest goes on.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -19,6 +20,7 @@ from fireflyfs.common.limits import MiB
 PIECE_BYTES = 8 * MiB  # read and written at once; spans chunks, so that several servers work on it
 WAITING_MAX = 256  # files handed out and not yet copied
 SKIP_ZEROS_BYTES = 64 << 10  # holes are looked for in units of this
+XATTRS_OF_OWNERS = ("user.", "system.posix_acl_")
 _ZEROS = bytes(SKIP_ZEROS_BYTES)
 
 
@@ -47,6 +49,11 @@ class Tree(Protocol):
     def chown(self, path: str, uid: int, gid: int, *, follow_symlinks: bool = True) -> None: ...
     def utime(self, path: str, times: None = None, *, ns: tuple[int, int], follow_symlinks: bool = True) -> None: ...
     def open_file(self, path: str, flags: int = os.O_RDONLY, mode: int = 0o666) -> Any: ...
+    def listxattr(self, path: str, *, follow_symlinks: bool = True) -> list[str]: ...
+    def getxattr(self, path: str, attribute: str, *, follow_symlinks: bool = True) -> bytes: ...
+    def setxattr(
+        self, path: str, attribute: str, value: bytes, flags: int = 0, *, follow_symlinks: bool = True
+    ) -> None: ...
 
 
 @dataclass(slots=True)
@@ -65,12 +72,20 @@ class Copier:
     """One copy from `source` to `target`, `threads` files at a time."""
 
     def __init__(
-        self, source: Tree, target: Tree, progress: Progress, *, threads: int = 4, durable: bool = False
+        self,
+        source: Tree,
+        target: Tree,
+        progress: Progress,
+        *,
+        threads: int = 4,
+        durable: bool = False,
+        xattrs: bool = False,
     ) -> None:
         self._source = source
         self._target = target
         self._progress = progress
         self._durable = durable
+        self._xattrs = xattrs
         self._keep_owner = os.geteuid() == 0
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="copy")
         self._room = threading.BoundedSemaphore(WAITING_MAX)
@@ -79,16 +94,16 @@ class Copier:
 
     def copy(self, source: str, target: str) -> None:
         """Copy `source` (a file or a tree) to be `target`. Problems are in the progress, not raised."""
-        directories: list[tuple[str, os.stat_result]] = []
+        directories: list[tuple[str, str, os.stat_result]] = []
         try:
             self._walk(source, target, directories)
         finally:
             self._pool.shutdown(wait=True)
         # Deepest first, and after all files: making entries changes a directory's times, and may need its write bit.
-        for path, info in reversed(directories):
-            self._guarded(path, self._attributes, path, info)
+        for one, other, info in reversed(directories):
+            self._guarded(other, self._attributes, one, other, info)
 
-    def _walk(self, source: str, target: str, directories: list[tuple[str, os.stat_result]]) -> None:
+    def _walk(self, source: str, target: str, directories: list[tuple[str, str, os.stat_result]]) -> None:
         stack = [(source, target)]
         while stack:
             one, other = stack.pop()
@@ -98,7 +113,7 @@ class Copier:
                     self._submit(one, other, info)
                     continue
                 self._make_directory(other)
-                directories.append((other, info))
+                directories.append((one, other, info))
                 children = []
                 for entry in self._source.scandir(one):
                     path = os.path.join(other, entry.name)
@@ -136,7 +151,7 @@ class Copier:
     def _copy_one(self, source: str, target: str, info: os.stat_result) -> None:
         if stat.S_ISLNK(info.st_mode):
             self._replace(target, lambda: self._target.symlink(self._source.readlink(source), target))
-            self._attributes(target, info)
+            self._attributes(source, target, info)
         elif stat.S_ISREG(info.st_mode):
             self._copy_regular(source, target, info)
         else:
@@ -182,7 +197,7 @@ class Copier:
                 writer.close()
         finally:
             reader.close()
-        self._attributes(target, info)
+        self._attributes(source, target, info)
 
     def _pump(self, reader: OpenFile, writer: OpenFile, info: os.stat_result) -> None:
         buffer = self._buffer()
@@ -207,13 +222,34 @@ class Copier:
             buffer = self._buffers.buffer = memoryview(bytearray(PIECE_BYTES))
         return buffer
 
-    def _attributes(self, path: str, info: os.stat_result) -> None:
-        # The owner first: chown drops the set-user-id bits that chmod then sets.
+    def _attributes(self, source: str, path: str, info: os.stat_result) -> None:
+        # The owner first: chown drops the set-user-id bits that chmod then sets, and capabilities. Extended attributes
+        # before the mode, which may not let us write, and which sets the mask of an ACL to what it was.
         if self._keep_owner:
             self._target.chown(path, info.st_uid, info.st_gid, follow_symlinks=False)
+        failed = list(self._copy_xattrs(source, path)) if self._xattrs else []
         if not stat.S_ISLNK(info.st_mode):
             self._target.chmod(path, stat.S_IMODE(info.st_mode))
         self._target.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
+        if failed:
+            raise failed[0]
+
+    def _copy_xattrs(self, source: str, path: str) -> Iterator[OSError]:
+        """What kept one from being copied; the others are there. Who is not root leaves out what only root may set."""
+        try:
+            names = self._source.listxattr(source, follow_symlinks=False)
+        except OSError as exc:
+            if exc.errno != errno.ENOTSUP:  # a file system that has none
+                yield exc
+            return
+        for name in names:
+            if not self._keep_owner and not name.startswith(XATTRS_OF_OWNERS):
+                continue
+            try:
+                value = self._source.getxattr(source, name, follow_symlinks=False)
+                self._target.setxattr(path, name, value, follow_symlinks=False)
+            except OSError as exc:
+                yield OSError(exc.errno, f"{name}: {exc.strerror}", path)
 
 
 def data_ranges(buffer: memoryview, count: int) -> Iterable[tuple[int, int]]:
@@ -267,6 +303,9 @@ class LocalTree:
     chmod = staticmethod(os.chmod)
     chown = staticmethod(os.chown)
     utime = staticmethod(os.utime)
+    listxattr = staticmethod(os.listxattr)
+    getxattr = staticmethod(os.getxattr)
+    setxattr = staticmethod(os.setxattr)
 
     def scandir(self, path: str) -> Iterator[Any]:
         with os.scandir(path) as entries:

@@ -59,12 +59,20 @@ class Transfers(Connected):
         ]
         return _checked(self.client.read_ranges(ranges), on_error)
 
-    def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
-        """The bytes of one file; of several paths, or a pattern, a dictionary."""
+    def cat(
+        self,
+        path: Any,
+        recursive: bool = False,
+        on_error: str = "raise",
+        start: int | None = None,
+        end: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The bytes [start, end) of one file; of several paths, or a pattern, a dictionary."""
         paths = self.expand_path(path, recursive=recursive, **kwargs)
         if len(paths) == 1 and not isinstance(path, list) and paths[0] == self._strip_protocol(path):
-            return self.cat_file(paths[0])
-        found = self.client.read_files(paths)
+            return self.cat_file(paths[0], start, end)
+        found = self.client.read_ranges([Range(name, start, end) for name in paths])
         if on_error == "omit":
             return {name: data for name, data in zip(paths, found, strict=True) if not isinstance(data, OSError)}
         return dict(zip(paths, _checked(found, on_error), strict=True))

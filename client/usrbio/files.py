@@ -20,12 +20,14 @@ _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int6
 
 
 class Registered(NamedTuple):
-    """`dup` keeps the file open until it is deregistered, whatever becomes of the descriptor that was named."""
+    """`dup` keeps the file open until it is deregistered, whatever becomes of the descriptor that was named. `owner` is
+    the process that registered it; its forked children may name it too."""
 
     token: int
     dup: int
     readable: bool
     writable: bool
+    owner: int
 
 
 _lock = threading.Lock()
@@ -58,7 +60,8 @@ def register_fd(fd: int, flags: int = 0) -> None:
         except BaseException:
             os.close(dup)
             raise
-        _files[fd] = Registered(ioctls.TOKEN.unpack(answer)[0], dup, access != os.O_WRONLY, access != os.O_RDONLY)
+        (token,) = ioctls.TOKEN.unpack(answer)
+        _files[fd] = Registered(token, dup, access != os.O_WRONLY, access != os.O_RDONLY, os.getpid())
 
 
 def deregister_fd(fd: int) -> None:
@@ -66,8 +69,9 @@ def deregister_fd(fd: int) -> None:
     with _lock:
         known = _files.pop(fd, None)
     if known is not None:
-        with contextlib.suppress(OSError):  # the mount may be gone
-            fcntl.ioctl(known.dup, ioctls.DEREGISTER, ioctls.TOKEN.pack(known.token))
+        if known.owner == os.getpid():  # a forked child's is its parent's too
+            with contextlib.suppress(OSError):  # the mount may be gone
+                fcntl.ioctl(known.dup, ioctls.DEREGISTER, ioctls.TOKEN.pack(known.token))
         os.close(known.dup)
 
 

@@ -114,8 +114,8 @@ class ioring:
             )
             self._pieces[slot] = (iov, userdata)
             self._head = head + 1
-        # Behind the lock: what was written before it is seen before this, on every processor.
-        self._sq_seq[slot] = head + 1
+        with self._lock:  # taken anew: what was written before it was let go is seen before this, on every processor
+            self._sq_seq[slot] = head + 1
         return self
 
     def submit(self) -> ioring:
@@ -160,18 +160,24 @@ class ioring:
             futex.wait(self._address + layout.CQ_DOORBELL_AT, bell, left_s)
 
     def _reap(self, found: list[iovec], most: int) -> None:
+        entries, words = self._entries, self._cq_seq
         with self._lock:
-            reaped, entries, words = self._reaped, self._entries, self._cq_seq
-            while len(found) < most and words[slot := reaped % entries] == reaped + 1 and reaped < self._head:
+            ready = self._reaped
+            least = ready + most - len(found)
+            while ready < least and ready < self._head and words[ready % entries] == ready + 1:
+                ready += 1
+        if ready == self._reaped:
+            return
+        with self._lock:  # taken anew: results are read after their words, on every processor
+            while self._reaped < ready:  # another thread may have handed out some
+                slot = self._reaped % entries
                 entry = self._pieces[slot]
                 assert entry is not None  # reaped < head
-                piece = entry[0]
+                piece, piece._result = entry[0], self._results[slot]
                 piece._userdata = entry[1]
-                piece._result = self._results[slot]
                 self._pieces[slot] = None
                 found.append(piece)
-                reaped += 1
-            self._reaped = reaped
+                self._reaped += 1
 
     def destroy(self) -> None:
         """Take the ring back. What is under way may still land in its region. Twice is no error."""

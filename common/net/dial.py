@@ -113,6 +113,8 @@ def _greet(sock: socket.socket, identity: Identity, links: LinkKind, name: str, 
     header = frame.parse_header(_exactly(sock, frame.HEADER_BYTES, end_s, name))
     body = _exactly(sock, header.body_len, end_s, name)
     welcome = frame.parse_answer(header, body)
+    if welcome.link not in tuple(links):
+        raise error(Code.PROTOCOL, f"{name} chose the link {welcome.link!r}, which was not offered")
     sock.settimeout(None)
     return Dialed(sock, welcome, name)
 

@@ -167,10 +167,12 @@ class Exchange:
             out, into, inline = self._place(pending)
             request_id = self._next_id
             head = frame.pack_request(
-                call.method, request_id, out, into, len(call.body), max(int(call.deadline_s * 1000), 1)
+                call.method, request_id, out, into, len(call.body), frame.deadline_ms(call.deadline_s)
             )
-        except FfsError as exc:  # this request cannot be sent; the connection is as good as before
-            pending.outcome = exc
+        except FfsError as exc:
+            if self.broken is not None:
+                raise  # met while an earlier one was being sent
+            pending.outcome = exc  # this request cannot be sent; the connection is as good as before
             self._release(pending, answered=True)
             return
         while self._outstanding and (
@@ -340,7 +342,18 @@ class Exchange:
                     count = 0
 
     def _make_way(self) -> None:
-        """The socket is full. The server may be waiting for us to take answers, so take what is there."""
+        """The socket is full. The server may be waiting for us to take answers, so take what is there.
+
+        What it raises breaks the connection: a frame has been sent in part, and anything sent later would be taken for
+        the rest of it.
+        """
+        try:
+            self._take_or_wait()
+        except FfsError as exc:
+            self._break(exc)
+            raise
+
+    def _take_or_wait(self) -> None:
         poller = select.poll()
         poller.register(self.sock, select.POLLIN | select.POLLOUT)
         # With nothing outstanding (a first request larger than the socket) the batch's own deadline is not known

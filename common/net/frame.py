@@ -198,6 +198,11 @@ def _table(count: int) -> struct.Struct:
     return struct.Struct("<" + "IIQ" * count)
 
 
+def deadline_ms(deadline_s: float) -> int:
+    """A deadline as requests carry it; one beyond all bounds is the longest there is."""
+    return max(int(min(deadline_s, limits.DEADLINE_S_MAX) * 1000), 1)
+
+
 def pack_request(
     method: int, request_id: int, out: Sequence[Segment], into: Sequence[Segment], body_len: int, deadline_ms: int
 ) -> bytes:

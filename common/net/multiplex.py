@@ -195,7 +195,7 @@ class _Connection(Stream):
         request_id = self._next_id
         self._next_id = request_id % 0xFFFFFFFE + 1
         head = frame.pack_request(
-            call.method, request_id, out, into, len(call.body), max(int(call.deadline_s * 1000), 1)
+            call.method, request_id, out, into, len(call.body), frame.deadline_ms(call.deadline_s)
         )
         self._outstanding[request_id] = pending
         if staged is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from fireflyfs.common.errors import Code, error
+from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.api import Peer
 from fireflyfs.common.net.frame import INLINE, Buffer, Header, Segment, pack_failure, pack_reply
 
@@ -178,10 +178,16 @@ class Request:
         if outgoing is None or mover is None or not pushed:
             self._connection.answer(self, answer)
             return
-        # The answer follows when the bytes are there; when the connection is lost, to nobody, so that all is released.
         into = [(segment, length) for segment, length in zip(self._into, pushed, strict=False) if segment[0] != INLINE]
-        done = self._connection.answer
-        mover.push([s for s, _ in into], [n for _, n in into], outgoing, lambda _: done(self, answer))
+
+        def done(exc: FfsError | None) -> None:
+            """The answer follows when the bytes are there. When the connection is lost it goes to nobody, so that all
+            is released."""
+            self._connection.answer(
+                self, answer if exc is None else [pack_failure(self.request_id, exc.code, exc.message)]
+            )
+
+        mover.push([s for s, _ in into], [n for _, n in into], outgoing, done)
 
     def fail(self, code: Code, message: str = "") -> None:
         if self.answered:

@@ -23,6 +23,7 @@ HANDLERS: dict[int, Handler] = {
     Opcode.FORGET: names.forget,
     Opcode.BATCH_FORGET: names.batch_forget,
     Opcode.GETATTR: attributes.getattr_,
+    Opcode.STATX: attributes.statx,
     Opcode.SETATTR: attributes.setattr_,
     Opcode.READLINK: names.readlink,
     Opcode.SYMLINK: names.symlink,

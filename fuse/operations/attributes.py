@@ -1,4 +1,4 @@
-"""GETATTR, SETATTR, ACCESS, STATFS."""
+"""GETATTR, STATX, SETATTR, ACCESS, STATFS."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fireflyfs.fuse import protocol
 from fireflyfs.fuse.inodes import LiveInode, attributes_of
 from fireflyfs.fuse.protocol import SetAttr
 from fireflyfs.fuse.request import Reply, Request
+from fireflyfs.fuse.statx import encode_statx
 from fireflyfs.fuse.volume import Volume
 from fireflyfs.proto import meta_pb2 as m
 
@@ -18,6 +19,16 @@ TIME_NS_MAX = (1 << 63) - 1
 
 
 def getattr_(volume: Volume, request: Request) -> Reply:
+    return _attributes(volume, request)[1]
+
+
+def statx(volume: Volume, request: Request) -> Reply:
+    inode, attr_out = _attributes(volume, request)
+    return encode_statx(attr_out, inode.btime_ns)
+
+
+def _attributes(volume: Volume, request: Request) -> tuple[m.Inode, bytes]:
+    """An inode, and what GETATTR says of it."""
     live = volume.table.get(request.nodeid)
     if live is not None:
         if volume.rings is not None:
@@ -26,21 +37,22 @@ def getattr_(volume: Volume, request: Request) -> Reply:
         with live.lock:
             if volume.clock.monotonic_s() - live.checked_s < volume.options.attr_timeout_s:
                 volume.counts["attributes_known"] += 1
-                return volume.attr(live.inode)
+                return live.inode, volume.attr(live.inode)
     changed = volume.changed.take(request.nodeid, volume.clock.monotonic_s())
     if changed is not None:
         inode, left_s = changed
         volume.counts["attributes_known"] += 1
         volume.table.told(inode)
-        return protocol.encode_attr(attributes_of(inode, None), protocol.Valid.of(left_s))
+        return inode, protocol.encode_attr(attributes_of(inode, None), protocol.Valid.of(left_s))
     volume.counts["attributes_asked"] += 1
     try:
-        return volume.attr(volume.stat(request.nodeid, volume.caller(request)))
+        inode = volume.stat(request.nodeid, volume.caller(request))
     except FfsError as exc:
         removed = volume.removed.get(request.nodeid)
         if removed is None or exc.code is not Code.STALE_HANDLE:
             raise
-        return volume.attr(removed)
+        inode = removed
+    return inode, volume.attr(inode)
 
 
 def setattr_(volume: Volume, request: Request) -> Reply:

@@ -22,6 +22,7 @@ from fireflyfs.fuse import protocol
 from fireflyfs.fuse.operations.attributes import statfs
 from fireflyfs.fuse.protocol import Attributes, Opcode, OpenReply, Valid
 from fireflyfs.fuse.request import Reply, Request
+from fireflyfs.fuse.statx import encode_statx
 from fireflyfs.fuse.volume import Volume
 
 NAME: Final = b".ffs"
@@ -116,6 +117,10 @@ def _getattr(volume: Volume, request: Request) -> Reply:
     return protocol.encode_attr(_attributes(request.nodeid), VALID)
 
 
+def _statx(volume: Volume, request: Request) -> Reply:
+    return encode_statx(protocol.encode_attr(_attributes(request.nodeid), VALID))
+
+
 def _open(volume: Volume, request: Request) -> Reply:
     flags, _ = protocol.OPEN_IN.unpack_from(request.body)
     if flags & os.O_ACCMODE != os.O_RDONLY:
@@ -173,6 +178,7 @@ _HANDLERS: Final[dict[int, Callable[[Volume, Request], Reply]]] = {
     Opcode.LOOKUP: _lookup,
     Opcode.FORGET: _no_reply,
     Opcode.GETATTR: _getattr,
+    Opcode.STATX: _statx,
     Opcode.OPEN: _open,
     Opcode.READ: _read,
     Opcode.FLUSH: _nothing,

@@ -76,6 +76,7 @@ def opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes, 
     """fuse_open_out; `live` has been entered for this handle, and its lock is held."""
     inode = reply.inode
     handle = volume.handles.add_file(live, flags, writes)
+    handle.errors_seen = volume.write_behind.errors(live.id)
     live.learn(inode, volume.clock.monotonic_s())
     if session and session not in live.sessions:
         live.sessions.append(session)
@@ -128,6 +129,7 @@ def read(volume: Volume, request: Request) -> Reply:
     fh, offset, size, _, _, _, _ = protocol.READ_IN.unpack_from(request.body)
     handle = volume.handles.file(fh)
     live = handle.live
+    volume.locks.held.check(live.id, fh)
     if volume.options.relatime and not handle.flags & os.O_NOATIME:
         now_ns = volume.clock.unix_ns()
         if live.atime_is_old(now_ns):
@@ -157,6 +159,7 @@ def write(volume: Volume, request: Request) -> Reply:
     fh, offset, size, write_flags, _, flags, _ = protocol.WRITE_IN.unpack_from(request.body)
     handle = volume.handles.file(fh)
     live = handle.live
+    volume.locks.held.check(live.id, fh)
     with live.lock:
         if flags & os.O_APPEND and not write_flags & protocol.WRITE_CACHE:
             asked, offset = offset, volume.append_offset(live, size)
@@ -177,8 +180,9 @@ def write(volume: Volume, request: Request) -> Reply:
         live.mtime_ns = volume.clock.unix_ns()
     position = request.body_position + protocol.WRITE_IN.size
     volume.write_behind.write(live.id, offset, request.segment, position, size)
-    if not volume.options.write_behind:
-        volume.flush(live)
+    # What rings read must be stored, and what they write must not be written over by what came before.
+    if not volume.options.write_behind or (volume.rings is not None and volume.rings.files.knows(live.id)):
+        volume.flush(live, handle)
     if volume.options.strict:
         volume.record(live, keep=True)
     return protocol.WRITE_OUT.pack(size, 0)
@@ -190,7 +194,7 @@ def flush(volume: Volume, request: Request) -> Reply:
     handle = volume.handles.file(fh)
     try:
         if handle.writes:
-            volume.flush(handle.live)
+            volume.flush(handle.live, handle)
             if volume.rings is not None:
                 volume.rings.files.record(handle.live)
             volume.record(handle.live)
@@ -209,8 +213,9 @@ def release(volume: Volume, request: Request) -> Reply:
 
 def fsync(volume: Volume, request: Request) -> Reply:
     fh, _, _ = protocol.FSYNC_IN.unpack_from(request.body)
-    live = volume.handles.file(fh).live
-    volume.flush(live)
+    handle = volume.handles.file(fh)
+    live = handle.live
+    volume.flush(live, handle)
     if volume.rings is not None:
         volume.rings.files.record(live)
     volume.data.sync(live.file)

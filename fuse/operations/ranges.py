@@ -53,6 +53,7 @@ def fallocate(volume: Volume, request: Request) -> Reply:
     if end > FILE_BYTES_MAX:
         raise error(Code.TOO_BIG)
     live = volume.handles.file(fh).live
+    volume.locks.held.check(live.id, fh)
     with live.lock:
         session = volume.ensure_session(live)
         volume.flush(live)
@@ -90,6 +91,8 @@ def copy_file_range(volume: Volume, request: Request) -> Reply:
     if flags:
         raise error(Code.INVALID, f"copy_file_range with flags {flags:#x}")
     source, into = volume.handles.file(fh).live, volume.handles.file(into_fh).live
+    volume.locks.held.check(source.id, fh)
+    volume.locks.held.check(into.id, into_fh)
     volume.flush(source)
     size = max(0, min(length, COPY_BYTES_MAX, length_now(volume, source) - offset))
     if into_offset + size > FILE_BYTES_MAX:

@@ -112,15 +112,16 @@ class Agent:
 
     def _serve(self, number: int, fd: int) -> None:
         try:
+            if fd < 0:
+                raise OSError(errno.EMFILE, "its descriptor did not arrive")
             ring = ServedRing(fd)
         except (OSError, ValueError) as exc:
             log.warning("ring %d is refused: %s", number, exc)
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
+            self._tell({"did": "refuse", "ring": number, "errno": getattr(exc, "errno", None) or errno.EINVAL})
             return
-        threads = RingThreads(
-            ring, self._context.storage, self._known, self._stages, lambda: self._tell({"did": "drop", "ring": number})
-        )
-        self._rings[number] = threads
+        self._rings[number] = threads = RingThreads(ring, self._context.storage, self._known, self._stages)
         threads.start()
 
     def _tell(self, message: Message) -> None:

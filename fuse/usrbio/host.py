@@ -23,6 +23,7 @@ from typing import Final
 
 from fireflyfs.client.usrbio import layout
 from fireflyfs.common.errors import FfsError
+from fireflyfs.fuse.inodes import LiveInode
 from fireflyfs.fuse.operations.files import length_now
 from fireflyfs.fuse.usrbio import messages
 from fireflyfs.fuse.usrbio.ends import SLOTS_MAX, Ends
@@ -229,6 +230,11 @@ class RingHost:
                 self._answer(agent, message)
             elif message["did"] == "forget":
                 self.files.forgotten(message["file"], agent)
+            elif message["did"] == "refuse":
+                with self._lock:
+                    link = self._links.numbered(message["ring"])
+                    if link is not None and link.agent is agent:
+                        _give_up(link, message["errno"])
         agent.process.wait()
         with self._lock:
             self._agents.remove(agent)
@@ -281,6 +287,8 @@ class RingHost:
         known, slot = self.files.resolve(question["file"], agent)
         live = known.live
         self.files.collect(live)
+        if question["ask"] == "room":
+            return self._room(live, question["end"])
         length = length_now(self._volume, live)
         answer: Message = {"length": length, "fresh_s": self._volume.options.attr_timeout_s}
         if question["ask"] == "file":
@@ -293,6 +301,16 @@ class RingHost:
                 "writable": known.handle.writes,
             }
         return answer
+
+    def _room(self, live: LiveInode, end: int) -> Message:
+        """Quotas let the file grow to `end`, or QUOTA_EXCEEDED is raised; how far else, and how long that holds."""
+        volume = self._volume
+        with live.lock:
+            volume.ensure_room(live, end)
+            room_end, room_s = live.limit.trusted(volume.clock.monotonic_s())
+            if room_s <= 0:  # nobody was asked, because it need not grow: that holds while its length is believed
+                room_end, room_s = live.length, volume.options.attr_timeout_s
+            return {"room_end": max(room_end, live.length), "room_s": room_s}
 
     def stop(self) -> None:
         """End all agents; what they wrote is recorded when this returns."""
@@ -318,9 +336,8 @@ class RingHost:
                 thread.join(END_S)
         with self._lock:
             for link in self._links.all():
-                if link.ring:  # for whoever waits on one whose agent could not say so any more
-                    with contextlib.suppress(OSError):
-                        os.pwrite(link.fd, errno.ENOLINK.to_bytes(4, "little"), layout.STATE_AT)
+                if link.ring:
+                    _give_up(link, errno.ENOLINK)
                 self._links.remove(link)
             for pidfd in self._watched.values():
                 os.close(pidfd)
@@ -328,3 +345,9 @@ class RingHost:
         self._poll.close()
         os.close(self._wake_r)
         os.close(self._wake_w)
+
+
+def _give_up(ring: Link, number: int) -> None:
+    """Tell whoever waits at a ring that nobody serves it, where no agent can say so: seen within a second."""
+    with contextlib.suppress(OSError):
+        os.pwrite(ring.fd, number.to_bytes(4, "little"), layout.STATE_AT)

@@ -36,7 +36,7 @@ class Region:
 
 
 class KnownFile:
-    """A registered file. `users` counts batches that name it, and is changed under the table's lock."""
+    """A registered file."""
 
     def __init__(self, token: int, answer: Message, ends: Ends) -> None:
         self.token = token
@@ -44,11 +44,11 @@ class KnownFile:
         self.readable: bool = answer["readable"]
         self.writable: bool = answer["writable"]
         self.slot: int = answer["slot"]
-        self.users = 0
-        self.revoked = False
         self._turn = ends.turn(self.slot)
         self._length: int = answer["length"]
         self._fresh_until_s = 0.0  # the answer may be older than `_turn`
+        self._room_end = 0
+        self._room_until_s = 0.0
         self._lock = threading.Lock()
         self._ends = ends
         self._epoch = -1
@@ -65,6 +65,15 @@ class KnownFile:
             self._length = answer["length"]
             self._fresh_until_s = time.monotonic() + answer["fresh_s"]
             return self._length
+
+    def make_room(self, end: int, ask: Asks) -> None:
+        """Before bytes up to `end` are written. Raises OSError EDQUOT where quotas do not let the file get so long."""
+        if end <= self._room_end and time.monotonic() < self._room_until_s:
+            return
+        answer, _ = ask({"ask": "room", "file": self.token, "end": end})
+        with self._lock:
+            self._room_end = answer["room_end"]
+            self._room_until_s = time.monotonic() + answer["room_s"]
 
     def wrote(self, end: int) -> None:
         """Bytes up to `end` are stored: the mount shall know."""
@@ -86,13 +95,17 @@ class Known:
         self._forgotten = forgotten
         self._lock = threading.Lock()
         self._regions: dict[bytes, Region] = {}
+        self._turn = 0  # of `forget_region`
         self._files: dict[int, KnownFile] = {}
+        self._users: dict[int, int] = {}  # by token: batches that name the file, or ask for it
+        self._closed: set[int] = set()  # tokens that the mount has taken back, while they have users
 
     def region(self, id_: bytes) -> Region:
         """Raises OSError EINVAL for a region that nobody has registered."""
         found = self._regions.get(id_)
         if found is not None:
             return found
+        turn = self._turn
         _, fd = self.ask({"ask": "region", "region": id_.hex()})
         if fd < 0:
             raise OSError(errno.EINVAL, "no such region")
@@ -103,6 +116,8 @@ class Known:
         finally:
             os.close(fd)
         with self._lock:
+            if self._turn != turn:
+                return region  # it may be among those forgotten while the answer was on its way: for this batch alone
             if len(self._regions) >= KNOWN_MAX:
                 self._regions.clear()  # those in use live on with their batch
             return self._regions.setdefault(id_, region)
@@ -110,38 +125,50 @@ class Known:
     def enter(self, token: int) -> KnownFile:
         """The file, kept until `leave`. Raises OSError EBADF for a token that the mount does not know."""
         with self._lock:
+            if token in self._closed:
+                raise OSError(errno.EBADF, "the file was closed")
+            self._users[token] = self._users.get(token, 0) + 1
             found = self._files.get(token)
-            if found is not None and not found.revoked:
-                found.users += 1
-                return found
-        answer, _ = self.ask({"ask": "file", "file": token})
-        with self._lock:
-            found = self._files.get(token)
-            if found is None or found.revoked:
-                found = self._files[token] = KnownFile(token, answer, self._ends)
-            found.users += 1
+        if found is not None:
             return found
+        try:
+            answer, _ = self.ask({"ask": "file", "file": token})
+            with self._lock:
+                if token in self._closed:  # while the answer was on its way: its slot goes to another file
+                    raise OSError(errno.EBADF, "the file was closed")
+                found = self._files.get(token)
+                if found is None:
+                    found = self._files[token] = KnownFile(token, answer, self._ends)
+                return found
+        except BaseException:
+            self._left(token)
+            raise
 
     def leave(self, file: KnownFile) -> None:
+        self._left(file.token)
+
+    def _left(self, token: int) -> None:
         with self._lock:
-            file.users -= 1
-            gone = file.revoked and not file.users
-            if gone and self._files.get(file.token) is file:
-                del self._files[file.token]
-        if gone:
-            self._forgotten(file.token)
+            self._users[token] -= 1
+            if self._users[token]:
+                return
+            del self._users[token]
+            if token not in self._closed:
+                return
+            self._closed.discard(token)
+            self._files.pop(token, None)
+        self._forgotten(token)
 
     def forget_region(self, id_: bytes) -> None:
         with self._lock:
+            self._turn += 1
             self._regions.pop(id_, None)
 
     def forget_file(self, token: int) -> None:
-        """The mount has closed it."""
+        """The mount has closed it. Tokens never come again."""
         with self._lock:
-            file = self._files.get(token)
-            if file is not None:
-                file.revoked = True
-                if file.users:
-                    return
-                del self._files[token]
+            if token in self._users:
+                self._closed.add(token)
+                return
+            self._files.pop(token, None)
         self._forgotten(token)

@@ -9,13 +9,14 @@ import contextlib
 import errno
 import os
 import re
+import resource
 import stat
 from dataclasses import dataclass
 from typing import Final
 
 from fireflyfs.client.usrbio import layout, names
 
-LINKS_MAX: Final = 4096  # each keeps a descriptor open
+LINKS_MAX: Final = 4096  # each keeps a descriptor open: never more than half of those that the process may have
 LINKS_OF_USER_MAX: Final = 1024  # but root's: nobody shall use up all
 RINGS_OF_APPLICATION_MAX: Final = 256  # each has threads in an agent
 _MEMORY = re.compile(rb"/dev/shm/[^/\0]+\Z")
@@ -81,6 +82,7 @@ class Links:
         self._by_number: dict[int, Link] = {}
         self._by_id: dict[bytes, Link] = {}
         self._next = 1
+        self._links_max = min(LINKS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -90,8 +92,8 @@ class Links:
         parsed = names.parse(os.fsdecode(name))
         if name in self._by_name or parsed.id in self._by_id:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
-        if len(self._by_name) >= LINKS_MAX:
-            raise OSError(errno.ENOSPC, f"{LINKS_MAX} regions and rings are registered")
+        if len(self._by_name) >= self._links_max:
+            raise OSError(errno.ENOSPC, f"{self._links_max} regions and rings are registered")
         if uid and sum(link.uid == uid for link in self._by_number.values()) >= LINKS_OF_USER_MAX:
             raise OSError(errno.ENOSPC, f"user {uid} has {LINKS_OF_USER_MAX} regions and rings")
         if parsed.ring and sum(link.ring for link in self.of(pid)) >= RINGS_OF_APPLICATION_MAX:

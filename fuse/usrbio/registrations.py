@@ -77,8 +77,8 @@ class Registrations:
         try:
             with live.lock:
                 if handle.writes:
-                    volume.ensure_session(live)
                     live.writers += 1
+                    volume.ensure_session(live)
                 with self._lock:
                     if len(self._by_token) >= REGISTRATIONS_MAX:
                         raise error(Code.OVERLOADED, f"{REGISTRATIONS_MAX} files are registered")
@@ -152,8 +152,10 @@ class Registrations:
         """The file for an agent, and its slot there. Raises BAD_HANDLE for a token that nobody has."""
         with self._lock:
             known = self._by_token.get(token)
-            if known is None:
-                raise error(Code.BAD_HANDLE)
+            if known is None:  # one that is closing is answered for while the agent finishes what it does with it
+                known = self._closing.get(token)
+                if known is None or agent not in known.slots:
+                    raise error(Code.BAD_HANDLE)
             slot = known.slots.get(agent)
             if slot is None:
                 if not agent.free_slots:
@@ -192,6 +194,10 @@ class Registrations:
             live.mtime_ns = self._volume.clock.unix_ns()
             known.recorded = False
         return new
+
+    def knows(self, inode: int) -> bool:
+        """Whether the file is registered."""
+        return inode in self._by_inode
 
     def may_be_written(self, inode: int) -> bool:
         """Whether agents may write the file: nobody may keep its length for a while then."""

@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from fireflyfs.client.storage_client import StorageClient
 from fireflyfs.client.striping import place
 from fireflyfs.client.usrbio.core.batching import take
-from fireflyfs.client.usrbio.layout import FORBID_READ_HOLES
+from fireflyfs.client.usrbio.layout import FORBID_READ_HOLES, SQE
 from fireflyfs.common.errors import FfsError
 from fireflyfs.common.limits import FILE_BYTES_MAX
 from fireflyfs.fuse.usrbio.known import Known, KnownFile, Region
@@ -35,16 +34,13 @@ LOOK_AGAIN_S: Final = 1.0  # at most so long is anything missed, whatever an app
 
 
 class RingThreads:
-    """Of one ring. They end after `stop`, or when the ring is broken; `ended` is called then."""
+    """Of one ring. They end after `stop`, or when the ring is broken; who waits at it is told."""
 
-    def __init__(
-        self, ring: ServedRing, storage: StorageClient, known: Known, stages: Stages, ended: Callable[[], None]
-    ) -> None:
+    def __init__(self, ring: ServedRing, storage: StorageClient, known: Known, stages: Stages) -> None:
         self._ring = ring
         self._storage = storage
         self._known = known
         self._stages = stages
-        self._ended = ended
         self._stopping = threading.Event()
         self._taking = threading.Lock()  # held by who looks at the ring, also while it sleeps at the bell
         self._tickets = 0
@@ -57,7 +53,12 @@ class RingThreads:
 
     def start(self) -> None:
         for thread in self._threads:
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as exc:  # one alone will do
+                log.warning("a ring has a thread less: %s", exc)
+                self._why = errno.EAGAIN
+                self._thread_ended()
 
     def stop(self) -> None:
         """Begin no further batch."""
@@ -68,7 +69,8 @@ class RingThreads:
         """Until the ring is given up, or so long."""
         end_s = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(max(0.0, end_s - time.monotonic()))
+            if thread.ident is not None:
+                thread.join(max(0.0, end_s - time.monotonic()))
 
     def _run(self) -> None:
         try:
@@ -84,6 +86,9 @@ class RingThreads:
         except Exception:
             log.exception("a ring is given up")
             self._broken(errno.EIO, "a bug")
+        self._thread_ended()
+
+    def _thread_ended(self) -> None:
         with self._turn:
             self._left -= 1
             last = not self._left
@@ -106,7 +111,6 @@ class RingThreads:
         except OSError as exc:
             log.debug("nobody is told: %s", exc)
         self._ring.close()
-        self._ended()
 
     def _take(self) -> npt.NDArray[np.void] | None:
         """The next batch; None: there was none for a while, or the ring is to be served no more."""
@@ -140,7 +144,7 @@ class RingThreads:
 
         try:
             with self._stages.take(self._ring.options.priority) as pair:
-                if not self._alike(sqes, results, pair):
+                if not self._usual(sqes, results, pair):
                     transfer = Transfer(self._storage, pair, self._check(sqes, results, entered), results, finished)
                     if self._ring.options.for_read:
                         transfer.read()
@@ -158,42 +162,50 @@ class RingThreads:
             self._completing += 1
             self._turn.notify_all()
 
-    def _alike(self, sqes: npt.NDArray[np.void], results: npt.NDArray[np.int64], pair: Pair) -> bool:
-        """The usual small batch, reads of one length of one file into one region, done in numpy. False: it is another
-        one, or something went wrong: nothing is completed, and all of it is to be looked at one by one."""
+    def _usual(self, sqes: npt.NDArray[np.void], results: npt.NDArray[np.int64], pair: Pair) -> bool:
+        """The usual batches, in one go: a single read, or small reads of one length of one file into one region.
+
+        False: it is another one, or something went wrong. Nothing is completed, and each is to be looked at by itself.
+        """
         options = self._ring.options
         count = len(sqes)
-        length = int(sqes["length"][0])
+        id_, place_, token, offset, length = SQE.unpack_from(sqes.data)[:5]
         if not options.for_read or options.flags & FORBID_READ_HOLES or not 0 < length <= STAGE_BYTES // count:
             return False
-        token, id_ = int(sqes["file"][0]), sqes["region"][0].tobytes()
-        if (
-            count > LOT_ITEMS_MAX
-            or (sqes["length"] != length).any()
-            or (sqes["file"] != token).any()
-            or sqes["region"].tobytes() != id_ * count
-        ):
-            return False
+        places, last_place, last_offset = [place_], place_, offset
+        if count > 1:
+            if (
+                count > LOT_ITEMS_MAX
+                or (sqes["length"] != length).any()
+                or (sqes["file"] != token).any()
+                or sqes["region"].tobytes() != id_ * count
+            ):
+                return False
+            places = sqes["region_offset"].tolist()
+            last_place, last_offset = max(places), int(sqes["file_offset"].max())
+        end = last_offset + length
         try:
             region = self._known.region(id_)
             file = self._known.enter(token)
         except OSError:
             return False
         try:
-            end = int(sqes["file_offset"].max()) + length
             if (
                 not file.readable
-                or int(sqes["region_offset"].max()) + length > region.size
+                or last_place + length > region.size
                 or end > FILE_BYTES_MAX
                 or end > file.length(end, self._known.ask)
             ):
                 return False
-            ios = place(file.layout, sqes["file_offset"].astype(np.int64), length)
-            if ios is None or self._storage.read_rows(ios, pair.slices(length, count)):
-                return False
+            pieces = pair.slices(length, count)
+            if count == 1:
+                self._storage.read_into(file.layout, offset, pieces[0])
+            else:
+                ios = place(file.layout, sqes["file_offset"].astype(np.int64), length)
+                if ios is None or self._storage.read_rows(ios, pieces):
+                    return False
             whole = region.view
-            views = [whole[at : at + length] for at in sqes["region_offset"].tolist()]
-            if os.preadv(pair.buffers[0].fd, views, 0) != length * count:
+            if os.preadv(pair.buffers[0].fd, [whole[at : at + length] for at in places], 0) != length * count:
                 return False
         except (FfsError, OSError):
             return False
@@ -206,11 +218,9 @@ class RingThreads:
         self, sqes: npt.NDArray[np.void], results: npt.NDArray[np.int64], entered: dict[int, KnownFile]
     ) -> list[Io | None]:
         """What to move; `results` says how much, or why nothing is moved. Files are entered once each."""
-        for_read = self._ring.options.for_read
-        no_holes = for_read and self._ring.options.flags & FORBID_READ_HOLES
         regions: dict[bytes, Region | int] = {}
         files: dict[int, KnownFile | int] = {}
-        lengths: dict[int, int] = {}
+        lengths: dict[int, tuple[int, bool]] = {}
         ios: list[Io | None] = []
         columns = zip(
             sqes["region"].tolist(),
@@ -227,32 +237,66 @@ class RingThreads:
             file = files.get(token)
             if file is None:
                 file = files[token] = self._file(token, entered)
+            io = None
             if isinstance(file, int):
-                wrong = file
+                moved = -file
             elif isinstance(region, int):
-                wrong = region
-            elif not length or region_offset + length > region.size or file_offset + length > FILE_BYTES_MAX:
-                wrong = errno.EINVAL
-            elif not (file.readable if for_read else file.writable):
-                wrong = errno.EACCES
+                moved = -region
             else:
-                if for_read:
-                    end = file_offset + length
-                    known = lengths.get(token, -1)
-                    if end > known:
-                        known = lengths[token] = file.length(end, self._known.ask)
-                    if end > known:
-                        length = max(0, known - file_offset)
-                    if no_holes and length and self._has_hole(file, file_offset, length):
-                        results[number] = -errno.ENODATA
-                        ios.append(None)
-                        continue
-                results[number] = length
-                ios.append(Io(file, file_offset, region, region_offset, length) if length else None)
-                continue
-            results[number] = -wrong
-            ios.append(None)
+                moved = self._moved(file, file_offset, region, region_offset, length, lengths)
+                if moved > 0:
+                    io = Io(file, file_offset, region, region_offset, moved)
+            results[number] = moved
+            ios.append(io)
         return ios
+
+    def _moved(
+        self,
+        file: KnownFile,
+        file_offset: int,
+        region: Region,
+        region_offset: int,
+        length: int,
+        lengths: dict[int, tuple[int, bool]],
+    ) -> int:
+        """How much of one I/O is to be moved, or -errno."""
+        options = self._ring.options
+        end = file_offset + length
+        if not length or region_offset + length > region.size or end > FILE_BYTES_MAX:
+            return -errno.EINVAL
+        if not (file.readable if options.for_read else file.writable):
+            return -errno.EACCES
+        if not options.for_read:
+            return self._no_room(file, end) or length
+        known = self._length(file, end, lengths)
+        if known < 0:
+            return known
+        length = max(0, min(end, known) - file_offset)
+        if length and options.flags & FORBID_READ_HOLES:
+            return -self._hole(file, file_offset, length) or length
+        return length
+
+    def _no_room(self, file: KnownFile, end: int) -> int:
+        """0, or -errno of a write up to `end`."""
+        try:
+            file.make_room(end, self._known.ask)
+        except OSError as exc:
+            log.debug("no room for %d bytes of inode %d: %s", end, file.layout.inode, exc)
+            return -(exc.errno or errno.EIO)
+        return 0
+
+    def _length(self, file: KnownFile, end: int, lengths: dict[int, tuple[int, bool]]) -> int:
+        """Bytes of the file for a read up to `end`, or -errno. `lengths` are this batch's, and whether the mount said
+        so just now: it is asked once for all that lies behind the end."""
+        known, said = lengths.get(file.token, (-1, False))
+        if end > known and not said:
+            try:
+                known = file.length(end, self._known.ask)
+            except OSError as exc:  # the mount may wait for a metadata server: no reason to give the ring up
+                log.debug("no length of inode %d: %s", file.layout.inode, exc)
+                known = -(exc.errno or errno.EIO)
+            lengths[file.token] = known, known < end
+        return known
 
     def _region(self, id_: bytes) -> Region | int:
         try:
@@ -268,13 +312,15 @@ class RingThreads:
         entered[token] = file
         return file
 
-    def _has_hole(self, file: KnownFile, offset: int, length: int) -> bool:
+    def _hole(self, file: KnownFile, offset: int, length: int) -> int:
+        """0, or ENODATA where a part of it was never written; another errno where storage cannot say."""
         end = offset + length
         try:
             for found in self._storage.ranges.data(file.layout, offset, end):
                 if found.start > offset:
-                    return True
+                    return errno.ENODATA
                 offset = found.end
         except FfsError as exc:
             log.warning("cannot look for holes in inode %d: %s", file.layout.inode, exc)
-        return offset < end
+            return exc.errno
+        return errno.ENODATA if offset < end else 0

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import mmap
 import os
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ import numpy.typing as npt
 from fireflyfs.client.usrbio import futex, layout
 from fireflyfs.client.usrbio.core.batching import ready, runs
 from fireflyfs.client.usrbio.layout import RingLayout, parse_header
+
+COMPLETED_MAX: Final = 1 << 62  # no ring gets there: its positions stay numbers of 64 bits
 
 
 class ServedRing:
@@ -31,9 +34,12 @@ class ServedRing:
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._seq_bytes = bytearray(self.options.entries * layout.SEQ_BYTES)
         self._seq = np.frombuffer(self._seq_bytes, np.uint64)
-        # An agent before this one may have ended: what it completed is done, what it had begun is done once more.
-        bell, _, self._head = layout.AGENT.unpack(self._read(layout.AGENT.size, layout.CQ_DOORBELL_AT))
-        self._done = self._head
+        # An agent before this one may have ended: what it completed is done, what it had begun is done once more. Where
+        # it ended within a completion, the application has what the words say, whatever the header says.
+        bell, _, completed = layout.AGENT.unpack(self._read(layout.AGENT.size, layout.CQ_DOORBELL_AT))
+        if completed > COMPLETED_MAX:
+            raise OSError(errno.EINVAL, f"a ring of {completed} completions")
+        self._done = self._head = completed + self._prefix(self._layout.cq_seq, completed)
         self._cq_bell: int = bell
 
     def _read(self, length: int, at: int) -> bytes:
@@ -60,9 +66,13 @@ class ServedRing:
         word = self._read(8, self._layout.sq_seq + slot * layout.SEQ_BYTES)
         if int.from_bytes(word, "little") != self._head + 1:
             return 0
-        if os.preadv(self.fd, [self._seq_bytes], self._layout.sq_seq) < len(self._seq_bytes):
+        return self._prefix(self._layout.sq_seq, self._head)
+
+    def _prefix(self, words_at: int, head: int) -> int:
+        """How many words from position `head` on are what they become."""
+        if os.preadv(self.fd, [self._seq_bytes], words_at) < len(self._seq_bytes):
             raise OSError(errno.EFAULT, "the ring was cut off")
-        return ready(self._seq, self._head)
+        return ready(self._seq, head)
 
     def take(self, count: int) -> npt.NDArray[np.void]:
         """SQE_DTYPE[count]: the oldest ones that were not taken. `complete` gives them back."""

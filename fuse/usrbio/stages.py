@@ -16,7 +16,7 @@ from typing import Final
 
 from fireflyfs.common.limits import MiB
 from fireflyfs.common.net.api import Piece
-from fireflyfs.common.net.memory import SharedPool
+from fireflyfs.common.net.memory import SharedMemory, SharedPool
 
 STAGE_BYTES: Final = 4 * MiB
 PAIRS_MAX: Final = 8
@@ -39,13 +39,20 @@ class Pair:
             self._slices = [self.buffers[0].slice(number * length, length) for number in range(count)]
         return self._slices[:count]
 
+    def buffer(self, number: int) -> SharedMemory:
+        """One of the two, for other bytes. Where a server may still write, whose request has failed, another one takes
+        its place."""
+        buffer = self.buffers[number]
+        if buffer.tainted:
+            self._length = 0
+            self.buffers[number] = self._pool.allocate(STAGE_BYTES)
+            buffer.close()
+        return self.buffers[number]
+
     def renew(self) -> None:
-        """A server may still write into a buffer whose request has failed: another one takes its place."""
-        for number, buffer in enumerate(self.buffers):
-            if buffer.tainted:
-                buffer.close()
-                self._length = 0
-                self.buffers[number] = self._pool.allocate(STAGE_BYTES)
+        """Before another batch uses it."""
+        for number in range(len(self.buffers)):
+            self.buffer(number)
 
     def close(self) -> None:
         self.copier.shutdown()

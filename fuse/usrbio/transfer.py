@@ -107,7 +107,7 @@ class Transfer:
         last: Lot | None = None
         lots = cut(self._ios)
         for turn, lot in enumerate(lots):
-            stage = self._pair.buffers[turn % 2]
+            stage = self._pair.buffer(turn % 2)
             failed = self._fill(lot, stage)
             if copying is not None and last is not None:
                 copying.result()
@@ -126,14 +126,15 @@ class Transfer:
         lots = cut(self._ios)
         ready: Future[None] | None = None
         refused: list[set[int]] = [set() for _ in lots]
+        following = self._pair.buffer(0)
         for turn, lot in enumerate(lots):
-            stage = self._pair.buffers[turn % 2]
+            stage = following
             if ready is None:
                 self._copy(lot, stage, refused[turn], out=False)
             else:
                 ready.result()
             if turn + 1 < len(lots):
-                following = self._pair.buffers[(turn + 1) % 2]
+                following = self._pair.buffer((turn + 1) % 2)
                 ready = self._pair.copier.submit(self._copy, lots[turn + 1], following, refused[turn + 1], out=False)
             self._store(lot, stage, refused[turn])
             self._finished(lot.ended)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from fireflyfs.client.usrbio.mountpoint import VIRTUAL
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.protocol import Attributes, Opcode
 from fireflyfs.fuse.request import Reply, Request
+from fireflyfs.fuse.statx import encode_statx
 from fireflyfs.fuse.usrbio import settings
 from fireflyfs.fuse.usrbio.host import RingHost
 from fireflyfs.fuse.usrbio.links import Link
@@ -50,7 +51,7 @@ def handle(volume: Volume, request: Request) -> Reply:
     rings = volume.rings
     if not isinstance(rings, RingHost):
         raise OSError(errno.ENOENT, "no rings are served here")
-    operation = _OPERATIONS.get(Opcode(request.opcode))
+    operation = _OPERATIONS.get(request.opcode)
     if operation is None:
         raise OSError(errno.EPERM, "not in 3fs-virt")
     return operation(volume, rings, request)
@@ -132,12 +133,16 @@ def _lookup(volume: Volume, rings: RingHost, request: Request) -> Reply:
     raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
-def _getattr(volume: Volume, rings: RingHost, request: Request) -> Reply:
+def _getattr(volume: Volume, rings: RingHost, request: Request) -> bytes:
     nodeid = request.nodeid
     if nodeid >= LINK:
         return protocol.encode_attr(_attributes(volume, nodeid, _link_of(rings, nodeid)), _NO_TIME)
     target = settings.read(volume, settings.KEYS[nodeid - SETTING]) if nodeid >= SETTING else b""
     return protocol.encode_attr(_attributes(volume, nodeid, target=target), _NO_TIME)
+
+
+def _statx(volume: Volume, rings: RingHost, request: Request) -> Reply:
+    return encode_statx(_getattr(volume, rings, request))
 
 
 def _readlink(volume: Volume, rings: RingHost, request: Request) -> Reply:
@@ -220,9 +225,10 @@ def _statfs(volume: Volume, rings: RingHost, request: Request) -> Reply:
     return protocol.STATFS_OUT.pack(0, 0, 0, len(rings.links()), 0, _SMALL, 255, _SMALL, 0)
 
 
-_OPERATIONS: Final = {
+_OPERATIONS: Final[dict[int, Callable[[Volume, RingHost, Request], Reply]]] = {
     Opcode.LOOKUP: _lookup,
     Opcode.GETATTR: _getattr,
+    Opcode.STATX: _statx,
     Opcode.READLINK: _readlink,
     Opcode.SYMLINK: _symlink,
     Opcode.UNLINK: _unlink,

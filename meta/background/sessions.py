@@ -85,7 +85,7 @@ class SessionReaper:
                 if client_id not in alive and count.changed_ns < oldest_ns:
                     more = True
                     while more:
-                        more = self._drop_some_locks(client_id)
+                        more = self._drop_some_locks(client_id, oldest_ns)
                         await asyncio.sleep(0)
                     log.info("dropped %d locks of client %s, which is gone", count.spans, client_id.hex())
             if len(found) < PAGE:
@@ -93,12 +93,12 @@ class SessionReaper:
             after = lock_keys.count(found[-1][0]) + b"\0"
             await asyncio.sleep(0)
 
-    def _drop_some_locks(self, client_id: bytes) -> bool:
+    def _drop_some_locks(self, client_id: bytes, oldest_ns: int) -> bool:
         more = False
 
         def body(op: Op, _: meta_pb2.SetLockRequest) -> meta_pb2.SetLockReply:
             nonlocal more
-            more = locks.drop_some_of(op, client_id, LOCKS_AT_ONCE)
+            more = locks.drop_some_of(op, client_id, LOCKS_AT_ONCE, oldest_ns)
             return meta_pb2.SetLockReply()
 
         self._runner.mutate(Method.META_SET_LOCK, meta_pb2.SetLockRequest(), body)

@@ -19,8 +19,9 @@ from struct import error as struct_error
 from typing import NamedTuple
 
 from fireflyfs.common.errors import Code, error
+from fireflyfs.common.lock_spans import Span
 from fireflyfs.meta.core.keys import ID_BYTES
-from fireflyfs.meta.core.locks import Held, Kind, Owner, Span, Waiter
+from fireflyfs.meta.core.locks import Held, Kind, Owner, Waiter
 
 VERSION = 1
 MARK = bytes([VERSION])

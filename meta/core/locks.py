@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 
+from fireflyfs.common.lock_spans import Span, with_span
+
 RANGE_END: Final = (1 << 63) - 1  # the last byte that a lock can name
 FAIR_NS: Final = 1_000_000_000  # for so long a request waits behind older ones that only wait themselves
 
@@ -27,18 +29,6 @@ class Owner(NamedTuple):
 
     client_id: bytes
     number: int
-
-
-class Span(NamedTuple):
-    """Bytes [start, end] for reading, or for writing."""
-
-    start: int
-    end: int
-    write: bool
-
-    def meets(self, other: Span) -> bool:
-        """Whether two owners cannot have both."""
-        return (self.write or other.write) and self.start <= other.end and other.start <= self.end
 
 
 class Held(NamedTuple):
@@ -58,32 +48,6 @@ class Waiter(NamedTuple):
     pid: int
     span: Span
     since_ns: int
-
-
-def without(spans: Sequence[Span], start: int, end: int) -> tuple[Span, ...]:
-    """`spans` with [start, end] unlocked."""
-    kept: list[Span] = []
-    for span in spans:
-        if span.end < start or span.start > end:
-            kept.append(span)
-            continue
-        if span.start < start:
-            kept.append(span._replace(end=start - 1))
-        if span.end > end:
-            kept.append(span._replace(start=end + 1))
-    return tuple(kept)
-
-
-def with_span(spans: Sequence[Span], new: Span) -> tuple[Span, ...]:
-    """`spans` with `new` in place of what it covers."""
-    joined: list[Span] = []
-    for span in sorted([*without(spans, new.start, new.end), new]):
-        last = joined[-1] if joined else None
-        if last is not None and last.write == span.write and last.end + 1 == span.start:
-            joined[-1] = last._replace(end=span.end)
-        else:
-            joined.append(span)
-    return tuple(joined)
 
 
 def blockers(held: Iterable[Held], owner: Owner, wanted: Span) -> list[tuple[Held, Span]]:

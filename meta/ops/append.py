@@ -25,6 +25,8 @@ def append(op: Op, request: meta_pb2.AppendRequest) -> meta_pb2.AppendReply:
     inode = op.tree.inode(request.inode)
     if not inode.is_file:
         raise error(Code.INVALID, "only a regular file is appended to")
+    if inode.flags & Flags.COLLECTING:
+        raise error(Code.STALE_HANDLE)
     session = op.tree.session(inode.id, request.session)
     if session is None or session.client_id != op.who.client_id or not session.write:
         require(inode, op.who, WRITE)

@@ -174,5 +174,5 @@ def link(op: Op, request: meta_pb2.LinkRequest) -> meta_pb2.InodeReply:
 def _require_open(op: Op, inode: Inode) -> None:
     """A file without a name, as O_TMPFILE makes it, can be given one by the client that has it open."""
     held = any(session.client_id == op.who.client_id for _, session in op.tree.sessions(inode.id))
-    if not held or inode.flags & Flags.COLLECTING:
+    if not held or inode.flags & (Flags.COLLECTING | Flags.TRASHED):  # what is in the trash comes back by restoring
         raise error(Code.NO_ENTRY, "the file was removed")

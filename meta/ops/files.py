@@ -147,7 +147,7 @@ def end_session(op: Op, request: meta_pb2.CloseRequest, *, settle: bool) -> meta
     op.tree.delete_session(request.inode, request.session)
     if inode is None:
         return meta_pb2.InodeReply()
-    if inode.nlink == 0:
+    if inode.nlink == 0 and not inode.flags & Flags.TRASHED:
         op.garbage.append(inode.id)
     elif settle:
         length = lengthened(inode, stored_end(op, inode))

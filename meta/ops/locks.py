@@ -9,20 +9,18 @@ from collections.abc import Callable, Iterable
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import LOCKS_AWAITED_MAX
+from fireflyfs.common.lock_spans import Span, covers, with_span, without
 from fireflyfs.meta.core.keys import ID_BYTES
 from fireflyfs.meta.core.locks import (
     RANGE_END,
     Held,
     Kind,
     Owner,
-    Span,
     Waiter,
     behind,
     blockers,
     closes_ring,
     grants,
-    with_span,
-    without,
 )
 from fireflyfs.meta.core.permission import READ, WRITE, may
 from fireflyfs.meta.ops.context import Op
@@ -103,6 +101,20 @@ def hear(op: Op, request: meta_pb2.AwaitLocksRequest) -> meta_pb2.SetLockReply:
     return meta_pb2.SetLockReply()
 
 
+def keep(op: Op, request: meta_pb2.AwaitLocksRequest) -> list[int]:
+    """Which of `request.held` the client has lost; the rest is kept for a while, as if it was locked now."""
+    if len(request.held) > LOCKS_AWAITED_MAX:
+        raise error(Code.TOO_LARGE, f"{len(request.held)} locked ranges, at most {LOCKS_AWAITED_MAX} at once")
+    table = _table(op)
+    dropped = []
+    for place, mine in enumerate(request.held):
+        held = table.held_by(mine.inode, _kind(mine.kind), Owner(op.who.client_id, mine.owner))
+        if held is None or not covers(held.spans, mine.start, mine.end):
+            dropped.append(place)
+    table.touch(op.who.client_id)
+    return dropped
+
+
 def news(op: Op, request: meta_pb2.AwaitLocksRequest) -> meta_pb2.AwaitLocksReply:
     """What became of a client's queued requests."""
     if len(request.waiting) > LOCKS_AWAITED_MAX:
@@ -162,9 +174,15 @@ def drop_range(op: Op, inode_id: int, kind: Kind, owner: Owner, start: int, end:
     give(op, inode_id, kind)
 
 
-def drop_some_of(op: Op, client_id: bytes, limit: int) -> bool:
-    """Drop locks and queued requests of a client that is gone, up to `limit` of each; whether there may be more."""
-    table = _table(op)
+def drop_some_of(op: Op, client_id: bytes, limit: int, oldest_ns: int) -> bool:
+    """Drop locks and queued requests of a client that is gone, up to `limit` of each; whether there may be more.
+
+    Nothing if it was heard of after `oldest_ns`: it may have come back since it was looked for.
+    """
+    last_ns = _table(op).count(client_id).changed_ns
+    if last_ns >= oldest_ns:
+        return False
+    table = LockTable(op.tree.txn, last_ns)  # what is done here is not done by the client
     owned = table.owned_by(client_id, limit)
     queued = table.blocked_by(client_id, limit)
     unheard = table.granted(client_id, limit)

@@ -28,6 +28,7 @@ def remove(op: Op, request: meta_pb2.RemoveRequest) -> meta_pb2.RemoveReply:
     inode, parent = place.inode, place.parent
     if inode is None:
         raise error(Code.NO_ENTRY)
+    require_there(parent)
     require_unlink(parent, inode, op.who)
     if place.must_be_dir and not inode.is_dir:
         raise error(Code.NOT_DIRECTORY)
@@ -50,6 +51,12 @@ def remove(op: Op, request: meta_pb2.RemoveRequest) -> meta_pb2.RemoveReply:
     touch(op, parent)
     op.tree.put(parent)
     return meta_pb2.RemoveReply(directory=to_message(parent), inode=to_attributes(inode))
+
+
+def require_there(directory: Inode) -> None:
+    """Raises NO_ENTRY for one that was removed: what is in it waits to be collected, or restored as it was."""
+    if directory.nlink == 0:
+        raise error(Code.NO_ENTRY, "the directory was removed")
 
 
 def touch(op: Op, directory: Inode) -> None:

@@ -7,7 +7,7 @@ from fireflyfs.meta.core.paths import check_new_name
 from fireflyfs.meta.core.permission import EXECUTE, WRITE, require, require_unlink
 from fireflyfs.meta.core.records import Inode
 from fireflyfs.meta.ops.context import Op
-from fireflyfs.meta.ops.remove import drop_directory, drop_name, touch
+from fireflyfs.meta.ops.remove import drop_directory, drop_name, require_there, touch
 from fireflyfs.meta.ops.reply import to_attributes, to_message
 from fireflyfs.meta.ops.resolve import resolve
 from fireflyfs.meta.store import names
@@ -43,10 +43,10 @@ def rename(op: Op, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply:
     if other is not None and other.id == inode.id:
         return meta_pb2.RenameReply()  # two names of one file: POSIX says to do nothing
     _check_cycles(tree, source, inode, goal, other, exchange=bool(flags & EXCHANGE))
+    require_there(source)
+    require_there(goal)
     require_unlink(source, inode, who)
     if other is None:
-        if goal.nlink == 0:
-            raise error(Code.NO_ENTRY, "the directory was removed")
         require(goal, who, WRITE | EXECUTE)
     else:
         require_unlink(goal, other, who)

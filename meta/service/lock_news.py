@@ -68,12 +68,24 @@ class LockNews:
         now_ns = self._runner.clock.unix_ns()
         return read(self._runner.engine, lambda txn: locks.can_give(LockTable(txn, now_ns), inode_id, kind, now_ns))
 
+    def _keep(self, request: meta_pb2.AwaitLocksRequest) -> meta_pb2.AwaitLocksReply:
+        reply = meta_pb2.AwaitLocksReply()
+
+        def body(op: Op, _: meta_pb2.SetLockRequest) -> meta_pb2.SetLockReply:
+            reply.dropped[:] = locks.keep(op, request)
+            return meta_pb2.SetLockReply()
+
+        self._runner.mutate(Method.META_SET_LOCK, meta_pb2.SetLockRequest(caller=request.caller), body)
+        return reply
+
     async def wait(self, request: meta_pb2.AwaitLocksRequest) -> meta_pb2.AwaitLocksReply:
         """As soon as there is something to tell, or after the time that the client gives."""
         client_id = request.caller.client_id
         if request.heard:
             told = meta_pb2.SetLockRequest(caller=request.caller)
             self._runner.mutate(Method.META_SET_LOCK, told, lambda op, _: locks.hear(op, request))
+        if request.held:
+            return self._keep(request)
         loop = asyncio.get_running_loop()
         end_s = loop.time() + min(request.wait_ms / 1000, WAIT_S_MAX)
         queues = sorted({(queued.inode, int(queued.kind)) for queued in request.waiting})

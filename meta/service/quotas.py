@@ -22,6 +22,7 @@ from fireflyfs.meta.core.usage import (
     Quota,
     Subject,
     Usage,
+    bytes_of,
     facts_of_record,
     rounded,
     unpack_quota,
@@ -73,6 +74,17 @@ class Quotas:
                 if key in self._quotas:
                     found[key] = found.get(key, Usage()).plus(change)
         return found
+
+    def of_further_name(self, tree: Tree, inode_id: int, directory: int) -> dict[Subject, Usage]:
+        """What a file of several names would use below quotas that it does not count in: it will, when the names
+        elsewhere go, and that nobody refuses."""
+        inode = tree.find(inode_id)
+        if inode is None or inode.parent == directory:
+            return {}
+        counted_in = set(self._above(tree, inode.parent))
+        one = Usage(bytes_of(inode.mode, inode.length), 1)
+        above = self._above(tree, directory)
+        return {subject: one for subject in above if subject in self._quotas and subject not in counted_in}
 
     def check(self, tree: Tree, gains: Mapping[Subject, Usage], *, folded: bool) -> None:
         """Raises QUOTA_EXCEEDED, or FoldFirst unless that was just done, when one of `gains` is too much."""

@@ -28,7 +28,7 @@ from fireflyfs.meta.ops.reply import layout_of
 from fireflyfs.meta.service.quotas import Quotas
 from fireflyfs.meta.service.storage import ChunkStore
 from fireflyfs.meta.store import outcomes
-from fireflyfs.meta.store.accounts import ChangeKeys, changes_of, record
+from fireflyfs.meta.store.accounts import ChangeKeys, changes_of, record, settle_unseen
 from fireflyfs.meta.store.ids import InodeIds
 from fireflyfs.meta.store.tree import Tree
 from fireflyfs.proto import common_pb2, meta_pb2
@@ -165,7 +165,7 @@ class Runner:
                 if done is not None:
                     return self._replay(method, done, op), op
             reply = body(op, request)
-            self._account(method, op)
+            self._account(method, op, reply)
             if self.quotas.any and method in GRANTING:
                 self._grant(op, request, reply)
             if request_id:
@@ -184,15 +184,20 @@ class Runner:
             self.on_grants(op.granted, op.regrant)
         return reply, op
 
-    def _account(self, method: Method, op: Op) -> None:
+    def _account(self, method: Method, op: Op, reply: Any) -> None:
         """Record what the operation does to usage. Raises QUOTA_EXCEEDED, FoldFirst."""
+        if not self.quotas.any:
+            settle_unseen(op.tree, self.change_keys, op.now_ns)
+            return
+        if method is Method.META_LINK:
+            gains = self.quotas.of_further_name(op.tree, reply.inode.id, reply.directory.id)
+            self.quotas.check(op.tree, gains, folded=op.folded)
         changes = changes_of(op.tree)
         if not changes:
             return
-        if self.quotas.any:
-            op.gains = self.quotas.limited(op.tree, changes)
-            if op.gains and method not in REPORTS:
-                self.quotas.check(op.tree, op.gains, folded=op.folded)
+        op.gains = self.quotas.limited(op.tree, changes)
+        if op.gains and method not in NEVER_REFUSED:
+            self.quotas.check(op.tree, op.gains, folded=op.folded)
         record(op.tree, changes, self.change_keys.next(op.now_ns))
 
     def _grant(self, op: Op, request: Any, reply: Any) -> None:
@@ -235,7 +240,8 @@ class Runner:
 
 
 # What a client has stored already is never refused: bytes that no length covers would be lost, or stay behind.
-REPORTS = frozenset({Method.META_CLOSE, Method.META_SYNC, Method.META_END_SESSIONS})
+# Nor is a removal: where a file's last name in one directory goes, it counts in another one, which may be full.
+NEVER_REFUSED = frozenset({Method.META_CLOSE, Method.META_SYNC, Method.META_END_SESSIONS, Method.META_REMOVE})
 # Who is told how long a file may get under its quotas.
 GRANTING = frozenset({Method.META_OPEN, Method.META_SYNC, Method.META_SET_ATTR, Method.META_APPEND})
 

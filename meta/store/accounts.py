@@ -28,6 +28,7 @@ from fireflyfs.meta.core.usage import (
     is_unchanged,
     of_new,
     pack_changes,
+    pack_new,
     pack_usage,
     summed,
     unpack_usage,
@@ -87,6 +88,20 @@ def changes_of(tree: Tree) -> dict[Subject, Usage]:
     return sums.settled()
 
 
+def _only_new(tree: Tree) -> Inode | None:
+    """The inode with a name that is all that this transaction adds to usage, at a glance; None: look closer."""
+    new = None
+    for inode_id, inode in tree.written.items():
+        data = tree.stored.get(inode_id)
+        if inode is None or (data is None and (new is not None or not inode.nlink)):
+            return None
+        if data is None:
+            new = inode
+        elif not is_unchanged(data, inode):
+            return None
+    return new
+
+
 def _move_what_is_below(tree: Tree, sums: Sums, directory: int, source: int, goal: int) -> None:
     """What is folded for it leaves one place and comes to the other (0: none); what is not folded yet finds its way."""
     below = usage(tree.txn, Kind.DIRECTORY, directory)
@@ -108,6 +123,15 @@ def settle(tree: Tree, change_keys: ChangeKeys, now_ns: int) -> dict[Subject, Us
     if changes:
         record(tree, changes, change_keys.next(now_ns))
     return changes
+
+
+def settle_unseen(tree: Tree, change_keys: ChangeKeys, now_ns: int) -> None:
+    """The same for a caller who does not want to know."""
+    new = _only_new(tree)
+    if new is not None:
+        tree.txn.put(change_keys.next(now_ns), pack_new(new))
+    elif tree.written:
+        settle(tree, change_keys, now_ns)
 
 
 def waiting(txn: Transaction, begin: bytes, limit: int) -> list[tuple[bytes, bytes]]:

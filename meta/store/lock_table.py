@@ -26,6 +26,10 @@ class LockTable:
             found[owner] = lock_keys.unpack_held(owner, value)
         return found
 
+    def held_by(self, inode: int, kind: Kind, owner: Owner) -> Held | None:
+        data = self._txn.get(lock_keys.held(inode, kind, owner))
+        return None if data is None else lock_keys.unpack_held(owner, data)
+
     def put_held(self, inode: int, kind: Kind, before: Held | None, after: Held) -> None:
         """`after` in place of what its owner had; without spans, nothing."""
         owner = after.owner
@@ -102,6 +106,12 @@ class LockTable:
             self._txn.put(lock_keys.count(client_id), lock_keys.pack_count(now))
         else:
             self._txn.delete(lock_keys.count(client_id))
+
+    def touch(self, client_id: bytes) -> None:
+        """The client has just shown that it is there."""
+        count = self.count(client_id)
+        if count.spans or count.waiters:
+            self._txn.put(lock_keys.count(client_id), lock_keys.pack_count(count._replace(changed_ns=self._now_ns)))
 
     # For clients that are gone
 

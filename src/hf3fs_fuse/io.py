@@ -80,8 +80,9 @@ def make_iovec(shm: SharedMemory, hf3fs_mount_point: str, block_size: int = 0, n
     number = str(uuid.uuid4())
     block = f".b{block_size}" if block_size > 0 else ""
     link = f"{hf3fs_mount_point}/3fs-virt/iovs/{number}{block}"
+    region = usrbio.iovec(shm.buf, number, hf3fs_mount_point, block_size, numa)
     os.symlink(os.path.normpath(f"/dev/shm/{shm.name}"), link)
-    return iovec(usrbio.iovec(shm.buf, number, hf3fs_mount_point, block_size, numa), link)
+    return iovec(region, link)
 
 
 def make_ioring(

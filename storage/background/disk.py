@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from fireflyfs.common.errors import Code, FfsError, from_oserror
-from fireflyfs.storage.service.replica import LocalTarget
+from fireflyfs.storage.service.local_target import LocalTarget
 
 log = logging.getLogger(__name__)
 

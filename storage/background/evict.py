@@ -9,7 +9,7 @@ import logging
 from fireflyfs.common.errors import FfsError
 from fireflyfs.storage.engine.interface import ChunkKey
 from fireflyfs.storage.service.evictor import Evictor
-from fireflyfs.storage.service.replica import LocalTarget
+from fireflyfs.storage.service.local_target import LocalTarget
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ import logging
 
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.storage.engine.interface import ChunkKey
-from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.local_target import LocalTarget
+from fireflyfs.storage.service.replica import Replicas
 from fireflyfs.storage.service.update import Updater
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,9 @@ import logging
 from fireflyfs.common.errors import FfsError
 from fireflyfs.storage.core import scrub, target
 from fireflyfs.storage.core.scrub import SUSPECTS_MAX
+from fireflyfs.storage.service.local_target import LocalTarget
 from fireflyfs.storage.service.repair import Repairer
-from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.replica import Replicas
 
 log = logging.getLogger(__name__)
 

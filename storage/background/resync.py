@@ -24,8 +24,9 @@ from fireflyfs.storage.core.resync import Held, Step, Work
 from fireflyfs.storage.core.scrub import Outcome
 from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Version, Writer
 from fireflyfs.storage.service.forwarding import read_whole
+from fireflyfs.storage.service.local_target import DONE_PAGE, LocalTarget
 from fireflyfs.storage.service.repair import Repairer, wanted_of
-from fireflyfs.storage.service.replica import DONE_PAGE, LocalTarget, Replicas
+from fireflyfs.storage.service.replica import Replicas
 from fireflyfs.storage.service.update import Updater
 from fireflyfs.storage.service.wire import Item
 

@@ -19,8 +19,9 @@ from fireflyfs.storage.background.pace import Pace
 from fireflyfs.storage.core import target
 from fireflyfs.storage.core.scrub import Outcome, Progress
 from fireflyfs.storage.engine.interface import ChunkKey, ChunkState
+from fireflyfs.storage.service.local_target import LocalTarget
 from fireflyfs.storage.service.repair import Repairer
-from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.replica import Replicas
 
 log = logging.getLogger(__name__)
 

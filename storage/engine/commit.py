@@ -38,19 +38,21 @@ class Change(NamedTuple):
 
 
 class Committer:
-    """Writes commits."""
+    """Writes commits, and counts them. `chunks`: how many are committed."""
 
     def __init__(
-        self, meta: MetaStore, epochs: Epochs, damage: Damage, writers: WriterTable, newest: Committed
+        self, meta: MetaStore, epochs: Epochs, damage: Damage, writers: WriterTable, newest: Committed, *, chunks: int
     ) -> None:
         self._meta = meta
         self._epochs = epochs
         self._damage = damage
         self._writers = writers
         self._newest = newest
+        self.chunks = chunks
+        self.commits = 0
 
-    def write(self, batch: WriteBatch, changes: Sequence[Change], chain_version: int, remember: bool) -> int:
-        """Add the changes to `batch` and write it; how many chunks there are more than before."""
+    def write(self, batch: WriteBatch, changes: Sequence[Change], chain_version: int, remember: bool) -> None:
+        """Add the changes to `batch` and write it."""
         added = 0
         held: list[tuple[list[tuple[int, int]], tuple[bytes, ...]]] = []
         stored: list[tuple[ChunkKey, bytes]] = []
@@ -91,9 +93,10 @@ class Committer:
             if changes:
                 self._epochs.note_change()
             self._newest.put_all(stored)
+            self.chunks += added
+            self.commits += len(changes)
             for blocks, dead in held:
                 self._epochs.hold(blocks, dead)
-        return added
 
 
 def _by_writer(changes: Sequence[Change], chain_version: int) -> dict[Writer, list[DoneChunk]]:

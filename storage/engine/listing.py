@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
+from fireflyfs.storage.engine.chunks import Chunks
 from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, LastChunk
 from fireflyfs.storage.engine.metadata import MetaStore
 from fireflyfs.storage.engine.record import COMMITTED, chunk_key, key_of, name_of, unpack
@@ -16,12 +17,9 @@ _INDEX_MAX = (1 << 64) - 1
 class Listing:
     """Committed chunks as they are stored, and pending ones as the engine knows them; nobody need hold them."""
 
-    def __init__(
-        self, meta: MetaStore, pending: Mapping[ChunkKey, object], stat: Callable[[ChunkKey], ChunkState | None]
-    ) -> None:
+    def __init__(self, meta: MetaStore, chunks: Chunks) -> None:
         self._meta = meta
-        self._pending = pending
-        self._stat = stat
+        self._chunks = chunks
 
     def last_chunk(self, inode: int, begin: int, end: int) -> LastChunk | None:
         highest: tuple[bytes, bytes] | None = None
@@ -58,7 +56,7 @@ class Listing:
     def _pending_keys(self) -> list[ChunkKey]:
         while True:
             try:
-                return list(self._pending)
+                return list(self._chunks.waiting)
             except RuntimeError:  # another thread added one meanwhile
                 continue
 
@@ -69,7 +67,7 @@ class Listing:
             if len(states) >= limit:
                 break
             if key != last:
-                state = self._stat(key)
+                state = self._chunks.stat(key)
                 if state is not None:
                     states.append(state)
             last = key

@@ -1,7 +1,7 @@
 """The chunk engine of one target directory: `open_engine`. The contract is in interface.py, the format in
 docs/format/chunk_store.md.
 
-Who may do what at the same time: the caller holds a chunk from `stat` to after `commit`. Inside, one of LOCKS locks
+Who may do what at the same time: the caller holds a chunk from `stat` to after `commit`. Inside, one of ChunkLocks
 guards each chunk against folding and quarantine; `Epochs.gate` orders commits against the closing of an epoch. Order of
 taking them: chunk lock, gate. Reads take neither.
 """
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fireflyfs.common.clock import Clock, SystemClock
@@ -20,6 +19,9 @@ from fireflyfs.common.net.host import host_id
 from fireflyfs.storage.engine.blocks import KEPT_BYTES_DEFAULT, BlockStore
 from fireflyfs.storage.engine.cache_blocks import CacheBlocks
 from fireflyfs.storage.engine.checkpoint import HELD_ITEMS_MAX, Background, Epochs, read_epochs
+from fireflyfs.storage.engine.chunk_locks import ChunkLocks
+from fireflyfs.storage.engine.chunk_reads import ChunkReads
+from fireflyfs.storage.engine.chunks import Chunks
 from fireflyfs.storage.engine.commit import Change, Committer
 from fireflyfs.storage.engine.damage import Damage
 from fireflyfs.storage.engine.fold import FOLD_CHUNKS_MAX, WAITING_CHUNKS_MAX, Folder
@@ -67,11 +69,8 @@ from fireflyfs.storage.engine.recovery import (
 from fireflyfs.storage.engine.stage import Staged, Stager, check_update
 from fireflyfs.storage.engine.writers import WriterTable
 
-LOCKS = 64
 FOLD_ROUNDS_MAX = WAITING_CHUNKS_MAX // FOLD_CHUNKS_MAX  # to fold all that may wait
-READ_ATTEMPTS = 8  # a record replaced under a reader is read again; so often only under a storm of commits
 CHECKPOINT_INTERVAL_S = 5.0
-PENDING_RECORDS_MAX = 4096  # kept in memory; of further pending chunks only the keys
 
 __all__ = ["Engine", "create_target", "open_engine"]
 
@@ -149,22 +148,24 @@ class Engine:
         except BaseException:
             self._meta.close()
             raise
-        self._locks = [threading.Lock() for _ in range(LOCKS)]
-        # Pending chunks; of the first so many also the record, as it is stored.
-        self._pending: dict[ChunkKey, bytes | None] = dict.fromkeys(found.pending)
-        self._chunks = found.chunks
+        self._locks = ChunkLocks()
         self._damage = Damage(self._meta, self._epochs.next_delta_id, len(found.damaged), found.kept)
         self._damage.mark_unlisted(found.damaged)
-        self._counters = dict.fromkeys(("reads", "read_bytes", "commits", "checksum_errors", "retried_reads"), 0)
-        self._counters["rolled_back"] = found.rolled_back
+        self._rolled_back = found.rolled_back
         self._closed = False
         for epoch, held_blocks, keys in found.held:
             self._epochs.hold(held_blocks, keys, epoch)
         self._newest = Committed()
-        self._committer = Committer(self._meta, self._epochs, self._damage, self._writers, self._newest)
-        self._cache = CacheBlocks(self._meta, self._reader, self._committed_raw)
-        self._listing = Listing(self._meta, self._pending, self.stat)
-        self._folder = Folder(self._meta, self._blocks, self._epochs, self._pending, self._newest, self._lock_of, clock)
+        self._chunks = Chunks(self._meta, self._newest, found.pending)
+        self._reads = ChunkReads(self._chunks, self._reader)
+        self._committer = Committer(
+            self._meta, self._epochs, self._damage, self._writers, self._newest, chunks=found.chunks
+        )
+        self._cache = CacheBlocks(self._meta, self._reader, self._chunks.committed_raw)
+        self._listing = Listing(self._meta, self._chunks)
+        self._folder = Folder(
+            self._meta, self._blocks, self._epochs, self._chunks.waiting, self._newest, self._locks.of, clock
+        )
         for key, record in found.with_deltas:
             self._folder.note(key, record)
         self._stager = Stager(self._blocks, self._reader, self._epochs.next_delta_id)
@@ -190,51 +191,12 @@ class Engine:
     # -- looking
 
     def stat(self, key: ChunkKey) -> ChunkState | None:
-        pending = self._record(PENDING, key)
-        committed = self._record(COMMITTED, key)
-        if pending and committed and pending.version == committed.version and key not in self._pending:
-            pending = None  # committed between the two looks, by a caller who holds the chunk when we do not
-        return _state(key, committed, pending)
+        return self._chunks.stat(key)
 
     def read(
         self, key: ChunkKey, offset: int, into: memoryview, *, pending: bool = False, nowait: bool = False
     ) -> ReadResult:
-        if offset < 0:
-            raise error(Code.INVALID, f"read at {offset}")
-        before: bytes | None = None
-        for attempt in range(READ_ATTEMPTS):
-            # Asked before the record is read: a version that is committed in between is then read, not missed.
-            has_pending = key in self._pending
-            raw = self._pending_raw(key) if pending and has_pending else None
-            if raw is None:
-                raw = self._committed_raw(key)
-            if raw is None:
-                raise error(Code.CHUNK_NOT_FOUND, f"chunk {key.inode:#x}/{key.chunk_index}")
-            if raw == before and attempt > 1:
-                break
-            before = raw
-            record = unpack(raw)
-            if record.removed:
-                raise error(Code.CHUNK_NOT_FOUND, f"chunk {key.inode:#x}/{key.chunk_index} is being removed")
-            if record.damaged:
-                break
-            count = min(len(into), record.length - offset)
-            if count <= 0:
-                return ReadResult(0, 0, record.version, record.length, has_pending)
-            wanted = into if count == len(into) else into[:count]
-            try:
-                # The second time through memory of our own: a client could be writing to `into` all the while.
-                place = self._reader.place if attempt == 0 else self._reader.place_private
-                crc = place(key, record, offset, wanted, nowait=nowait)
-            except Mismatch:
-                self._counters["retried_reads"] += 1
-                continue
-            self._counters["reads"] += 1
-            self._counters["read_bytes"] += count
-            return ReadResult(count, crc, record.version, record.length, has_pending)
-        self._counters["checksum_errors"] += 1
-        into[:] = bytes(len(into))  # what was placed is wrong: nobody gets to see it
-        raise error(Code.CHECKSUM, f"chunk {key.inode:#x}/{key.chunk_index} does not match its checksum")
+        return self._reads.read(key, offset, into, pending=pending, nowait=nowait)
 
     def read_block(
         self, key: ChunkKey, name: bytes, into: Sequence[memoryview], now_unix_s: int, *, nowait: bool = False
@@ -254,22 +216,7 @@ class Engine:
         self._blocks.reclaim()
 
     def verify(self, key: ChunkKey) -> int:
-        before: bytes | None = None
-        for attempt in range(READ_ATTEMPTS):
-            raw = self._committed_raw(key)
-            if raw is None:
-                raise error(Code.CHUNK_NOT_FOUND, f"chunk {key.inode:#x}/{key.chunk_index}")
-            record = unpack(raw)
-            if record.damaged or (raw == before and attempt > 1):
-                break
-            before = raw
-            try:
-                self._reader.verify(key, record)
-            except Mismatch:
-                continue  # it was replaced meanwhile, or it is looked at once more
-            return record.length
-        self._counters["checksum_errors"] += 1
-        raise error(Code.CHECKSUM, f"chunk {key.inode:#x}/{key.chunk_index} does not match its checksum on the disk")
+        return self._reads.verify(key)
 
     def last_chunk(self, inode: int, begin: int, end: int) -> LastChunk | None:
         return self._listing.last_chunk(inode, begin, end)
@@ -282,18 +229,6 @@ class Engine:
 
     def pending(self, limit: int) -> list[ChunkState]:
         return self._listing.pending(limit)
-
-    def _record(self, prefix: bytes, key: ChunkKey) -> Record | None:
-        raw = self._pending_raw(key) if prefix == PENDING else self._committed_raw(key)
-        return unpack(raw) if raw is not None else None
-
-    def _committed_raw(self, key: ChunkKey) -> bytes | None:
-        return self._newest.get(key) or self._meta.get(chunk_key(COMMITTED, key))
-
-    def _pending_raw(self, key: ChunkKey) -> bytes | None:
-        if key not in self._pending:
-            return None
-        return self._pending.get(key) or self._meta.get(chunk_key(PENDING, key))
 
     # -- changing
 
@@ -350,16 +285,16 @@ class Engine:
         commit: Callable[[WriteBatch, Sequence[Change]], None] | None = None,
     ) -> list[Version]:
         """Store the updates as pending versions, or give them to `commit` with the batch that holds their deltas."""
-        with self._holding([update.key for update in updates], nowait):
+        with self._locks.holding([update.key for update in updates], nowait):
             batch = new_batch()
             superseded: list[tuple[int, int]] = []
             allocated: list[tuple[int, int]] = []
             changes: list[Change] = []
             try:
                 for update in updates:
-                    raw_old = self._committed_raw(update.key)
+                    raw_old = self._chunks.committed_raw(update.key)
                     committed = unpack(raw_old) if raw_old is not None else None
-                    raw_waiting = self._pending_raw(update.key)
+                    raw_waiting = self._chunks.pending_raw(update.key)
                     waiting = unpack(raw_waiting) if raw_waiting is not None else None
                     now = self._stage(update, committed, waiting, nowait)
                     allocated += now.allocated
@@ -386,12 +321,9 @@ class Engine:
                     self._blocks.free(*place)
                 raise
             if commit is None:
-                for key, *_ in changes:
-                    self._pending.setdefault(key)
+                self._chunks.expect(changes)
                 self._meta.write(batch)
-                few = len(self._pending) <= PENDING_RECORDS_MAX
-                for key, packed, *_ in changes:
-                    self._pending[key] = packed if few else None
+                self._chunks.keep_pending(changes)
             else:
                 commit(batch, changes)
             self._epochs.hold(superseded, ())
@@ -401,9 +333,7 @@ class Engine:
         try:
             return self._stager.stage(update, committed, waiting, self._folder.room, nowait=nowait)
         except Mismatch:
-            self._counters["checksum_errors"] += 1
-            message = f"chunk {update.key.inode:#x}/{update.key.chunk_index} does not match its checksum"
-            raise error(Code.CHECKSUM, message) from None
+            raise self._reads.damaged(update.key) from None
 
     def commit(
         self,
@@ -414,7 +344,7 @@ class Engine:
         nowait: bool = False,
     ) -> None:
         self._admit_commit(nowait)
-        with self._holding([key for key, _ in keys], nowait):
+        with self._locks.holding([key for key, _ in keys], nowait):
             self._commit(keys, chain_version, remember)
         self._committed(nowait)
 
@@ -434,8 +364,8 @@ class Engine:
         batch = new_batch()
         changes: list[Change] = []
         for key, version in keys:
-            raw = self._pending_raw(key)
-            raw_old = self._committed_raw(key)
+            raw = self._chunks.pending_raw(key)
+            raw_old = self._chunks.committed_raw(key)
             old = unpack(raw_old) if raw_old is not None else None
             new = unpack(raw) if raw is not None else None
             if raw is not None and new is not None and new.version == version:
@@ -449,12 +379,11 @@ class Engine:
         self._write_commit(batch, changes, chain_version, remember)
 
     def _write_commit(self, batch: WriteBatch, changes: Sequence[Change], chain_version: int, remember: bool) -> None:
-        self._chunks += self._committer.write(batch, changes, chain_version, remember)
+        self._committer.write(batch, changes, chain_version, remember)
         for key, _, new, _, _ in changes:
-            self._pending.pop(key, None)
+            self._chunks.settle(key)
             self._folder.note(key, None if new.removed else new)
         self._cache.note(changes)
-        self._counters["commits"] += len(changes)
 
     def done(self, after: Writer | None, limit: int) -> list[Done]:
         return self._writers.page(after, limit)
@@ -470,7 +399,7 @@ class Engine:
 
     def quarantine(self, key: ChunkKey, reason: str) -> None:
         self._epochs.require_working()
-        with self._holding([key]):
+        with self._locks.holding([key]):
             raw = self._meta.get(chunk_key(COMMITTED, key))
             if raw is None or is_damaged(raw):
                 return
@@ -513,12 +442,16 @@ class Engine:
 
     def space(self) -> Space:
         blocks = self._blocks
-        return Space(blocks.capacity_bytes(), blocks.free_bytes(), blocks.used_bytes, self._chunks, self._damage.count)
+        return Space(
+            blocks.capacity_bytes(), blocks.free_bytes(), blocks.used_bytes, self._committer.chunks, self._damage.count
+        )
 
     def stats(self) -> dict[str, float]:
         own: dict[str, float] = {
-            "chunks": self._chunks,
-            "pending": len(self._pending),
+            "chunks": self._committer.chunks,
+            "commits": self._committer.commits,
+            "pending": len(self._chunks.waiting),
+            "rolled_back": self._rolled_back,
             "damaged": self._damage.count,
             "quarantined": self._damage.count + self._damage.kept,
             "sync_rounds": self._epochs.rounds,
@@ -528,7 +461,7 @@ class Engine:
             "delta_bytes_folded": self._folder.folded_bytes,
         }
         staged = {f"staged_{name}": float(value) for name, value in self._stager.counters.items()}
-        return own | self._counters | self._cache.counters | staged | self._blocks.stats() | self._meta.stats()
+        return own | self._reads.counters | self._cache.counters | staged | self._blocks.stats() | self._meta.stats()
 
     def close(self) -> None:
         """Sync and close. After a failed disk: close only."""
@@ -540,38 +473,3 @@ class Engine:
             self.checkpoint()
         self._meta.close()
         self._blocks.close()
-
-    # -- locks
-
-    def _lock_of(self, key: ChunkKey) -> threading.Lock:
-        return self._locks[hash(key) % LOCKS]
-
-    @contextlib.contextmanager
-    def _holding(self, keys: list[ChunkKey], nowait: bool = False) -> Iterator[None]:
-        """Hold the locks of all keys; with `nowait`, raises WouldBlock when another thread has one."""
-        if len(keys) == 1:
-            locks = [self._lock_of(keys[0])]
-        else:
-            locks = [self._locks[index] for index in sorted({hash(key) % LOCKS for key in keys})]
-        held = 0
-        try:
-            for lock in locks:
-                if not lock.acquire(blocking=not nowait):
-                    raise WouldBlock
-                held += 1
-            yield
-        finally:
-            for lock in locks[:held]:
-                lock.release()
-
-
-def _state(key: ChunkKey, committed: Record | None, pending: Record | None) -> ChunkState | None:
-    either = committed or pending
-    if either is None:
-        return None
-    return ChunkState(
-        key,
-        (pending or either).chunk_size if committed is None else either.chunk_size,
-        committed.to_version() if committed else None,
-        pending.to_version() if pending else None,
-    )

@@ -19,7 +19,7 @@ from fireflyfs.proto.storage_wire import CacheFlag
 from fireflyfs.storage.core.block_table import Wanted
 from fireflyfs.storage.engine.interface import ChunkKey, ReadResult
 from fireflyfs.storage.engine.reader import cut_to
-from fireflyfs.storage.service.replica import LocalTarget
+from fireflyfs.storage.service.local_target import LocalTarget
 
 Row = tuple[int, int, int, int]  # CACHE_RESULT
 MISS: Row = (int(Code.CHUNK_NOT_FOUND), 0, 0, 0)

@@ -30,8 +30,9 @@ from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.storage_wire import CACHE_BLOCK, CACHE_LOOKUP, UpdateKind
 from fireflyfs.storage.engine.interface import CacheName, ChunkEngine, ChunkKey, Extent
 from fireflyfs.storage.service.block_get import BlockGet, ChainAt, refused
+from fireflyfs.storage.service.local_target import LocalTarget
 from fireflyfs.storage.service.reading import Reader
-from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.replica import Replicas
 from fireflyfs.storage.service.wire import Item
 
 _HEADER = struct.Struct("<QII")  # CACHE_HEADER

@@ -14,7 +14,8 @@ from typing import Any, ParamSpec
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, Writer
 from fireflyfs.storage.service.blocks import removal
-from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.local_target import LocalTarget
+from fireflyfs.storage.service.replica import Replicas
 from fireflyfs.storage.service.update import Updater
 from fireflyfs.storage.service.wire import Item, UpdateRequest
 

@@ -16,7 +16,8 @@ from fireflyfs.storage.core import forward, versions
 from fireflyfs.storage.core.forward import Form, Hop
 from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Writer
-from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.local_target import LocalTarget
+from fireflyfs.storage.service.replica import Replicas
 from fireflyfs.storage.service.wire import Item, Result, decode_results, encode_update, failed
 
 WHOLE_BYTES_MAX = 16 << 20  # of whole chunks read into memory for one request to a syncing successor

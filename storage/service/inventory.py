@@ -10,7 +10,8 @@ from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.core import target
 from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, ChunkState, Writer
-from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.local_target import LocalTarget
+from fireflyfs.storage.service.replica import Replicas
 from fireflyfs.storage.service.wire import Item
 
 PAGE_MAX = 2048  # chunk states in one reply

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-
 import crc32c as crc32c_module
 
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import CHUNK_BYTES_MAX, GRPC_MESSAGE_BYTES_MAX, UPDATE_ITEMS_MAX
-from fireflyfs.common.net.api import Call, Handler, ServerRequest
+from fireflyfs.common.net.api import Handler
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto import storage_pb2
-from fireflyfs.proto.storage_wire import UpdateFlag, UpdateKind
+from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.core import forward, target
-from fireflyfs.storage.core.target import Public
-from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, ChunkState, Extent, Writer
+from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, ChunkState, Extent
 from fireflyfs.storage.service import blocks, copying, inventory
+from fireflyfs.storage.service.durability import Durability
 from fireflyfs.storage.service.evictor import ROOM_BYTES_MAX, ROOM_PART, Evictors
+from fireflyfs.storage.service.local_target import LocalTarget
+from fireflyfs.storage.service.local_updates import LocalUpdates
 from fireflyfs.storage.service.reading import Reader
 from fireflyfs.storage.service.repair import Repairer
-from fireflyfs.storage.service.replica import LocalTarget, Replicas, to_its_end
+from fireflyfs.storage.service.replica import Replicas
 from fireflyfs.storage.service.syncing import Successor
 from fireflyfs.storage.service.update import Updater
-from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, decode_update, encode_results
+from fireflyfs.storage.service.wire import Item, Result
 
-CONTROL_DEADLINE_S = 30.0
 DAMAGED_LISTED_MAX = 1000
-MAKE_ROOM_MAX = 8  # evictions for one update on a full disk
-MAKE_ROOM_BYTES_MIN = 16 << 20
 
 
 class StorageService:
@@ -43,55 +39,20 @@ class StorageService:
         self.reader = Reader(replicas)
         self.evictors = Evictors(replicas, self.updater, room_part=room_part, room_bytes_max=room_bytes_max)
         self._blocks = blocks.BlockReader(replicas, self.reader)
+        self._updates = LocalUpdates(replicas, self.updater, self.evictors)
+        self._durability = Durability(replicas)
         self._successor = Successor(replicas)
         self._copier = copying.Copier(replicas, self.reader)
-        # For removals and truncations whose sender names no channel: each is its own request.
-        self._own_client = secrets.token_bytes(16)
-        self._own_sequence = 0
 
     def bulk_handlers(self) -> dict[int, Handler]:
         return {
             Method.STORAGE_READ: self.reader.handle,
-            Method.STORAGE_WRITE: self._write,
-            Method.STORAGE_UPDATE: self._update,
+            Method.STORAGE_WRITE: self._updates.handle_write,
+            Method.STORAGE_UPDATE: self._updates.handle_update,
             Method.STORAGE_SYNC_READ: self.repairer.sync_read,
             Method.STORAGE_CACHE_GET: self._blocks.get,
             Method.STORAGE_CACHE_EXISTS: self._blocks.exists,
         }
-
-    async def _write(self, request: ServerRequest) -> None:
-        await self._run_update(request, from_client=True)
-
-    async def _update(self, request: ServerRequest) -> None:
-        await self._run_update(request, from_client=False)
-
-    async def _run_update(self, request: ServerRequest, *, from_client: bool) -> None:
-        update = decode_update(request.body, request.pull_lengths, from_client=from_client)
-        replicas = self._replicas
-        gate = replicas.client_gate if from_client else replicas.replica_gate
-        with gate.enter(update.data_bytes):
-            update.attach(await request.pull())
-            results = await self._with_room(update, request.deadline_s, from_client)
-        replicas.count("updates" if from_client else "forwarded_updates", len(results))
-        replicas.count("bytes_written", update.data_bytes)
-        request.reply(encode_results(results))
-
-    async def _with_room(self, update: UpdateRequest, deadline_s: float, from_client: bool) -> list[Result]:
-        """Run an update; where the disk is full, blocks of the KV cache go first, and it is tried again."""
-        if from_client and update.flags & UpdateFlag.NAMED:
-            await self._replicas.catch_up(update.chain_id, update.chain_version)
-            evictor = self.evictors.of(self._replicas.local(update.chain_id))
-            for inode in {item.key.inode for item in update.items if item.name is not None}:
-                await evictor.admit(inode, update.capacity_bytes)
-        results = await self.updater.run(update, deadline_s, from_client=from_client)
-        for _ in range(MAKE_ROOM_MAX):
-            if all(result.code is not Code.NO_SPACE for result in results):
-                break
-            local = self._replicas.local(update.chain_id)
-            if not await self.evictors.make_room(local, max(2 * update.data_bytes, MAKE_ROOM_BYTES_MIN)):
-                break
-            results = await self.updater.run(update, deadline_s, from_client=from_client)
-        return results
 
     # Blocks of the KV cache, for any language
 
@@ -100,10 +61,12 @@ class StorageService:
 
     async def write_block(self, request: storage_pb2.WriteBlockRequest) -> storage_pb2.WriteBlockReply:
         item = blocks.put_item(request)
-        writer = self._writer(request.client_id, request.channel, request.sequence)
-        result = (await self._through_chain(request.chain_id, request.chain_version, writer, [item]))[0]
-        local = self._replicas.local(request.chain_id)
-        await self.evictors.of(local).admit(request.inode, request.capacity_bytes)
+        writer = self._updates.writer(request.client_id, request.channel, request.sequence)
+        result = (
+            await self._updates.through_chain(
+                request.chain_id, request.chain_version, writer, [item], request.capacity_bytes
+            )
+        )[0]
         return storage_pb2.WriteBlockReply(version=result.version)
 
     async def find_blocks(self, request: storage_pb2.FindBlocksRequest) -> storage_pb2.FindBlocksReply:
@@ -114,8 +77,8 @@ class StorageService:
         items = await local.call(blocks.drop_items, local.engine, request.inode, list(request.keys))
         if not items:
             return storage_pb2.DropBlocksReply()
-        writer = self._writer(request.client_id, request.channel, request.sequence)
-        results = await self._results_of(request.chain_id, request.chain_version, writer, items)
+        writer = self._updates.writer(request.client_id, request.channel, request.sequence)
+        results = await self._updates.results_of(request.chain_id, request.chain_version, writer, items)
         return storage_pb2.DropBlocksReply(removed=sum(result.code is Code.OK for result in results))
 
     async def block_stats(self, request: storage_pb2.BlockStatsRequest) -> storage_pb2.BlockStatsReply:
@@ -130,7 +93,9 @@ class StorageService:
         self._replicas.check_fence()
         local = self.reader.admit(request.chain_id, request.chain_version)
         data = bytearray(request.length)
-        found = await self.reader.read(local, _key(request.chunk), request.offset, memoryview(data), self._deadline_s())
+        found = await self.reader.read(
+            local, _key(request.chunk), request.offset, memoryview(data), self._updates.deadline_s()
+        )
         return storage_pb2.ReadChunkReply(data=bytes(data[: found.length]), version=found.version, crc32c=found.crc32c)
 
     async def write_chunk(self, request: storage_pb2.WriteChunkRequest) -> storage_pb2.WriteChunkReply:
@@ -142,19 +107,21 @@ class StorageService:
             raise error(Code.CHECKSUM, "the data does not match its checksum")
         extent = Extent(request.offset, data, request.crc32c)
         item = Item(_key(request.chunk), UpdateKind.WRITE, 0, size, 0, extents=[extent])
-        writer = self._writer(request.client_id, request.channel, request.sequence)
-        result = (await self._through_chain(request.chain_id, request.chain_version, writer, [item]))[0]
+        writer = self._updates.writer(request.client_id, request.channel, request.sequence)
+        result = (await self._updates.through_chain(request.chain_id, request.chain_version, writer, [item]))[0]
         return storage_pb2.WriteChunkReply(version=result.version, length=result.length)
 
     async def truncate_chunk(self, request: storage_pb2.TruncateChunkRequest) -> storage_pb2.TruncateChunkReply:
         local = await self._head(request.chain_id, request.chain_version)
         state = await local.call(local.engine.stat, _key(request.chunk))
         if state is None:
-            self._nothing_to_do(local, self._writer(request.client_id, request.channel, request.sequence))
+            self._updates.nothing_to_do(
+                local, self._updates.writer(request.client_id, request.channel, request.sequence)
+            )
             return storage_pb2.TruncateChunkReply()
         item = Item(state.key, UpdateKind.TRUNCATE, 0, state.chunk_size, min(request.length, state.chunk_size))
-        writer = self._writer(request.client_id, request.channel, request.sequence)
-        result = (await self._through_chain(request.chain_id, request.chain_version, writer, [item]))[0]
+        writer = self._updates.writer(request.client_id, request.channel, request.sequence)
+        result = (await self._updates.through_chain(request.chain_id, request.chain_version, writer, [item]))[0]
         return storage_pb2.TruncateChunkReply(version=result.version, length=result.length)
 
     async def remove_chunks(self, request: storage_pb2.RemoveChunksRequest) -> storage_pb2.RemoveChunksReply:
@@ -172,10 +139,10 @@ class StorageService:
 
     async def copy_chunks(self, request: storage_pb2.CopyChunksRequest) -> storage_pb2.CopyChunksReply:
         await self._head(request.chain_id, request.chain_version)
-        writer = self._writer(request.client_id, request.channel, request.sequence)
+        writer = self._updates.writer(request.client_id, request.channel, request.sequence)
         with self._copier.gate.enter(copying.checked_bytes(request)):
-            items = await self._copier.items(request, self._deadline_s())
-            results = await self._results_of(request.chain_id, request.chain_version, writer, items)
+            items = await self._copier.items(request, self._updates.deadline_s())
+            results = await self._updates.results_of(request.chain_id, request.chain_version, writer, items)
         codes = {item.key: int(result.code) for item, result in zip(items, results, strict=True)}
         return storage_pb2.CopyChunksReply(statuses=[codes[_key(piece.target)] for piece in request.pieces])
 
@@ -197,19 +164,12 @@ class StorageService:
     ) -> int:
         """Remove these chunks through the chain; how many they are."""
         items = [Item(state.key, UpdateKind.REMOVE, 0, state.chunk_size, 0) for state in states]
-        writer = self._writer(request.client_id, request.channel, request.sequence)
+        writer = self._updates.writer(request.client_id, request.channel, request.sequence)
         if items:
-            await self._through_chain(chain_id, chain_version, writer, items)
+            await self._updates.through_chain(chain_id, chain_version, writer, items)
         else:
-            self._nothing_to_do(self._replicas.local(chain_id), writer)
+            self._updates.nothing_to_do(self._replicas.local(chain_id), writer)
         return len(items)
-
-    def _nothing_to_do(self, local: LocalTarget, writer: Writer) -> None:
-        """A request that is done without a change: sent again later, it must not find what was made in between."""
-        code, _ = local.once.begin(writer)
-        if code is not Code.OK:
-            raise error(code, f"sequence {writer.sequence} of channel {writer.channel}")
-        local.once.end(writer, (), finished=True)
 
     async def see_chunks(self, request: storage_pb2.SeeChunksRequest) -> storage_pb2.SeeChunksReply:
         self._replicas.check_fence()
@@ -225,31 +185,13 @@ class StorageService:
         items = await local.call(inventory.drop_items, local.engine, list(request.chunks))
         results: dict[ChunkKey, Result] = {}
         if items:
-            writer = self._writer(request.client_id, request.channel, request.sequence)
-            outcome = await self._results_of(request.chain_id, request.chain_version, writer, items)
+            writer = self._updates.writer(request.client_id, request.channel, request.sequence)
+            outcome = await self._updates.results_of(request.chain_id, request.chain_version, writer, items)
             results = dict(zip((item.key for item in items), outcome, strict=True))
         # One that is not stored any more is as good as dropped.
         keys = [_key(seen.chunk) for seen in request.chunks]
         codes = [results[key].code if key in results else Code.OK for key in keys]
         return storage_pb2.DropChunksReply(statuses=map(int, codes))
-
-    async def _through_chain(
-        self, chain_id: int, chain_version: int, writer: Writer, items: list[Item]
-    ) -> list[Result]:
-        """An update of this server's own making. Raises the first failure of an item."""
-        results = await self._results_of(chain_id, chain_version, writer, items)
-        for result in results:
-            if result.code is not Code.OK:
-                raise error(result.code)
-        return results
-
-    async def _results_of(self, chain_id: int, chain_version: int, writer: Writer, items: list[Item]) -> list[Result]:
-        request = UpdateRequest(chain_id, chain_version, writer, 0, items)
-        request.data_bytes = sum(len(extent.data) for item in items for extent in item.extents)
-        with self._replicas.client_gate.enter(request.data_bytes):
-            # A gRPC client that hangs up cancels its handler.
-            work = asyncio.ensure_future(self._with_room(request, self._deadline_s(), True))
-            return await to_its_end(work)
 
     # Questions
 
@@ -336,74 +278,8 @@ class StorageService:
                     )
         return reply
 
-    # Durability
-
     async def sync_chains(self, request: storage_pb2.SyncChainsRequest) -> storage_pb2.SyncChainsReply:
-        """Forwarded: this worker's targets only. Otherwise every replica of the chains, each worker asked once."""
-        if request.forwarded:
-            if len(request.chains) != len(request.chain_versions):
-                raise error(
-                    Code.INVALID, f"{len(request.chains)} chains, {len(request.chain_versions)} versions of them"
-                )
-            asked = dict(zip(request.chains, request.chain_versions, strict=True))
-            await asyncio.gather(*(self._sync_local(chain_id, version) for chain_id, version in asked.items()))
-            return storage_pb2.SyncChainsReply()
-        deadline_s = self._deadline_s()
-        attempt = 0
-        while True:
-            try:
-                await self._sync_everywhere(sorted(set(request.chains)))
-                return storage_pb2.SyncChainsReply()
-            except FfsError as exc:
-                attempt += 1
-                pause = forward.backoff_s(attempt)
-                if not forward.try_again(exc.code) or self._replicas.clock.monotonic_s() + pause > deadline_s:
-                    raise
-                await self._replicas.wait_change(pause)
-
-    async def _sync_everywhere(self, chains: list[int]) -> None:
-        """Every replica syncs, and says that it knows the chain in the same version: one that this worker does not
-        know of could hold what was acknowledged in its page cache only."""
-        routing = self._replicas.routing
-        here: set[int] = set()
-        there: dict[str, tuple[int, list[int]]] = {}
-        for chain_id in chains:
-            if not routing.chain(chain_id).serving:
-                # Nobody to ask is not everybody asked: what was acknowledged may be in the memory of one that is away.
-                raise error(Code.TARGET_OFFLINE, f"no replica of chain {chain_id} serves now")
-            for target_id, state in routing.chain(chain_id).targets:
-                if state not in (Public.SERVING, Public.SYNCING):
-                    continue
-                if target_id in self._replicas.targets:
-                    here.add(chain_id)
-                    continue
-                address = routing.address(target_id)
-                there.setdefault(address.tcp or address.unix, (target_id, []))[1].append(chain_id)
-
-        async def ask(target_id: int, asked: list[int]) -> None:
-            versions = [routing.chain(chain_id).version for chain_id in asked]
-            request = storage_pb2.SyncChainsRequest(chains=asked, forwarded=True, chain_versions=versions)
-            body = request.SerializeToString()
-            call = Call(Method.STORAGE_SYNC_CHAINS, body, deadline_s=10.0)
-            await self._replicas.link.call(routing.address(target_id), call)
-
-        work = [self._sync_local(chain_id, routing.chain(chain_id).version) for chain_id in sorted(here)]
-        work += [ask(target_id, asked) for target_id, asked in there.values()]
-        # All are waited for, so that none is left running behind an error.
-        for outcome in await asyncio.gather(*work, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
-
-    async def _sync_local(self, chain_id: int, chain_version: int) -> None:
-        await self._replicas.catch_up(chain_id, chain_version)
-        self._replicas.check_fence()
-        local = self._replicas.local(chain_id)
-        ours = local.chain.version if local.chain is not None else 0
-        if ours != chain_version:
-            raise error(Code.CHAIN_VERSION, f"chain {chain_id} has version {ours} here, not {chain_version}")
-        if not target.may_receive(local.state, local.public):
-            raise error(Code.TARGET_OFFLINE, f"target {local.target_id} does not serve")
-        await local.call(local.engine.sync)
+        return await self._durability.sync_chains(request, self._updates.deadline_s())
 
     # Recovery, at the SYNCING successor
 
@@ -430,17 +306,6 @@ class StorageService:
         if not forward.is_head(chain, local.target_id):
             raise error(Code.NOT_HEAD)
         return local
-
-    def _writer(self, client_id: bytes, channel: int, sequence: int) -> Writer:
-        if not client_id:
-            self._own_sequence += 1
-            return Writer(self._own_client, self._own_sequence & 0xFFFFFFFF, self._own_sequence)
-        if len(client_id) != 16:
-            raise error(Code.INVALID, f"a client id of {len(client_id)} bytes")
-        return Writer(client_id, channel, sequence)
-
-    def _deadline_s(self) -> float:
-        return self._replicas.clock.monotonic_s() + CONTROL_DEADLINE_S
 
 
 def _chunks_of(engine: ChunkEngine, inodes: list[int], limit: int) -> tuple[list[ChunkState], list[int]]:

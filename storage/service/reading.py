@@ -13,7 +13,8 @@ from fireflyfs.proto import storage_pb2
 from fireflyfs.storage.core import forward, read, target
 from fireflyfs.storage.core.read import NO_CHUNK, Choice, Truth
 from fireflyfs.storage.engine.interface import ChunkKey, ReadResult, WouldBlock
-from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.local_target import LocalTarget
+from fireflyfs.storage.service.replica import Replicas
 from fireflyfs.storage.service.wire import decode_reads, encode_reads
 
 Row = tuple[int, int, int, int, int]  # READ_RESULT

@@ -27,7 +27,8 @@ from fireflyfs.storage.core import scrub, target
 from fireflyfs.storage.core.scrub import Missing, Outcome
 from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.engine.interface import CacheName, ChunkKey, ChunkState, Extent, Update, Version, Writer
-from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.local_target import LocalTarget
+from fireflyfs.storage.service.replica import Replicas
 from fireflyfs.storage.service.wire import decode_reads, encode_reads
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from fireflyfs.storage.core import target
 from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.engine.interface import ChunkKey, Done, DoneChunk, Writer
 from fireflyfs.storage.service import inventory
-from fireflyfs.storage.service.replica import DONE_PAGE, LocalTarget, Replicas
+from fireflyfs.storage.service.local_target import DONE_PAGE, LocalTarget
+from fireflyfs.storage.service.replica import Replicas
 
 PAGE_MAX = 2048  # chunk states in one SyncStart reply
 

@@ -27,8 +27,9 @@ from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.core.versions import Action, Decision
 from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, Update, Version
 from fireflyfs.storage.service.forwarding import Forwarder
+from fireflyfs.storage.service.local_target import INLINE_BYTES_MAX, INLINE_ITEMS_MAX, LocalTarget
 from fireflyfs.storage.service.repair import Repairer
-from fireflyfs.storage.service.replica import INLINE_BYTES_MAX, INLINE_ITEMS_MAX, LocalTarget, Replicas
+from fireflyfs.storage.service.replica import Replicas
 from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, failed
 
 log = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -142,6 +143,28 @@ def test_a_tree_goes_in_and_comes_out_the_same(ffs: Ffs, tree: Path, tmp_path: P
     ffs("put", "-r", tree, "/roundtrip/again", "/roundtrip", code=exits.NOT_FOUND)  # no such local file
     ffs("rm", "-r", "/roundtrip")
     ffs("stat", "/roundtrip", code=exits.NOT_FOUND)
+
+
+def test_extended_attributes_go_in_and_come_out_when_asked_for(ffs: Ffs, tmp_path: Path) -> None:
+    path = tmp_path / "labelled"
+    path.write_bytes(b"x")
+    entries = ((1, 6, 0xFFFFFFFF), (2, 5, 7), (4, 0, 0xFFFFFFFF), (16, 5, 0xFFFFFFFF), (32, 4, 0xFFFFFFFF))
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(path, "user.label", b"1" * 1000)
+        os.setxattr(path, "system.posix_acl_access", acl)
+    except OSError as exc:
+        pytest.skip(f"the file system here has no extended attributes or ACLs: {exc}")
+    path.chmod(0o440)
+    ffs("put", path, "/bare")
+    ffs("get", "--xattrs", "/bare", tmp_path / "bare")
+    assert os.listxattr(tmp_path / "bare") == []
+    ffs("put", "--xattrs", path, "/labelled")
+    ffs("get", "--xattrs", "/labelled", tmp_path / "back")
+    for name in os.listxattr(path):
+        assert os.getxattr(tmp_path / "back", name) == os.getxattr(path, name)
+    assert sorted(os.listxattr(tmp_path / "back")) == sorted(os.listxattr(path))
+    assert (tmp_path / "back").stat().st_mode == path.stat().st_mode
 
 
 def test_files(ffs: Ffs, tmp_path: Path) -> None:

@@ -150,6 +150,11 @@ def test_ranges_and_slices(fs: FireflyFileSystem, folder: str) -> None:
         fs.cat_ranges([f"{folder}/a"], [1, 2], [3])
     assert fs.cat(f"{folder}/*") == {f"{folder}/a": data, f"{folder}/b": data[::-1]}
     assert fs.cat([f"{folder}/a", f"{folder}/no"], on_error="omit") == {f"{folder}/a": data}
+    assert fs.cat(f"{folder}/a", start=5, end=-7) == data[5:-7]
+    assert fs.cat([f"{folder}/a", f"{folder}/b"], start=-9) == {
+        f"{folder}/a": data[-9:],
+        f"{folder}/b": data[::-1][-9:],
+    }
     assert fs.head(f"{folder}/a", 10) == data[:10]
     assert fs.tail(f"{folder}/a", 10) == data[-10:]
     assert fs.read_block(f"{folder}/a", 100, 50) == data[100:150]
@@ -202,8 +207,12 @@ def test_writing_modes(fs: FireflyFileSystem, folder: str) -> None:
     path = f"{folder}/made/on/the/way/file"
     with fs.open(path, "wb") as file:
         assert file.write(b"one") == 3
+    for block_size in (0, None):
+        with fs.open(path, "ab", block_size=block_size) as file:
+            assert file.tell() == 3  # as of a local file: who writes a header only where there is none asks for it
     with fs.open(path, "ab") as file:
         file.write(b"two")
+        assert file.tell() == 6
     with fs.open(path, "r+b") as file:
         file.seek(1)
         file.write(b"N")

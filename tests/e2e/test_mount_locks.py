@@ -307,6 +307,30 @@ def test_a_mount_that_dies_loses_its_locks(cluster_factory: Any, mount_of: Any, 
     other.answer(110)  # its lease, the time that a young lock is kept whatever the lease says, and the reaper's turn
 
 
+def test_a_mount_that_was_cut_off_says_that_its_locks_are_lost(
+    cluster_factory: Any, mount_of: Any, programs: Any
+) -> None:
+    cluster = cluster_factory(storage_nodes=1, replicas=1, session_lease_s=2.0)
+    stopped, living = mount_of(cluster), mount_of(cluster)
+    (living.point / "f").write_bytes(b"before")
+    one, bystander = (_open(programs(path=str(stopped.point / "f"))) for _ in range(2))
+    other = _open(programs(path=str(living.point / "f")))
+    one("lock(EX); os.pread(fd, 6, 0)")
+    stopped.process.send_signal(signal.SIGSTOP)
+    try:
+        other.send("lock(EX); os.pwrite(fd, b'other!', 0); lock(UN)")
+        other.answer(110)  # as above
+    finally:
+        stopped.process.send_signal(signal.SIGCONT)
+    for lines in ("os.pwrite(fd, b'late', 0)", "os.pread(fd, 6, 0)", "lock(SH)"):
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            one(lines)
+        assert caught.value.errno == errno.EIO
+    assert bystander("os.pread(os.open(path, os.O_RDONLY), 6, 0)") == b"other!"
+    one("lock(UN); lock(EX); os.pwrite(fd, b'again!', 0); lock(UN)")
+    assert other("lock(SH); os.pread(fd, 6, 0)") == b"again!"
+
+
 def test_local_locks(cluster: Any, mount_of: Any, programs: Any) -> None:
     points = [mount_of(cluster, "--local-locks").point for _ in range(2)]
     path = f"local{time.time_ns()}"

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from fireflyfs.client.filesystem import FileSystem
+from fireflyfs.client.quotas import Quotas
 
 pytestmark = [
     pytest.mark.e2e,
@@ -274,3 +275,50 @@ def test_the_c_interface(point: Path, tmp_path: Path, name: str) -> None:
     assert done.returncode == 0, done.stderr
     assert os.stat(point / name).st_nlink == 2
     assert os.listdir(point / "3fs-virt/iovs") == []
+
+
+def test_write_and_rings_in_turns(app: Any, point: Path, name: str) -> None:
+    """What write(2) has taken of a registered file is read by a ring, and never comes after what a ring writes next."""
+    app(f"f = opened('{name}', os.O_RDWR | os.O_CREAT)")
+    for turn in range(20):
+        app(f"os.pwrite(f, b'w' * 5000, {turn} * 5000)")
+        assert app(f"move(True, '{name}', [(0, 5000, {turn} * 5000)], os.O_RDWR | os.O_CREAT)") == [5000]
+        assert app("bytes(shm.buf[:5000]) == b'w' * 5000")
+        app("shm.buf[:100] = b'r' * 100")
+        assert app(f"move(False, '{name}', [(0, 100, {turn} * 5000)])") == [100]
+    app(f"os.fsync(f); closed('{name}')")
+    assert (point / name).read_bytes() == (b"r" * 100 + b"w" * 4900) * 20
+
+
+def test_quotas(cluster: Any, app: Any, point: Path, name: str) -> None:
+    """A write that does not fit is EDQUOT, and what is there may be written over. Nothing else of its batch fails."""
+    (point / name).mkdir()
+    with FileSystem.connect(cluster.mgmtd_addresses()) as fs:
+        Quotas(fs).set_directory(f"/{name}", bytes_max=4 * MIB, inodes_max=None)
+    ios = [(0, MIB, number * MIB) for number in range(6)]
+    assert app(f"move(False, '{name}/f', {ios})") == [MIB] * 4 + [-errno.EDQUOT] * 2
+    assert app(f"move(False, '{name}/f', {[(0, 2 * MIB, 3 * MIB), (0, 100, 0), (0, 100, 4 * MIB - 100)]})") == [
+        -errno.EDQUOT, 100, 100,
+    ]  # fmt: skip
+    app(f"closed('{name}/f')")
+    assert (point / name / "f").stat().st_size == 4 * MIB
+
+
+def test_a_forked_child(app: Any, point: Path, name: str) -> None:
+    """It may name files that its parent registered, and what it lets go of its parent keeps."""
+    random_file(point / name, 5000)
+    app(f"f = opened('{name}')")
+    app(
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    try:\n"
+        "        mine = io.make_ioring(point, 1)\n"
+        "        mine.prepare(region[0:5000], True, f, 0)\n"
+        "        [done] = mine.submit().wait(min_results=1, timeout=30)\n"
+        "        io.deregister_fd(f)\n"
+        "        os._exit(0 if done.result == 5000 else 2)\n"
+        "    finally:\n"
+        "        os._exit(1)\n"
+    )
+    assert app("os.waitpid(child, 0)[1]") == 0
+    assert app(f"move(True, '{name}', [(0, 5000, 0)])") == [5000]

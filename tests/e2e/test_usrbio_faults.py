@@ -181,6 +181,21 @@ def test_a_killed_agent(mounted: Any, ring_programs: Any) -> None:
     assert (point / "file").read_bytes() == b"k" * 8000000 + bytes(1000000) + b"k" * 5000
 
 
+def test_a_ring_that_is_refused(mounted: Any, ring_programs: Any) -> None:
+    """One that makes no sense any more when another agent takes it over: whoever waits is told, others are served."""
+    point = mounted.point
+    (point / "file").write_bytes(b"d" * 4096)
+    app = ring_programs(point)
+    assert app("move(True, 'file', [(0, 1000, 0)])") == [1000]
+    app("other = ring(True, 8); bad = ring(True).ior; bad._map[136:144] = bytes([255] * 8)")
+    (agent,) = agents(mounted)
+    os.kill(agent, signal.SIGKILL)
+    with pytest.raises(OSError, match=r".*") as info:
+        app("bad.wait(min_results=1, timeout=30)")
+    assert info.value.errno == errno.EINVAL
+    assert app("move(True, 'file', [(0, 1000, 0)], entries=8)") == [1000]
+
+
 @pytest.mark.parametrize("how", ["end", "kill"])
 def test_the_mount_ends_under_a_ring(cluster: Any, mounted: Any, ring_programs: Any, how: str) -> None:
     """Unmounted or killed: whoever waits is told, and agents are gone. An unmount records what was written."""

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define CHECK(what)                                                                 \
@@ -98,6 +99,16 @@ int main(int argc, char **argv) {
   CHECK(hf3fs_prep_io(&reads, &iov, true, iov.base, fd, start, 10, NULL) == 2 && hf3fs_submit_ios(&reads) == 0);
   CHECK(hf3fs_wait_for_ios(&reads, cqes, 8, 1, NULL) == 1 && cqes[0].result == -ENODATA);
   CHECK(hf3fs_hardlink(path, other) == 0 && hf3fs_hardlink(path, other) == EEXIST);
+
+  pid_t child = fork(); /* what a child lets go of, its parent keeps */
+  if (!child) {
+    hf3fs_dereg_fd(fd);
+    _exit(hf3fs_prep_io(&reads, &iov, true, iov.base, fd, 0, 10, NULL) == -EBADF ? 0 : 1);
+  }
+  int said = -1;
+  CHECK(waitpid(child, &said, 0) == child && said == 0);
+  CHECK(hf3fs_prep_io(&reads, &iov, true, iov.base, fd, 0, 10, NULL) >= 0 && hf3fs_submit_ios(&reads) == 0);
+  CHECK(hf3fs_wait_for_ios(&reads, cqes, 8, 1, NULL) == 1 && cqes[0].result == 10);
 
   hf3fs_dereg_fd(fd);
   hf3fs_dereg_fd(fd);

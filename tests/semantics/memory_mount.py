@@ -67,7 +67,7 @@ class Bytes:
                 view[done : done + count] = bytes(found) + bytes(count - len(found))
                 done += count
 
-    def write(self, file: FileLayout, extents: Sequence[tuple[int, Piece]]) -> None:
+    def write(self, file: FileLayout, extents: Sequence[tuple[int, Piece]], still=None) -> None:
         with self.lock:
             chunks = self.files.setdefault(file.inode, {})
             for offset, piece in extents:
@@ -200,6 +200,9 @@ class Backend:
         self.meta: Any = MetaDoor(parts.handlers, loop)
         threading.Thread(target=loop.run_forever, name="meta", daemon=True).start()
         self.collecting = asyncio.run_coroutine_threadsafe(parts.collector.run(), loop)
+
+    def lease(self) -> tuple[int, float]:
+        return 0, float("inf")
 
     def give_up(self) -> None:
         pass

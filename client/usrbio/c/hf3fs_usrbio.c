@@ -119,13 +119,14 @@ static int new_memory(char shm[64], const uint8_t id[16], size_t size, int numa,
   return -failed;
 }
 
+/* `id` and `mount` may be the structure's own. */
 static bool set_iov(struct hf3fs_iov *iov, void *base, const uint8_t id[16], const char *mount, size_t size,
                     size_t block_size, int numa) {
   if (!mount || !*mount || strlen(mount) >= sizeof iov->mount_point || !size) return false;
-  memset(iov, 0, sizeof *iov);
+  memmove(iov->id, id, 16);
+  memmove(iov->mount_point, mount, strlen(mount) + 1);
   iov->base = base;
-  memcpy(iov->id, id, 16);
-  strcpy(iov->mount_point, mount);
+  iov->iovh = NULL;
   iov->size = size;
   iov->block_size = block_size;
   iov->numa = numa;
@@ -225,7 +226,7 @@ static int create(struct hf3fs_ior *ior, const char *mount, int entries, bool fo
   size_t size = hf3fs_ior_size(entries);
   memset(ior, 0, sizeof *ior);
   new_id(id);
-  if (timeout < 0 || !size || abs(io_depth) > entries || !set_iov(&ior->iov, NULL, id, mount, size, 0, numa))
+  if (timeout < 0 || !size || io_depth < -entries || io_depth > entries || !set_iov(&ior->iov, NULL, id, mount, size, 0, numa))
     return -EINVAL;
   priority = priority < 0 ? -1 : priority > 0;
   struct ring *ring = calloc(1, sizeof *ring);
@@ -317,16 +318,30 @@ EXPORT int hf3fs_io_entries(const struct hf3fs_ior *ior) {
 struct file {
   uint64_t token;
   int fd, dup, access; /* access: O_RDONLY, O_WRONLY or O_RDWR */
+  pid_t owner;
 };
 
 static pthread_mutex_t files_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct file *files; /* few, and looked through: by descriptor, or by the negative of our duplicate */
-static int files_count, files_room;
+static struct file **files; /* by number: of the descriptor, and of our duplicate, whose negative names it too */
+static int files_room;
 
 static struct file *find(int fd) {
-  for (int i = files_count - 1; i >= 0; --i)
-    if (fd >= 0 ? files[i].fd == fd || files[i].dup == fd : files[i].dup == -fd) return &files[i];
-  return NULL;
+  if (fd <= -files_room || fd >= files_room) return NULL;
+  struct file *found = files[abs(fd)];
+  return found && (fd >= 0 || found->dup == -fd) ? found : NULL;
+}
+
+static bool put(struct file *file) {
+  int most = file->fd > file->dup ? file->fd : file->dup;
+  if (most >= files_room) {
+    int room = 2 * most + 64;
+    struct file **more = realloc(files, room * sizeof *more);
+    if (!more) return false;
+    memset(more + files_room, 0, (room - files_room) * sizeof *more);
+    files = more, files_room = room;
+  }
+  files[file->fd] = files[file->dup] = file;
+  return true;
 }
 
 EXPORT bool hf3fs_is_hf3fs(int fd) {
@@ -335,46 +350,41 @@ EXPORT bool hf3fs_is_hf3fs(int fd) {
 }
 
 EXPORT int hf3fs_reg_fd(int fd, uint64_t flags) {
-  struct file file = {.fd = fd, .dup = -1};
-  int failed = 0;
   (void)flags;
   if (fd < 0 || !hf3fs_is_hf3fs(fd)) return EBADF;
+  struct file *file = calloc(1, sizeof *file);
+  if (!file) return ENOMEM;
+  int failed = 0, dup = -1;
   pthread_mutex_lock(&files_lock);
   if (find(fd)) {
     failed = EINVAL;
-  } else if (files_count == files_room) {
-    int room = files_room ? 2 * files_room : 64;
-    struct file *more = realloc(files, room * sizeof *more);
-    if (more)
-      files = more, files_room = room;
-    else
-      failed = ENOMEM;
-  }
-  if (!failed) {
-    file.access = fcntl(fd, F_GETFL) & O_ACCMODE;
-    file.dup = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-    if (file.dup < 0 || ioctl(file.dup, IOC_REGISTER, &file.token) < 0) failed = errno;
-    if (!failed)
-      files[files_count++] = file;
-    else if (file.dup >= 0)
-      close(file.dup);
+  } else {
+    dup = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    *file = (struct file){.fd = fd, .dup = dup, .access = fcntl(fd, F_GETFL) & O_ACCMODE, .owner = getpid()};
+    if (dup < 0 || ioctl(dup, IOC_REGISTER, &file->token) < 0)
+      failed = errno;
+    else if (!put(file))
+      failed = ENOMEM, ioctl(dup, IOC_DEREGISTER, &file->token);
   }
   pthread_mutex_unlock(&files_lock);
-  return failed ? failed : -file.dup;
+  if (!failed) return -dup;
+  if (dup >= 0) close(dup);
+  free(file);
+  return failed;
 }
 
 EXPORT void hf3fs_dereg_fd(int fd) {
   pthread_mutex_lock(&files_lock);
-  struct file *known = find(fd), file = {.dup = -1};
-  if (known) {
-    file = *known;
-    *known = files[--files_count];
+  struct file *file = find(fd);
+  if (file) {
+    if (files[file->fd] == file) files[file->fd] = NULL;
+    if (files[file->dup] == file) files[file->dup] = NULL;
   }
   pthread_mutex_unlock(&files_lock);
-  if (file.dup >= 0) {
-    ioctl(file.dup, IOC_DEREGISTER, &file.token);
-    close(file.dup);
-  }
+  if (!file) return;
+  if (file->owner == getpid()) ioctl(file->dup, IOC_DEREGISTER, &file->token); /* a forked child's is its parent's too */
+  close(file->dup);
+  free(file);
 }
 
 /* I/O */
@@ -420,6 +430,12 @@ static int64_t now_ns(clockid_t clock) {
   return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
+/* The end of time for what 64 bits do not count. */
+static int64_t ns_of(const struct timespec *time) {
+  if (time->tv_sec < 0) return 0;
+  return time->tv_sec >= INT64_MAX / 1000000000LL ? INT64_MAX : time->tv_sec * 1000000000LL + time->tv_nsec;
+}
+
 EXPORT int hf3fs_wait_for_ios(const struct hf3fs_ior *ior, struct hf3fs_cqe *cqes, int cqec, int min_results,
                               const struct timespec *abs_timeout) {
   struct ring *ring = ior ? ior->iorh : NULL;
@@ -427,7 +443,7 @@ EXPORT int hf3fs_wait_for_ios(const struct hf3fs_ior *ior, struct hf3fs_cqe *cqe
   if (min_results > cqec) min_results = cqec;
   struct header *header = ring->header;
   uint64_t entries = ring->cq_seq - ring->sq_seq;
-  int64_t end_ns = abs_timeout ? abs_timeout->tv_sec * 1000000000LL + abs_timeout->tv_nsec : INT64_MAX;
+  int64_t end_ns = abs_timeout ? ns_of(abs_timeout) : INT64_MAX;
   int64_t spin_until_ns = now_ns(CLOCK_MONOTONIC) + SPIN_NS;
   for (int count = 0;;) {
     uint32_t bell = __atomic_load_n(&header->cq_doorbell, __ATOMIC_ACQUIRE);
@@ -456,19 +472,21 @@ EXPORT int hf3fs_wait_for_ios(const struct hf3fs_ior *ior, struct hf3fs_cqe *cqe
 /* The path without links and dots; what does not exist of its end is left as it is. */
 static bool real_path(const char *path, char real[PATH_MAX]) {
   char head[PATH_MAX];
-  if (realpath(path, real)) return true;
-  size_t length = strlen(path);
-  if (errno != ENOENT || length >= sizeof head) return false;
+  size_t length = strlen(path), end = length; /* path[0, end) may exist */
+  if (!length || length >= sizeof head) return false;
   strcpy(head, path);
-  while (length > 1 && head[length - 1] == '/') head[--length] = 0;
-  char *slash = strrchr(head, '/');
-  const char *name = slash ? slash + 1 : head;
-  char parent[PATH_MAX], tail[PATH_MAX];
-  if (!*name || !strcmp(name, "..")) return false;
-  strcpy(tail, name);
-  if (slash) slash[slash == head] = 0;
-  if (!real_path(slash ? head : ".", parent)) return false;
-  return snprintf(real, PATH_MAX, "%s/%s", strcmp(parent, "/") ? parent : "", tail) < PATH_MAX;
+  while (!realpath(end ? head : ".", real)) {
+    if (errno != ENOENT) return false;
+    while (end && path[end - 1] == '/') --end;
+    size_t begin = end;
+    while (begin && path[begin - 1] != '/') --begin;
+    if (begin == end || (end - begin == 2 && !strncmp(path + begin, "..", 2))) return false;
+    head[end = begin] = 0;
+  }
+  while (length > end && path[length - 1] == '/') --length;
+  if (end == length) return true;
+  size_t known = strcmp(real, "/") ? strlen(real) : 0;
+  return snprintf(real + known, PATH_MAX - known, "/%.*s", (int)(length - end), path + end) < (int)(PATH_MAX - known);
 }
 
 static void unescape(char *text) { /* \ooo, as mountinfo writes spaces */

@@ -10,7 +10,7 @@ import mmap
 from collections import deque
 from typing import Final
 
-from fireflyfs.common.errors import Code, error
+from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import KiB, MiB
 from fireflyfs.common.net.rdma.verbs import Domain
 
@@ -54,7 +54,7 @@ class RegisteredPool:
         self._bytes_max = bytes_max
         self._bytes = 0
         self._free: dict[int, list[RegisteredBuffer]] = {}
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[tuple[int, asyncio.Future[RegisteredBuffer]]] = deque()
 
     @property
     def bytes(self) -> int:
@@ -63,7 +63,7 @@ class RegisteredPool:
 
     def take(self, length: int) -> RegisteredBuffer:
         """Held once, with old bytes in it. Raises OVERLOADED at the bound or when memory cannot be locked."""
-        size = max(BUFFER_BYTES_MIN, 1 << (length - 1).bit_length())
+        size = _size(length)
         free = self._free.get(size)
         if free:
             buffer = free.pop()
@@ -82,19 +82,55 @@ class RegisteredPool:
         buffer.hold()
         return buffer
 
-    def when_given(self, given: asyncio.Future[None]) -> None:
-        """Complete `given` when a buffer comes back, in turn. Raises OVERLOADED: too many wait."""
+    async def take_in_turn(self, length: int, deadline_s: float) -> RegisteredBuffer:
+        """`take`, or what others give back, until the loop's time is `deadline_s`. Raises OVERLOADED."""
+        loop = asyncio.get_running_loop()
+        left_s = deadline_s - loop.time()
+        if not self._waiting:
+            try:
+                return self.take(length)
+            except FfsError:
+                if left_s <= 0:
+                    raise
         if len(self._waiting) >= WAITING_MAX:
             raise error(Code.OVERLOADED, f"{WAITING_MAX} requests wait for registered buffers")
-        self._waiting.append(given)
+        given: asyncio.Future[RegisteredBuffer] = loop.create_future()
+        self._waiting.append((length, given))
+        try:
+            async with asyncio.timeout(left_s):
+                return await given
+        except BaseException as exc:
+            if given.done() and not given.cancelled():  # it came as we gave up
+                given.result().drop()
+            self._serve()  # those behind us may need less
+            if isinstance(exc, TimeoutError):
+                raise error(Code.OVERLOADED, f"no registered buffer of {length} bytes came free in time") from exc
+            raise
 
     def give(self, buffer: RegisteredBuffer) -> None:
         self._free.setdefault(buffer.size, []).append(buffer)
+        self._serve()
+
+    def _serve(self) -> None:
+        """Hand out what is free, in turn: who needs much is not passed by those who need little."""
+        locked_out = []
         while self._waiting:
-            given = self._waiting.popleft()
+            length, given = self._waiting[0]
             if not given.done():  # or its request has given up
-                given.set_result(None)
-                return
+                if not self._fits(length):
+                    break
+                try:
+                    given.set_result(self.take(length))
+                except FfsError:  # so much cannot be locked, now or ever: it must not hold up the others
+                    locked_out.append((length, given))
+            self._waiting.popleft()
+        self._waiting.extendleft(reversed(locked_out))
+
+    def _fits(self, length: int) -> bool:
+        """Whether the bound allows it, other sizes making way."""
+        size = _size(length)
+        idle = sum(size * len(buffers) for size, buffers in self._free.items())
+        return bool(self._free.get(size)) or self._bytes - idle + size <= self._bytes_max
 
     def _let_go(self) -> None:
         """Other sizes make way."""
@@ -107,3 +143,7 @@ class RegisteredPool:
     def close(self) -> None:
         """Buffers in use are closed with their last user's process; those kept, now."""
         self._let_go()
+
+
+def _size(length: int) -> int:
+    return max(BUFFER_BYTES_MIN, 1 << (length - 1).bit_length())

@@ -110,6 +110,7 @@ class Grants:
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._bytes = 0
+        self._granting = False
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
 
     @property
@@ -126,10 +127,16 @@ class Grants:
         self._grant()
 
     def _grant(self) -> None:
-        while self._waiting:
-            size, granted = self._waiting[0]
-            if self._bytes and self._bytes + size > self._bytes_max:
-                return
-            self._waiting.popleft()
-            self._bytes += size
-            granted()
+        if self._granting:  # whoever was just granted gave it back at once: the loop below goes on with the next
+            return
+        self._granting = True
+        try:
+            while self._waiting:
+                size, granted = self._waiting[0]
+                if self._bytes and self._bytes + size > self._bytes_max:
+                    return
+                self._waiting.popleft()
+                self._bytes += size
+                granted()
+        finally:
+            self._granting = False

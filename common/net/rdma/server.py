@@ -159,7 +159,9 @@ class ServerEnd:
         return len(self._regions)
 
     def _remote(self, segment: Segment) -> tuple[int, int]:
-        """(address, rkey) of a segment. Raises PROTOCOL."""
+        """(address, rkey) of a segment. Raises PROTOCOL, or what ended the connection."""
+        if self._closed is not None:
+            raise error(self._closed.code, self._closed.message)
         region, length, offset = segment
         exposed = self._regions.get(region)
         if exposed is None:
@@ -177,27 +179,10 @@ class ServerEnd:
 
     # Moving
 
-    async def take(self, length: int, deadline_s: float) -> RegisteredBuffer:
-        """A registered buffer; waits for one until the deadline. Raises OVERLOADED."""
-        while True:
-            try:
-                return self.pool.take(length)
-            except FfsError:
-                left_s = deadline_s - self._loop.time()
-                if left_s <= 0 or self._closed is not None:
-                    raise
-                given: asyncio.Future[None] = self._loop.create_future()
-                self.pool.when_given(given)
-                try:
-                    async with asyncio.timeout(left_s):
-                        await given
-                except TimeoutError:
-                    continue
-
     async def pull(self, segments: Sequence[Segment], deadline_s: float) -> RegisteredBuffer:
         """The segments' bytes one after the other in a buffer, held for the caller. Raises FfsError."""
         total = sum(segment[1] for segment in segments)
-        buffer = await self.take(max(total, 1), deadline_s)
+        buffer = await self.pool.take_in_turn(max(total, 1), deadline_s)
         try:
             works = self._plan(segments, [segment[1] for segment in segments], buffer, read=True)
         except BaseException:
@@ -229,8 +214,12 @@ class ServerEnd:
         done: Callable[[FfsError | None], None],
     ) -> None:
         """Write the first `lengths[i]` bytes of each segment's place in the buffer; `done` is called when they are
-        in the client's memory, or the connection is lost."""
-        works = self._plan(segments, lengths, buffer, read=False)
+        in the client's memory, or with why they will not be: the region was withdrawn, the connection is lost."""
+        try:
+            works = self._plan(segments, lengths, buffer, read=False)
+        except FfsError as exc:
+            done(exc)
+            return
         if not works:
             done(None)
             return
@@ -315,11 +304,11 @@ class ServerEnd:
             return
         self._closed = exc
         self._loop.remove_reader(self._completions.fd)
-        try:
-            self._pair.close()
-            self._completions.close()
-        except OSError as problem:
-            log.warning("rdma on %s: closing: %s", self.device, problem)
+        for owned in (self._pair, self._completions):
+            try:
+                owned.close()
+            except OSError as problem:
+                log.warning("rdma on %s: %s", self.device, problem)
         self._regions.clear()
         self._server.connections -= 1
         self._server.adapters.count(self.device, -1)

@@ -34,7 +34,7 @@ from fireflyfs.proto import mgmtd_pb2, storage_pb2
 from fireflyfs.proto.common_pb2 import NODE_TYPE_STORAGE, Endpoint
 from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.engine.interface import ChunkKey
-from fireflyfs.storage.service.replica import LocalTarget
+from fireflyfs.storage.service.local_target import LocalTarget
 from fireflyfs.storage.worker import StorageWorker
 from simulator.engine import SimEngine, Stored
 from simulator.loop import PROCESS, Process, SimLoop, bury

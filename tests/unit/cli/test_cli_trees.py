@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import stat
+import struct
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,9 @@ import pytest
 from fireflyfs.client.cli.trees import PIECE_BYTES, SKIP_ZEROS_BYTES, Copier, LocalTree, Progress, data_ranges
 
 
-def copy(source: Path, target: Path) -> Progress:
+def copy(source: Path, target: Path, *, into: LocalTree | None = None, xattrs: bool = False) -> Progress:
     progress = Progress()
-    Copier(LocalTree(), LocalTree(), progress, threads=3).copy(str(source), str(target))
+    Copier(LocalTree(), into or LocalTree(), progress, threads=3, xattrs=xattrs).copy(str(source), str(target))
     return progress
 
 
@@ -103,3 +105,62 @@ def test_data_ranges() -> None:
     assert list(data_ranges(view, 4 * unit)) == [(unit, 2 * unit), (3 * unit, 4 * unit)]
     assert list(data_ranges(view, 3 * unit + 10)) == [(unit, 2 * unit), (3 * unit, 3 * unit + 10)]
     assert list(data_ranges(view, unit)) == []
+
+
+def acl(*entries: tuple[int, int, int]) -> bytes:
+    """As acl(5) has it in an extended attribute: (tag, permissions, id)."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+NOBODY = 0xFFFFFFFF
+ACL = acl((1, 6, NOBODY), (2, 5, 7), (4, 0, NOBODY), (16, 5, NOBODY), (32, 4, NOBODY))
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    top = tmp_path / "labelled"
+    top.mkdir()
+    (top / "file").write_bytes(b"x")
+    try:
+        os.setxattr(top / "file", "user.one", b"1" * 1000)
+        os.setxattr(top / "file", "system.posix_acl_access", ACL)
+        os.setxattr(top, "user.two", b"")
+        os.setxattr(top, "system.posix_acl_default", ACL)
+    except OSError as exc:
+        pytest.skip(f"the file system here has no extended attributes or ACLs: {exc}")
+    (top / "file").chmod(0o440)
+    os.utime(top / "file", ns=(10**9, 2 * 10**9))
+    return top
+
+
+def labels(top: Path) -> dict[str, dict[str, bytes]]:
+    return {
+        str(path.relative_to(top)): {name: os.getxattr(path, name) for name in os.listxattr(path)}
+        for path in (top, top / "file")
+    }
+
+
+def test_extended_attributes_and_acls_are_copied_when_asked_for(labelled: Path, tmp_path: Path) -> None:
+    assert not copy(labelled, tmp_path / "bare").problems
+    assert labels(tmp_path / "bare") == {".": {}, "file": {}}
+    assert not copy(labelled, tmp_path / "whole", xattrs=True).problems
+    assert labels(tmp_path / "whole") == labels(labelled)
+    assert described(tmp_path / "whole") == described(labelled)
+
+
+def test_an_attribute_that_cannot_be_copied_is_named_and_the_rest_is_kept(labelled: Path, tmp_path: Path) -> None:
+    class Refusing(LocalTree):
+        def setxattr(  # type: ignore[override]
+            self, path: str, attribute: str, value: bytes, flags: int = 0, *, follow_symlinks: bool = True
+        ) -> None:
+            if attribute == "user.one":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.setxattr(path, attribute, value, flags, follow_symlinks=follow_symlinks)
+
+    progress = copy(labelled, tmp_path / "most", into=Refusing(), xattrs=True)
+    (problem,) = progress.problems
+    assert "user.one" in str(problem[1])
+    wanted = labels(labelled)
+    del wanted["file"]["user.one"]
+    assert labels(tmp_path / "most") == wanted
+    assert described(tmp_path / "most") == described(labelled)

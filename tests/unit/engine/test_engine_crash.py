@@ -86,8 +86,8 @@ def _no_block_is_lost(engine: Engine) -> None:
     engine.checkpoint()
     places = set()
     for state in engine.scan(None, 10_000):
-        for prefix in (b"c", b"p"):
-            record = engine._record(prefix, state.key)
+        for look in (engine._chunks.committed, engine._chunks.pending):
+            record = look(state.key)
             if record is not None:
                 places.update(blocks_of(pack(record)))
     assert engine.space().used_bytes == sum(1 << shift for shift, _ in places)

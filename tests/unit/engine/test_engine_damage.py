@@ -38,7 +38,7 @@ def get(engine: Engine, key: ChunkKey, offset: int = 0, count: int = MiB, *, now
 
 
 def place_of(engine: Engine, key: ChunkKey) -> tuple[int, int]:
-    record = engine._record(b"c", key)
+    record = engine._chunks.committed(key)
     assert record is not None
     return record.block_place
 

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 def flip(path: Path, engine: Engine, key: ChunkKey, at: int) -> None:
     """Rot: one bit of a chunk's block."""
-    record = engine._record(b"c", key)
+    record = engine._chunks.committed(key)
     assert record is not None
     with (path / "blocks" / f"{record.block_shift}-{record.block % blocks.STRIPES}").open("r+b") as file:
         file.seek(((record.block // blocks.STRIPES) << record.block_shift) + at)
@@ -215,7 +216,7 @@ def test_a_full_target_folds_its_patches_before_it_says_no(tmp_path: Path) -> No
 def test_rot_in_a_patch_is_never_delivered(engine: Engine, tmp_path: Path) -> None:
     put(engine, A, 1, 0, bytes(MiB))
     put(engine, A, 2, 100_000, b"x" * 50_000)
-    record = engine._record(b"c", A)
+    record = engine._chunks.committed(A)
     assert record is not None
     shift, block = record.deltas[0].place or (0, 0)
     with open(tmp_path / "blocks" / f"{shift}-{block % 4}", "r+b") as file:
@@ -372,6 +373,22 @@ def test_syncs_share_rounds(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> 
     assert engine._epochs.durable >= engine._epochs.current - 1
 
 
+def test_commits_of_several_threads_are_all_counted(engine: Engine) -> None:
+    """Each comes to the gate while another is in it."""
+    keys = [ChunkKey(7, n) for n in range(4)]
+    for key in keys:
+        put(engine, key, 1, 0, b"x", commit=False)
+    threads = [threading.Thread(target=engine.commit, args=([(key, 1)], 1)) for key in keys]
+    with engine._epochs.gate:
+        for thread in threads:
+            thread.start()
+        time.sleep(0.1)  # they are at the gate, or they come one after the other
+    for thread in threads:
+        thread.join(10)
+    assert engine.space().chunks == len(keys)
+    assert engine.stats()["commits"] == len(keys)
+
+
 def test_nowait_never_waits_and_changes_nothing_then(engine: Engine) -> None:
     data = random.Random(3).randbytes(MiB)
     put(engine, A, 1, 0, data)
@@ -384,7 +401,7 @@ def test_nowait_never_waits_and_changes_nothing_then(engine: Engine) -> None:
 
     with pytest.raises(WouldBlock):  # a copy of much
         engine.apply([update(2, large)], nowait=True)
-    with engine._lock_of(A):  # a thread folds the chunk
+    with engine._locks.of(A):  # a thread folds the chunk
         with pytest.raises(WouldBlock):
             engine.apply([update(2, small)], nowait=True)
         with pytest.raises(WouldBlock):

@@ -330,6 +330,13 @@ class MemoryMeta:
         inode.ctime_ns = time.time_ns()
         return self._reply(inode)
 
+    def set_lock(self, request: m.SetLockRequest) -> m.SetLockReply:
+        """Nobody else has any."""
+        return m.SetLockReply(granted=True, inode=self._inode(request.inode))
+
+    def await_locks(self, request: m.AwaitLocksRequest) -> m.AwaitLocksReply:
+        return m.AwaitLocksReply(dropped=range(len(request.held)) if self.backend.locks_dropped else [])
+
 
 class MemoryData:
     """Bytes of all files; `writes` keeps what was asked for: (inode, [(offset, length)])."""
@@ -349,7 +356,7 @@ class MemoryData:
             view[: len(found)] = found
             view[len(found) :] = bytes(len(view) - len(found))
 
-    def write(self, file: FileLayout, extents: Sequence[tuple[int, Piece]]) -> None:
+    def write(self, file: FileLayout, extents: Sequence[tuple[int, Piece]], still=None) -> None:
         self.backend.gate()
         with self.lock:
             if self.backend.fail_writes:
@@ -396,6 +403,11 @@ class MemoryBackend:
         self.pool = PrivatePool()
         self.client_id = b"m" * 16
         self.waits = 0
+        self.lease_now = (0, float("inf"))
+        self.locks_dropped = False
+
+    def lease(self) -> tuple[int, float]:
+        return self.lease_now
 
     def give_up(self) -> None:
         self.stall.clear()

@@ -37,3 +37,12 @@ def test_recorded_writes_need_no_word_of_storage() -> None:
     assert live.hint() is None
     live.written_end, live.mtime_ns = 5, 6
     assert live.hint() == meta_pb2.LengthHint(length=5, truncate_version=2)
+
+
+def test_an_answer_that_was_overtaken_does_not_shorten_the_file() -> None:
+    live = _live()
+    live.learn(_inode(100, 1), 1.0)  # a record of what was written here
+    live.learn(_inode(10, 1), 1.1)  # a stat that was asked before it
+    assert live.length == 100
+    live.learn(_inode(0, 2), 1.2)
+    assert live.length == 0

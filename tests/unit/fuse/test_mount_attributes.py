@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import subprocess
 import time
 
 import pytest
@@ -130,3 +132,28 @@ def test_memory_is_bounded():
     assert removed.get(REMOVED_MAX + 10) is not None
     removed.forget(REMOVED_MAX + 10)
     assert removed.get(REMOVED_MAX + 10) is None
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(not shutil.which("stat"), reason="needs stat(1)")
+def test_the_time_when_a_file_was_made(backend, mounts):
+    root = mounts(backend).mountpoint
+    (root / "f").write_bytes(b"x" * 5000)
+    for inode in backend.meta.inodes.values():
+        inode.btime_ns = 987_654_321 * 10**9
+    with open(root / "f", "ab") as file:
+        file.write(b"more")
+        for path in (root / "f", root):
+            info = path.stat()
+            said = subprocess.run(
+                ["stat", "-c", "%W %s %Y %Z %f %h %u %g", path], check=True, capture_output=True, text=True
+            ).stdout.split()
+            times = [int(info.st_mtime), int(info.st_ctime)]
+            wanted = [987_654_321, info.st_size, *times, f"{info.st_mode:x}", info.st_nlink, info.st_uid, info.st_gid]
+            assert said == [str(field) for field in wanted]
+    made = subprocess.run(["stat", "-c", "%W", root / ".ffs"], check=True, capture_output=True, text=True).stdout
+    assert made.strip() in ("0", "-"), "nobody knows, and nothing breaks"
+    assert (
+        subprocess.run(["stat", "-c", "%W", root / "f"], check=True, capture_output=True, text=True).stdout
+        == "987654321\n"
+    )

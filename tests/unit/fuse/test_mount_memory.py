@@ -147,6 +147,24 @@ def test_lost_writes_surface_at_fsync_and_close(backend, mounts):
     assert info.value.errno == errno.EIO
 
 
+def test_each_descriptor_tells_lost_writes_once(backend, mounts):
+    root = mounts(backend).mountpoint
+    fds = [os.open(root / "f", os.O_CREAT | os.O_RDWR) for _ in range(3)]
+    os.write(fds[0], b"x")
+    backend.fail_writes = [Code.IO_ERROR]
+    with pytest.raises(OSError, match=r"Input/output"):
+        os.posix_fallocate(fds[1], 0, 10)  # it stores what was written, as unlocking does
+    for fd in fds:
+        with pytest.raises(OSError, match=r"Input/output") as info:
+            os.fsync(fd)
+        assert info.value.errno == errno.EIO
+        os.fsync(fd)
+    late = os.open(root / "f", os.O_RDWR)
+    os.fsync(late)
+    for fd in [*fds, late]:
+        os.close(fd)
+
+
 def test_fsync_reaches_storage_and_meta(backend, mounts):
     root = mounts(backend).mountpoint
     with open(root / "f", "wb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import struct
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fireflyfs.common.errors import Code, FfsError
-from fireflyfs.fuse import handshake
+from fireflyfs.fuse import handshake, statx
 from fireflyfs.fuse import protocol as p
 
 HEADER = Path("/usr/include/linux/fuse.h")
@@ -94,6 +95,19 @@ def test_sizes_known_by_heart():
     assert (p.IN_HEADER.size, p.OUT_HEADER.size, p.ATTR.size) == (40, 16, 88)
     assert (p.ENTRY_OUT.size, p.ATTR_OUT.size, p.INIT_OUT.size, p.STATFS_OUT.size) == (128, 104, 64, 80)
     assert p.WRITE_DATA_OFFSET == 80
+
+
+def test_statx_says_what_getattr_says_and_when_the_file_was_made():
+    attributes = p.Attributes(7, 1000, 2, 10**9 + 1, -1, 3 * 10**9 + 5, 0o100644, 1, 2, 3, os.makedev(8, 300), 4096)
+    attr_out = p.encode_attr(attributes, p.Valid.of(1.5))
+    out = statx.encode_statx(attr_out, -(10**9) + 7)
+    assert (len(out), statx.STATX_IN.size) == (288, 24)
+    assert struct.unpack_from("=QII", out) == (1, 500_000_000, 0)
+    assert struct.unpack_from("=IIQIIIHH4Q", out, 32) == (0xFFF, 4096, 0, 1, 2, 3, 0o100644, 0, 7, 1000, 2, 0)
+    times = [struct.unpack_from("=qi", out, 96 + 16 * place) for place in range(4)]
+    assert times == [(1, 1), (-1, 7), (3, 5), (-1, 999_999_999)]
+    assert struct.unpack_from("=4I", out, 160) == (8, 300, 0, 0)
+    assert struct.unpack_from("=I", statx.encode_statx(attr_out), 32) == (0x7FF,)
 
 
 def test_entry_bytes():

@@ -96,14 +96,16 @@ def test_neighbours_are_joined(bench):
     assert bench.store.batches == [(1, [(0, 1000), (5000, 3)])]
 
 
-def test_a_lost_flush_is_told_once(bench):
+def test_a_lost_flush_is_told_once_to_each_who_asks(bench):
     bench.store.fail = [Code.NO_SPACE]
     bench.write(0, b"x")
     bench.behind.flush(1)
-    lost = bench.behind.take_error(1)
-    assert lost is not None
-    assert lost.code is Code.NO_SPACE
-    assert bench.behind.take_error(1) is None
+    for _ in range(2):
+        lost, seen = bench.behind.error_since(1, 0)
+        assert lost is not None
+        assert lost.code is Code.NO_SPACE
+        assert bench.behind.error_since(1, seen) == (None, seen)
+    assert bench.behind.errors(1) == seen
     assert bench.behind.dirty_bytes == 0
     assert bench.behind.flush_errors == 1
 

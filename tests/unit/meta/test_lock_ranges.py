@@ -7,19 +7,17 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fireflyfs.common.lock_spans import Span, with_span, without
 from fireflyfs.meta.core.locks import (
     FAIR_NS,
     RANGE_END,
     Held,
     Owner,
-    Span,
     Waiter,
     behind,
     blockers,
     closes_ring,
     grants,
-    with_span,
-    without,
 )
 
 BYTES = 12

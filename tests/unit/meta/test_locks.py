@@ -226,6 +226,55 @@ def test_a_dead_clients_locks_go_to_those_who_wait(locks: Locks) -> None:
     assert locks.records() == []
 
 
+def held(inode: int, owner: int, start: int = 0, end: int = RANGE_END, kind: int = RANGE) -> meta_pb2.HeldRange:
+    return meta_pb2.HeldRange(inode=inode, owner=owner, start=start, end=end, kind=kind)
+
+
+def test_a_client_that_was_cut_off_hears_what_it_has_lost(locks: Locks) -> None:
+    for start in range(0, 200, 10):
+        locks.set(ONE, 1, WRITE if start % 20 else READ, start, start + 9)
+    locks.set(ONE, 2, WRITE, kind=FLOCK)
+    mine = [held(locks.inode, 1, 0, 199), held(locks.inode, 1, 5, 205), held(locks.inode, 2, kind=FLOCK)]
+    assert locks.news(ONE, held=mine).dropped == [1]
+    assert locks.news(TWO, held=mine).dropped == [0, 1, 2]
+    alive: list[mgmtd_pb2.ClientSession] = []
+
+    async def sessions() -> mgmtd_pb2.ListSessionsReply:
+        return mgmtd_pb2.ListSessionsReply(complete=True, sessions=alive)
+
+    reaper = SessionReaper(locks.meta.parts.runner, sessions)
+    locks.meta.clock.advance(LOCK_GRACE_NS / 1e9 - 1)
+    assert locks.news(ONE, held=mine).dropped == [1]  # which keeps them for another while
+    locks.meta.clock.advance(2)
+    locks.meta.wait(reaper.reap())
+    assert locks.news(ONE, held=mine).dropped == [1]
+    locks.meta.clock.advance(LOCK_GRACE_NS / 1e9 + 1)
+    locks.meta.wait(reaper.reap())
+    locks.set(ONE, 1, WRITE, 190, 199)
+    assert locks.news(ONE, held=mine).dropped == [0, 1, 2]
+    assert locks.news(ONE, held=[held(locks.inode, 1, 195, 199)]).dropped == []
+
+
+def test_a_client_that_comes_back_while_it_is_being_dropped_keeps_what_it_locks(locks: Locks) -> None:
+    locks.set(ONE, 1, WRITE, 0, 9)
+    locks.meta.clock.advance(LOCK_GRACE_NS / 1e9 + 1)
+    reaper = SessionReaper(locks.meta.parts.runner, nobody_alive)
+    drop = reaper._drop_some_locks
+
+    def late(client_id: bytes, *args: Any) -> bool:
+        if locks.requests == 1:
+            locks.set(ONE, 1, WRITE, 20, 29)
+        return drop(client_id, *args)
+
+    reaper._drop_some_locks = late  # type: ignore[method-assign]
+    locks.meta.wait(reaper.reap())
+    assert locks.get(TWO, 1, WRITE, 20, 29) is not None
+
+
+async def nobody_alive() -> mgmtd_pb2.ListSessionsReply:
+    return mgmtd_pb2.ListSessionsReply(complete=True)
+
+
 def test_marks_that_lead_nowhere_do_not_keep_a_dead_client(locks: Locks) -> None:
     """Damage that no code makes must not have the reaper go round for ever."""
     owner = Owner(ONE, 5)

@@ -193,3 +193,25 @@ def test_another_server_enforces_what_was_set_and_written_elsewhere(make_meta: C
 def test_kinds_have_the_numbers_of_the_protocol() -> None:
     assert [int(kind) for kind in Kind] == [0, 1, 2]
     assert tuple(Kind) == (meta_pb2.USAGE_DIRECTORY, meta_pb2.USAGE_USER, meta_pb2.USAGE_GROUP)
+
+
+def test_a_name_is_removed_even_where_its_file_then_counts_in_a_full_directory(meta: Any) -> None:
+    meta.mkdir(b"full")
+    meta.mkdir(b"out")
+    written(meta, b"out/file", 5 * MiB)
+    meta.link(b"out/file", b"full/file")
+    set_quota(meta, b"full", bytes_max=MiB, inodes_max=1)
+    meta.create(b"full/other")
+    meta.remove(b"out/file")
+    meta.remove(b"full/file")  # which makes room again
+    assert meta.names(b"full") == [b"other"]
+
+
+def test_a_further_name_needs_room_for_the_file_where_its_other_names_are_not_below(meta: Any) -> None:
+    meta.mkdir(b"small")
+    meta.mkdir(b"small/below")
+    written(meta, b"file", 5 * MiB)
+    set_quota(meta, b"small", bytes_max=MiB)
+    assert refused(meta, lambda: meta.link(b"file", b"small/below/file"))
+    written(meta, b"small/own", MiB)
+    meta.link(b"small/own", b"small/below/own")  # counts there already

@@ -9,7 +9,8 @@ import pytest
 
 from fireflyfs.common.clock import ManualClock
 from fireflyfs.common.errors import Code
-from fireflyfs.proto import meta_pb2
+from fireflyfs.meta.background.sessions import SessionReaper
+from fireflyfs.proto import meta_pb2, mgmtd_pb2
 
 HOUR_S = 3600.0
 
@@ -191,3 +192,53 @@ def test_a_long_list_comes_in_pages(keeping: Any) -> None:
         seen += [b"/" + entry.name for entry in reply.entries]
         request, more = meta_pb2.ListTrashRequest(limit=3, after=reply.after), reply.more
     assert seen == names
+
+
+def test_a_name_that_a_removed_file_gets_by_its_open_descriptor_is_refused_while_the_trash_has_it(keeping: Any) -> None:
+    inode = written(keeping, b"/file")
+    keeping.open(b"/file", session=b"t" * 16)
+    keeping.remove(b"/file")
+    (entry,) = trash_of(keeping)
+    request = meta_pb2.LinkRequest(old=meta_pb2.PathAt(dir=inode), new=meta_pb2.PathAt(dir=1, path=b"/again"))
+    assert keeping.code(lambda: keeping.call("link", request)) is Code.NO_ENTRY
+    assert restore(keeping, entry.ref).nlink == 1
+    assert keeping.names(b"/") == [b"file"]
+
+
+def test_what_a_dead_client_wrote_to_a_trashed_file_is_in_the_file_that_comes_back(keeping: Any) -> None:
+    inode = keeping.create(b"/file", session=b"s" * 16).id
+    keeping.storage.chunks[inode, 0] = 100
+    keeping.remove(b"/file")
+
+    async def nobody() -> mgmtd_pb2.ListSessionsReply:
+        return mgmtd_pb2.ListSessionsReply(complete=True)
+
+    keeping.clock.advance(120)
+    assert keeping.wait(SessionReaper(keeping.parts.runner, nobody).reap()) == 1
+    (entry,) = trash_of(keeping)
+    assert restore(keeping, entry.ref).length == 100
+
+
+def test_nothing_leaves_a_directory_that_is_in_the_trash(keeping: Any) -> None:
+    keeping.mkdir(b"/top")
+    for name in (b"a", b"b", b"c"):
+        keeping.mkdir(b"/top/" + name)
+    top = keeping.stat(b"/top").id
+    keeping.remove(b"/top", meta_pb2.REMOVE_RECURSIVE)
+    (entry,) = trash_of(keeping)
+    inside, outside = meta_pb2.PathAt(dir=top, path=b"a"), meta_pb2.PathAt(dir=1, path=b"/b")
+    back = meta_pb2.PathAt(dir=top, path=b"b")
+    keeping.mkdir(b"/b")
+    for method, request in (
+        ("remove", meta_pb2.RemoveRequest(at=inside, kind=meta_pb2.REMOVE_RMDIR)),
+        ("rename", meta_pb2.RenameRequest(old=inside, new=meta_pb2.PathAt(dir=1, path=b"/a"))),
+        ("rename", meta_pb2.RenameRequest(old=inside, new=outside)),
+        ("rename", meta_pb2.RenameRequest(old=outside, new=inside)),
+        ("rename", meta_pb2.RenameRequest(old=inside, new=outside, flags=2)),
+        ("rename", meta_pb2.RenameRequest(old=inside, new=back)),
+    ):
+        assert keeping.code(lambda method=method, request=request: keeping.call(method, request)) is Code.NO_ENTRY
+    assert restore(keeping, entry.ref).nlink == 5
+    assert keeping.names(b"/top") == [b"a", b"b", b"c"]
+    keeping.remove(b"/top/c", meta_pb2.REMOVE_RMDIR)
+    assert keeping.stat(b"/top").nlink == 4

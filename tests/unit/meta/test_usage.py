@@ -16,7 +16,7 @@ from fireflyfs.common.kv.interface import read, run
 from fireflyfs.common.limits import FILE_BYTES_MAX
 from fireflyfs.meta.core import keys
 from fireflyfs.meta.core.records import Inode
-from fireflyfs.meta.core.usage import Kind, Usage, rounded
+from fireflyfs.meta.core.usage import Kind, Usage, of_new, pack_new, rounded, summed
 from fireflyfs.meta.store import accounts, usage_check
 from fireflyfs.proto import meta_pb2
 
@@ -386,3 +386,14 @@ def test_a_check_repairs_what_is_wrong_and_nothing_else(meta: Any) -> None:
     meta.collect()
     fold(meta)
     assert recorded(meta) == right
+
+
+def test_a_change_record_at_a_glance_is_the_one_that_is_worked_out() -> None:
+    for inode in (
+        Inode(9, stat.S_IFREG | 0o644, uid=7, gid=8, parent=3, length=5000),
+        Inode(9, stat.S_IFDIR | 0o755, nlink=2, uid=0, gid=(1 << 32) - 2, parent=1 << 40),
+        Inode(9, stat.S_IFLNK | 0o777, uid=7, gid=7, parent=7, length=11, target=b"x" * 11),
+    ):
+        assert summed([pack_new(inode)] * 3) == {
+            subject: Usage(3 * change.bytes, 3 * change.inodes) for subject, change in of_new(inode).items()
+        }

@@ -250,6 +250,26 @@ def test_a_client_that_takes_no_answers_does_not_fill_the_server(server) -> None
         assert held
 
 
+def test_a_server_that_chooses_a_link_that_was_not_offered() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def lie() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.recv(4 * KiB)
+                sock.sendall(frame.pack_welcome(frame.Welcome(1, LinkKind.SHM, 16, 1 << 20)))
+                sock.recv(1)
+
+        liar = threading.Thread(target=lie)
+        liar.start()
+        link = BlockingPool(IDENTITY, pool=SharedPool())
+        with pytest.raises(FfsError, match="not offered") as caught:
+            link.call(Address(f"127.0.0.1:{listener.getsockname()[1]}"), Call(Method.PING, b"", deadline_s=5))
+        liar.join(5)
+        link.close()
+    assert caught.value.code is Code.PROTOCOL
+
+
 def test_a_server_that_talks_nonsense_to_a_client() -> None:
     rng = random.Random(9)
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -9,22 +9,29 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fireflyfs.common.errors import Code, FfsError, error
-from fireflyfs.common.limits import REGIONS_MAX, KiB
+from fireflyfs.common.ids import ClientId
+from fireflyfs.common.limits import CONNECTION_REQUESTS_MAX, REGIONS_MAX, KiB
+from fireflyfs.common.net.api import Peer
+from fireflyfs.common.net.buffers import BufferPool
+from fireflyfs.common.net.frame import Buffer, Header, Kind, parse_header
 from fireflyfs.common.net.rdma import server as module
 from fireflyfs.common.net.rdma.adapters import Adapters
 from fireflyfs.common.net.rdma.buffers import RegisteredPool
 from fireflyfs.common.net.rdma.choice import Choice
 from fireflyfs.common.net.rdma.plan import Work
+from fireflyfs.common.net.rdma.sending import Grants
 from fireflyfs.common.net.rdma.server import RdmaServer, ServerEnd
 from fireflyfs.common.net.rdma.settings import RdmaSettings
 from fireflyfs.common.net.rdma.verbs import Gid, Limits, Port, address_of
 from fireflyfs.common.net.rdma.wire import Exposed
+from fireflyfs.common.net.request import Request
 
 FLUSHED, ACCESS = 5, 10
 PORT = Port(1, active=True, mtu=5, message_bytes_max=64 * KiB, lid=0, ethernet=True)
@@ -159,6 +166,24 @@ async def until(condition: Any) -> None:
         await asyncio.sleep(0)
 
 
+class Asker:
+    """A connection as a request knows it; keeps what it is answered."""
+
+    def __init__(self, end: ServerEnd) -> None:
+        self.mover = end
+        self.peer = Peer(ClientId(bytes(16)), "played")
+        self.server = SimpleNamespace(buffers=BufferPool())
+        self.answers: list[bytes] = []
+
+    def answer(self, request: Request, buffers: Sequence[Buffer]) -> None:
+        self.answers.append(b"".join(bytes(buffer) for buffer in buffers))
+        request.release()
+
+    def request(self, *into: tuple[int, int, int]) -> Request:
+        head = Header(Kind.REQUEST, 7, 1, 0, 0, len(into), 0, 0, 1000)
+        return Request(self, head, [], list(into), sum(s[1] for s in into), b"", later())  # type: ignore[arg-type]
+
+
 def later() -> float:
     return asyncio.get_running_loop().time() + 5
 
@@ -216,8 +241,13 @@ def test_a_failed_transfer_ends_the_connection_in_the_right_order(played: Played
         assert pool.bytes == 0, "every buffer came back"
         told: list[FfsError | None] = []
         end.close(error(Code.CANCELLED, "again"))  # a second end is none
-        with pytest.raises(FfsError, match="not registered"):
-            end.push([(1, 1, 0)], [1], pool.take(1), told.append)
+        end.push([(1, 1, 0)], [1], pool.take(1), told.append)
+        assert [exc.code for exc in told if exc is not None] == [Code.UNAVAILABLE], (
+            "who comes later is told what ended it"
+        )
+        with pytest.raises(FfsError) as caught:
+            await end.pull(segments, later())
+        assert caught.value.code is Code.UNAVAILABLE
 
     run(work())
 
@@ -242,6 +272,57 @@ def test_a_caller_that_gives_up_leaves_its_buffer_to_the_transfer(played: Played
         for buffer in (other, again):
             buffer.drop()
         end.close(error(Code.CANCELLED, "over"))
+
+    run(work())
+
+
+@pytest.mark.parametrize("why", ["the client withdraws its memory", "the connection is lost"])
+def test_an_answer_that_cannot_be_brought_gives_everything_back(played: Played, why: str) -> None:
+    """The handler has placed its bytes, and the place is gone before it answers."""
+
+    async def work() -> None:
+        end, pool, lost = end_of(played)
+        theirs = memoryview(bytearray(8192))
+        address, _export = address_of(theirs)
+        end.expose(Exposed(1, 77, len(theirs), address))
+        asker = Asker(end)
+        request = asker.request((1, 8192, 0))
+        request.push_views()[0][:] = b"p" * 8192
+        if why == "the connection is lost":
+            end.close(error(Code.UNAVAILABLE, "lost"))
+        else:
+            end.withdraw(1)
+        request.reply(b"", [8192])
+        assert len(asker.answers) == 1
+        head = parse_header(asker.answers[0])
+        assert head.status == (Code.UNAVAILABLE if why == "the connection is lost" else Code.PROTOCOL)
+        assert not lost, "the client's other requests go on"
+        end.close(error(Code.CANCELLED, "over"))
+        pool.close()
+        assert pool.bytes == 0, "every buffer came back"
+
+    run(work())
+
+
+def test_a_lost_connection_with_many_transfers_that_wait_their_turn(played: Played) -> None:
+    """All that wait for a grant are of one connection when it is lost."""
+
+    async def work() -> None:
+        end, pool, _ = end_of(played)
+        theirs = memoryview(bytearray(64))
+        address, _export = address_of(theirs)
+        end.expose(Exposed(1, 77, len(theirs), address))
+        end._server.grants = Grants(64)
+        pulls = [asyncio.create_task(end.pull([(1, 64, 0)], later())) for _ in range(CONNECTION_REQUESTS_MAX)]
+        pool._bytes_max = CONNECTION_REQUESTS_MAX * 8 * KiB
+        await until(lambda: len(played.posted) == 1)
+        await asyncio.sleep(0)
+        end.close(error(Code.UNAVAILABLE, "lost"))
+        failed = await asyncio.gather(*pulls, return_exceptions=True)
+        assert [exc.code for exc in failed if isinstance(exc, FfsError)] == [Code.UNAVAILABLE] * len(pulls)
+        assert end._server.grants.bytes == 0
+        pool.close()
+        assert pool.bytes == 0, "every buffer came back"
 
     run(work())
 
@@ -281,6 +362,53 @@ def test_buffers_are_bounded_and_waited_for(played: Played) -> None:
         assert pool.bytes <= 256 * KiB
         buffer.drop()
         end.close(error(Code.CANCELLED, "over"))
+
+    run(work())
+
+
+def test_buffers_are_handed_out_in_turn(played: Played) -> None:
+    """Much is not passed by little, and who gives up is in nobody's way."""
+
+    async def work() -> None:
+        pool = RegisteredPool(played, bytes_max=64 * KiB)  # type: ignore[arg-type]
+        held = [pool.take(16 * KiB) for _ in range(4)]
+        much = asyncio.create_task(pool.take_in_turn(32 * KiB, later()))
+        little = [asyncio.create_task(pool.take_in_turn(4 * KiB, later())) for _ in range(3)]
+        await asyncio.sleep(0)
+        held.pop().drop()
+        await asyncio.sleep(0)
+        assert not much.done()
+        assert not any(task.done() for task in little)
+        held.pop().drop()
+        buffer = await much
+        assert not any(task.done() for task in little)
+        buffer.drop()
+        little[0].cancel()  # at the moment at which it was given one
+        others = await asyncio.gather(*little, return_exceptions=True)
+        assert isinstance(others[0], asyncio.CancelledError)
+        for left in [*held, *others[1:]]:
+            assert not isinstance(left, BaseException)
+            left.drop()
+        pool.close()
+        assert pool.bytes == 0, "every buffer came back"
+
+    run(work())
+
+
+def test_who_gives_up_waiting_lets_those_behind_it_through(played: Played) -> None:
+    async def work() -> None:
+        pool = RegisteredPool(played, bytes_max=64 * KiB)  # type: ignore[arg-type]
+        held = [pool.take(4 * KiB), pool.take(32 * KiB)]
+        much = asyncio.create_task(pool.take_in_turn(64 * KiB, asyncio.get_running_loop().time() + 0.05))
+        little = asyncio.create_task(pool.take_in_turn(4 * KiB, later()))
+        with pytest.raises(FfsError) as caught:
+            await much
+        assert caught.value.code is Code.OVERLOADED
+        held.append(await asyncio.wait_for(little, 1))
+        for buffer in held:
+            buffer.drop()
+        pool.close()
+        assert pool.bytes == 0, "every buffer came back"
 
     run(work())
 

@@ -35,8 +35,9 @@ from fireflyfs.storage.engine.interface import (
     WouldBlock,
     Writer,
 )
+from fireflyfs.storage.service.local_target import LocalTarget
 from fireflyfs.storage.service.operations import StorageService
-from fireflyfs.storage.service.replica import LocalTarget, Replicas
+from fireflyfs.storage.service.replica import Replicas
 from fireflyfs.storage.service.wire import Item, Result, decode_results, encode_update
 
 CHUNK = 65536

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fireflyfs.common.clock import ManualClock
-from fireflyfs.storage.service import replica
+from fireflyfs.storage.service import local_target
 
 
 def test_work_that_takes_long_leaves_the_loop(make_cluster: Callable[[int], Any]) -> None:
@@ -19,7 +19,7 @@ def test_work_that_takes_long_leaves_the_loop(make_cluster: Callable[[int], Any]
         cluster = make_cluster(1)
         clock = ManualClock()
         waits = [0]
-        local = replica.LocalTarget(10, cluster.servers[10].engine, clock=clock, waits=lambda: waits[0])
+        local = local_target.LocalTarget(10, cluster.servers[10].engine, clock=clock, waits=lambda: waits[0])
 
         def work(takes_s: float, *, nowait: bool = False) -> bool:
             assert nowait is (threading.current_thread() is threading.main_thread())
@@ -32,16 +32,16 @@ def test_work_that_takes_long_leaves_the_loop(make_cluster: Callable[[int], Any]
 
         waiting = True
         assert await on_loop(0)
-        assert not await on_loop(0, size=replica.INLINE_BYTES_MAX + 1)
-        assert not await on_loop(0, items=replica.INLINE_ITEMS_MAX + 1)
+        assert not await on_loop(0, size=local_target.INLINE_BYTES_MAX + 1)
+        assert not await on_loop(0, items=local_target.INLINE_ITEMS_MAX + 1)
         waiting = False  # others had the processor meanwhile: in a thread it would have been the same
-        assert await on_loop(replica.INLINE_SLOW_S * 1.1)
+        assert await on_loop(local_target.INLINE_SLOW_S * 1.1)
         assert await on_loop(0)
         waiting = True
-        assert await on_loop(replica.INLINE_SLOW_S * 0.9)
-        assert await on_loop(replica.INLINE_SLOW_S * 1.1)
+        assert await on_loop(local_target.INLINE_SLOW_S * 0.9)
+        assert await on_loop(local_target.INLINE_SLOW_S * 1.1)
         assert not await on_loop(0)
-        clock.advance(replica.INLINE_REST_S)
+        clock.advance(local_target.INLINE_REST_S)
         assert await on_loop(0)
         local.close()
         cluster.close()
@@ -51,12 +51,12 @@ def test_work_that_takes_long_leaves_the_loop(make_cluster: Callable[[int], Any]
 
 def test_what_counts_as_waiting() -> None:
     """Sleeping does, working does not: whatever else runs on the machine."""
-    before = replica._waits_of_this_thread()
+    before = local_target._waits_of_this_thread()
     time.sleep(0.001)
-    assert replica._waits_of_this_thread() > before
+    assert local_target._waits_of_this_thread() > before
     for _ in range(5):  # something may still make the interpreter wait once
-        before = replica._waits_of_this_thread()
+        before = local_target._waits_of_this_thread()
         sum(range(1_000_000))
-        if replica._waits_of_this_thread() == before:
+        if local_target._waits_of_this_thread() == before:
             return
     raise AssertionError("every piece of plain work seemed to wait")

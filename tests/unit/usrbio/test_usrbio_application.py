@@ -7,6 +7,7 @@ import os
 import threading
 import uuid
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from fireflyfs.client.usrbio.iovec import iovec
 from fireflyfs.common.net.memory import SharedPool
 from fireflyfs.fuse.usrbio.ends import Ends
 from fireflyfs.fuse.usrbio.stages import Stages
+from hf3fs_fuse.io import make_iovec
 
 ID = str(uuid.uuid4())
 
@@ -48,6 +50,20 @@ def test_regions_that_are_none() -> None:
         iovec(memoryview(bytearray(10))[::2], ID, "/mnt")
     with pytest.raises(OSError, match="too long"):
         iovec(bytearray(1), ID, "/" + "m" * 256)
+
+
+def test_a_region_that_cannot_be_made_leaves_no_link(tmp_path: Path) -> None:
+    point = tmp_path / ("d" * 200) / ("e" * 100)
+    links = point / "3fs-virt/iovs"
+    links.mkdir(parents=True)
+    shm = SharedMemory(create=True, size=4096)
+    try:
+        with pytest.raises(OSError, match="too long"):
+            make_iovec(shm, str(point))
+        assert list(links.iterdir()) == []
+    finally:
+        shm.unlink()
+        shm.close()
 
 
 def test_shared_memory_is_closed_with_slices_around() -> None:

@@ -124,6 +124,58 @@ def test_the_built_library() -> None:
     assert library.hf3fs_extract_mount_point(point, 256, b"/proc/self") == -1
 
 
+IN_C = """
+#include "{source}"
+#include <assert.h>
+#include <stdio.h>
+
+/* A folder stands in for a mount: nobody serves the ring. */
+int main(int argc, char **argv) {{
+  static char deep[PATH_MAX], point[256];
+  (void)argc;
+  while (strlen(deep) < PATH_MAX - 3) strcat(deep, "a/");
+  assert(hf3fs_extract_mount_point(point, sizeof point, deep) == -1); /* none of it exists */
+
+  char real[PATH_MAX], want[PATH_MAX];
+  assert(realpath(".", want) && real_path("no/such/./name//", real) && !strcmp(real + strlen(want), "/no/such/./name"));
+  assert(real_path("/no", real) && !strcmp(real, "/no") && real_path("/", real) && !strcmp(real, "/"));
+  assert(!real_path("no/..", real) && !real_path("", real));
+
+  struct hf3fs_ior ring;
+  assert(hf3fs_iorcreate(&ring, argv[1], 8, true, INT_MIN, -1) == -EINVAL);
+  assert(hf3fs_iorcreate(&ring, argv[1], 8, true, 0, -1) == 0);
+  ((struct ring *)ring.iorh)->header->state = ENOLINK;
+  struct timespec never = {{.tv_sec = INT64_MAX, .tv_nsec = 999999999}}, before = {{.tv_sec = INT64_MIN}};
+  struct hf3fs_cqe cqe;
+  assert(hf3fs_wait_for_ios(&ring, &cqe, 1, 1, &never) == -ENOLINK);
+  assert(hf3fs_wait_for_ios(&ring, &cqe, 1, 1, &before) == 0);
+  assert(find(INT_MIN) == NULL && find(-1) == NULL && find(INT_MAX) == NULL);
+
+  struct hf3fs_iov made, opened;
+  assert(hf3fs_iovcreate(&made, argv[1], 4096, 0, -1) == 0);
+  opened = made;
+  assert(hf3fs_iovopen(&opened, (uint8_t *)opened.id, opened.mount_point, 4096, 0, -1) == 0);
+  assert(!memcmp(opened.id, made.id, 16) && !strcmp(opened.mount_point, argv[1]));
+  hf3fs_iovdestroy(&opened);
+  hf3fs_iovdestroy(&made);
+  hf3fs_iordestroy(&ring);
+  return 0;
+}}
+"""
+
+
+def test_the_c_library_at_its_limits(tmp_path: Path) -> None:
+    """Paths of thousands of names, the last times that there are, and structures that name themselves."""
+    (tmp_path / "3fs-virt/iovs").mkdir(parents=True)
+    (tmp_path / "limits.c").write_text(IN_C.format(source=C / "hf3fs_usrbio.c"))
+    program = tmp_path / "limits"
+    command = ["gcc", "-std=gnu11", "-Wall", "-Werror", f"-I{C}", str(tmp_path / "limits.c"), "-o", str(program)]
+    subprocess.run([*command, "-lpthread"], check=True)
+    done = subprocess.run([program, tmp_path], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "3fs-virt/iovs").iterdir()) == []
+
+
 ID = bytes(range(16))
 
 
