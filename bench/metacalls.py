@@ -21,7 +21,9 @@ from typing import Any
 
 from fireflyfs.client.routing import Chain, Routing
 from fireflyfs.common.clock import SystemClock
+from fireflyfs.common.kv.read_ahead import read_ahead
 from fireflyfs.common.kv.rocksdb import RocksKv
+from fireflyfs.common.limits import GiB
 from fireflyfs.common.net.api import Address, Call
 from fireflyfs.common.net.blocking import BlockingPool
 from fireflyfs.common.net.control import ControlClient, ControlServer
@@ -38,6 +40,7 @@ NUMBERS = service_methods("META")
 REPLIES = {method.name: method.output_type.name for method in META.methods}
 CHAINS = 12
 CLUSTER = "bench"
+READ_AHEAD_BYTES = 4 * GiB  # as a metadata server's by default
 
 
 class NoStorage:
@@ -80,6 +83,7 @@ def serve(folder: str, told: multiprocessing.connection.Connection, profile: str
             kv, SystemClock(), NoStorage(), InventedRouting(), root=(0, 0, 0o755), layout=LayoutRule(1 << 20, 4, 1)
         )
         jobs = [asyncio.create_task(job()) for job in (parts.collector.run, parts.folder.run)]
+        jobs.append(asyncio.create_task(read_ahead(Path(folder) / "kv", READ_AHEAD_BYTES)))
         link = LinkServer(Identity(CLUSTER), link_handlers(META, "META", parts.handlers), unix_path=f"{folder}/unix")
         control = ControlServer([(META, parts.handlers)])
         await link.start()

@@ -18,8 +18,9 @@ from fireflyfs.common.clock import SystemClock
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.kv.interface import KvEngine
 from fireflyfs.common.kv.memory import MemoryKv
+from fireflyfs.common.kv.read_ahead import read_ahead
 from fireflyfs.common.kv.rocksdb import RocksKv
-from fireflyfs.common.limits import CHUNK_BYTES_DEFAULT, UPDATE_ITEMS_MAX
+from fireflyfs.common.limits import CHUNK_BYTES_DEFAULT, UPDATE_ITEMS_MAX, MiB
 from fireflyfs.common.net.control import ControlServer
 from fireflyfs.common.net.dual import link_handlers
 from fireflyfs.common.net.identity import Identity
@@ -46,6 +47,7 @@ class MetaConfig:
     kv: str = "rocksdb"  # or "memory": forgotten at the end, for tests
     kv_path: str = ""
     kv_sync_commits: bool = False  # every commit survives a power cut; slow
+    kv_read_ahead_mib: int = 4096  # of the store, read into the page cache at the start; 0: none
     listen_host: str = "127.0.0.1"
     grpc_port: int = 0
     tcp_port: int = 0
@@ -66,6 +68,8 @@ class MetaConfig:
             raise ValueError(f'kv must be "rocksdb" or "memory", not "{self.kv}"')
         if self.kv == "rocksdb" and not self.kv_path:
             raise ValueError("kv_path is needed with the rocksdb store")
+        if self.kv_read_ahead_mib < 0:
+            raise ValueError(f"kv_read_ahead_mib must not be negative: {self.kv_read_ahead_mib}")
         if not 0 <= self.root_mode <= 0o7777:
             raise ValueError(f"root_mode {self.root_mode:#o} is no mode")
         if not 1 <= self.garbage_files_at_once <= UPDATE_ITEMS_MAX:
@@ -185,6 +189,8 @@ def run_jobs(parts: MetaParts, mgmtd: AsyncMgmtdClient, config: MetaConfig) -> C
         "uncounted": parts.counter.run,
         "quotas": parts.accounting.run,
     }
+    if config.kv == "rocksdb":
+        jobs["read-ahead"] = lambda: read_ahead(Path(config.kv_path), config.kv_read_ahead_mib * MiB)
 
     async def keep(name: str) -> None:
         while True:
