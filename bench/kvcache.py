@@ -6,6 +6,7 @@ A local cluster (`--nodes` storage processes), and `redis-server` on a Unix sock
 disk; one client process for both. Redis' client is redis-py with its C parser, MGET and MSET of a batch; it gives new
 `bytes` objects, which an engine still has to copy to where they are wanted: "with its copy" adds that.
 Ours land in the caller's buffers, each verified by checksum. `allocated`: buffers from `FileSystem.allocate`.
+`client memory`: of a process with an open cache, after puts and gets of batches, without its own keys and buffers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import resource
 import shutil
@@ -253,7 +256,45 @@ def lookup_rows(
     return rows
 
 
+def memory_row(addresses: list[str], shared_memory: bool) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=tell_memory, args=(addresses, shared_memory, theirs))
+    child.start()
+    theirs.close()
+    mib = ours.recv()
+    child.join()
+    return {"row": f"client memory {'shm' if shared_memory else 'tcp'}", "mib": mib}
+
+
+def tell_memory(addresses: list[str], shared_memory: bool, told: multiprocessing.connection.Connection) -> None:
+    """The child process. All that is resident and cannot be dropped, so shared memory too, but no program text."""
+
+    def resident_mib() -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))) / KIB
+
+    with contextlib.ExitStack() as stack:
+        filesystem = stack.enter_context(FileSystem.connect(addresses, shared_memory=shared_memory))
+        most = 0.0
+        for size in SIZES:
+            cache = stack.enter_context(KVCache.open(filesystem, f"bench-memory-{size}", block_size=size))
+            before = resident_mib()
+            keys = [os.urandom(32) for _ in range(BATCH)]
+            out = [np.ones(size, np.uint8) for _ in keys]
+            own = resident_mib() - before
+            for _ in range(8):
+                assert all(cache.put_batch(keys, out))
+                assert cache.get_batch(keys, out) == [size] * BATCH
+            most = max(most, resident_mib() - own)
+            del out
+            cache.clear()
+    told.send(most)
+
+
 def line(row: dict[str, Any]) -> str:
+    if "mib" in row:
+        return f"{row['row']:26s} {row['mib']:10.1f} MiB"
     if "ms" in row:
         return f"{row['row']:26s} {row['ms']:10.2f} ms"
     cpu = f"cpu {row['cpu_us']:.1f} us, Redis {row['redis_cpu_us']:.1f}"
@@ -291,6 +332,7 @@ def main() -> None:
         for size in map(int, options.sizes.split(",")):
             show(size_rows(fs, meter, redis, redis_meter, size, options.seconds))
         show(lookup_rows(fs, meter, redis, redis_meter, options.seconds))
+        show([memory_row(addresses, shared_memory) for shared_memory in (True, False)])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
     if options.json:
         print(json.dumps({"rows": rows, "client_peak_bytes": peak}, indent=2))
