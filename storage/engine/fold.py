@@ -19,10 +19,11 @@ from typing import NamedTuple
 from fireflyfs.common.clock import Clock
 from fireflyfs.storage.engine.blocks import BlockStore
 from fireflyfs.storage.engine.checkpoint import Epochs
+from fireflyfs.storage.engine.deltas import NO_DELTAS
 from fireflyfs.storage.engine.interface import ChunkKey
 from fireflyfs.storage.engine.metadata import MetaStore, new_batch
 from fireflyfs.storage.engine.newest import Committed
-from fireflyfs.storage.engine.record import COMMITTED, PATCH, Record, chunk_key, delta_key, pack, unpack
+from fireflyfs.storage.engine.record import COMMITTED, Record, chunk_key, delta_key, pack, unpack
 from fireflyfs.storage.engine.stage import DeltaRoom
 
 FOLD_CHUNKS_MAX = 1024  # in one round
@@ -77,11 +78,10 @@ class Folder:
 
     def note(self, key: ChunkKey, record: Record | None) -> None:
         """A chunk's committed record changed; the caller holds the chunk."""
-        deltas = record.deltas if record is not None else ()
+        deltas = record.deltas if record is not None else NO_DELTAS
         if not deltas and key not in self._waiting:
             return
-        patched = sum([ref[1] for ref in deltas if ref[2] & PATCH])
-        logged = sum([ref[1] for ref in deltas]) - patched
+        logged, patched = deltas.logged_bytes, deltas.patched_bytes
         with self._count_lock:
             was = self._waiting.pop(key, _NOTHING)
             if deltas:
@@ -148,7 +148,7 @@ class Folder:
                 if now is None or now.version != record.version or now.deltas != record.deltas:
                     continue
                 batch = new_batch()
-                clean = now._replace(deltas=())
+                clean = now._replace(deltas=NO_DELTAS)
                 batch.put(chunk_key(COMMITTED, key), pack(clean))
                 for ref in record.deltas:
                     if ref.place is None:
