@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import struct
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 PATCH = 1 << 63  # set in the id of a delta whose bytes are in a block of their own
 
 _DELTA = struct.Struct("<IIQ")
 REF_BYTES = _DELTA.size
+PART_SHIFT = 12
 
 
 class DeltaRef(NamedTuple):
@@ -35,68 +34,89 @@ def patch_id(shift: int, block: int) -> int:
     return PATCH | shift << 32 | block
 
 
-class Deltas(tuple[DeltaRef, ...]):
-    """The deltas over one block, oldest first; later ones lie over earlier ones.
+class Deltas:
+    """The deltas over one block, oldest first; later ones lie over earlier ones. Never changed in place.
 
-    With them, because each overwrite of a chunk makes a new one: how they are stored, and how many bytes they have.
+    Kept as they are stored: each overwrite of a chunk makes a new record with one more, and seldom looks at the others.
     """
 
-    packed: bytes
-    logged_bytes: int
-    patched_bytes: int
+    __slots__ = ("_parts", "logged_bytes", "packed", "patched_bytes")
+
+    def __init__(self, packed: bytes, logged_bytes: int, patched_bytes: int, parts: int) -> None:
+        self.packed = packed
+        self.logged_bytes = logged_bytes
+        self.patched_bytes = patched_bytes
+        self._parts = parts  # a bit for each 4 KiB of the chunk that a delta may lie over
 
     @staticmethod
     def of(refs: Iterable[DeltaRef]) -> Deltas:
-        deltas = Deltas(refs)
-        deltas.packed = _struct(len(deltas)).pack(*itertools.chain.from_iterable(deltas))
-        deltas.patched_bytes = sum([ref[1] for ref in deltas if ref[2] & PATCH])
-        deltas.logged_bytes = sum([ref[1] for ref in deltas]) - deltas.patched_bytes
-        return deltas
+        return NO_DELTAS.changed((), list(refs))
 
     @staticmethod
     def unpack(packed: bytes) -> Deltas:
         if not packed:
             return NO_DELTAS
-        deltas = Deltas(map(DeltaRef._make, _DELTA.iter_unpack(packed)))
-        deltas.packed = packed
-        deltas.patched_bytes = sum([ref[1] for ref in deltas if ref[2] & PATCH])
-        deltas.logged_bytes = sum([ref[1] for ref in deltas]) - deltas.patched_bytes
-        return deltas
+        logged = patched = parts = 0
+        for offset, length, name in _DELTA.iter_unpack(packed):
+            parts |= _parts(offset, offset + length)
+            if name & PATCH:
+                patched += length
+            else:
+                logged += length
+        return Deltas(packed, logged, patched, parts)
+
+    def __len__(self) -> int:
+        return len(self.packed) // REF_BYTES
+
+    def __iter__(self) -> Iterator[DeltaRef]:
+        return map(DeltaRef._make, _DELTA.iter_unpack(self.packed))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Deltas) and self.packed == other.packed
+
+    def __hash__(self) -> int:
+        return hash(self.packed)
+
+    def begins_with(self, others: Deltas) -> bool:
+        """Whether the oldest of these are just `others`."""
+        return self.packed.startswith(others.packed)
 
     def within(self, begin: int, end: int) -> list[DeltaRef]:
         """Those of which nothing shows any more when [begin, end) lies over them."""
-        return [ref for ref in self if begin <= ref[0] < end and ref[0] + ref[1] <= end]
+        if not self._parts & _parts(begin, end):
+            return []
+        return [ref for ref in self if begin <= ref[0] and ref[0] + ref[1] <= end]
 
     def touching(self, begin: int, end: int) -> list[DeltaRef]:
         """Those with bytes in [begin, end)."""
+        if not self._parts & _parts(begin, end):
+            return []
         return [ref for ref in self if ref[0] < end and ref[0] + ref[1] > begin]
 
     def changed(self, hidden: Sequence[DeltaRef], added: Sequence[DeltaRef]) -> Deltas:
         """Without `hidden`, which are some of these, and with `added` over the others."""
-        refs: tuple[DeltaRef, ...] = self
-        packed, logged, patched = self.packed, self.logged_bytes, self.patched_bytes
-        for ref in hidden:
-            at = refs.index(ref)
-            refs = refs[:at] + refs[at + 1 :]
-            packed = packed[: at * REF_BYTES] + packed[(at + 1) * REF_BYTES :]
-            if ref[2] & PATCH:
-                patched -= ref[1]
-            else:
-                logged -= ref[1]
+        packed, logged, patched, parts = self.packed, self.logged_bytes, self.patched_bytes, self._parts
+        if hidden:
+            gone = {ref[2] for ref in hidden}
+            packed = b"".join([_DELTA.pack(*ref) for ref in _DELTA.iter_unpack(packed) if ref[2] not in gone])
+            for ref in hidden:
+                if ref[2] & PATCH:
+                    patched -= ref[1]
+                else:
+                    logged -= ref[1]
         for ref in added:
             packed += _DELTA.pack(*ref)
+            parts |= _parts(ref[0], ref[0] + ref[1])
             if ref[2] & PATCH:
                 patched += ref[1]
             else:
                 logged += ref[1]
-        deltas = Deltas(refs + tuple(added))
-        deltas.packed, deltas.logged_bytes, deltas.patched_bytes = packed, logged, patched
-        return deltas
+        return Deltas(packed, logged, patched, parts)
 
 
-@lru_cache(maxsize=256)
-def _struct(count: int) -> struct.Struct:
-    return struct.Struct("<" + "IIQ" * count)
+def _parts(begin: int, end: int) -> int:
+    first = begin >> PART_SHIFT
+    return (1 << (((end - 1) >> PART_SHIFT) - first + 1)) - 1 << first
 
 
-NO_DELTAS = Deltas.of(())
+NO_DELTAS = Deltas(b"", 0, 0, 0)

@@ -13,10 +13,10 @@ from array import array
 from typing import NamedTuple
 
 from fireflyfs.storage.engine.crc import crc32c, shift, unit_crcs
+from fireflyfs.storage.engine.deltas import PART_SHIFT
 from fireflyfs.storage.engine.interface import ChunkKey
 from fireflyfs.storage.engine.record import Record
 
-PART_SHIFT = 12
 PART_BYTES = 1 << PART_SHIFT
 PARTS_MAX = 1 << 20  # remembered in a store: 4 MiB, for 4 GiB of chunks
 

@@ -33,7 +33,7 @@ class VerifiedReader:
         shift = record.unit_shift
         first, last = offset >> shift, (end - 1) >> shift
         low, high = first << shift, min((last + 1) << shift, record.length)
-        if record.deltas and record.deltas.touching(low, high):
+        if record.deltas.touching(low, high):
             return self.place_private(key, record, offset, into, nowait=nowait)
         parts = [into]
         if offset > low:

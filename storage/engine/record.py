@@ -245,7 +245,7 @@ def key_of(raw_key: bytes, at: int = 1) -> ChunkKey:
 
 def dead_deltas(key: ChunkKey, old: Record, new: Record | None) -> tuple[list[tuple[int, int]], list[bytes]]:
     """What `old` names and `new` does not: the blocks of patches, and the keys of logged deltas."""
-    if not old.deltas or (new is not None and new.deltas[: len(old.deltas)] == old.deltas):
+    if not old.deltas or (new is not None and new.deltas.begins_with(old.deltas)):
         return [], []
     kept = {ref.id for ref in new.deltas} if new is not None else set()
     dead = [ref for ref in old.deltas if ref.id not in kept]

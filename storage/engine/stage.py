@@ -14,7 +14,7 @@ from fireflyfs.common.limits import KiB
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.engine.blocks import UNCACHED_BYTES_MIN, BlockStore
 from fireflyfs.storage.engine.crc import combine, combine_units, crc32c, patch, unit_crcs
-from fireflyfs.storage.engine.deltas import NO_DELTAS, DeltaRef, Deltas, patch_id
+from fireflyfs.storage.engine.deltas import NO_DELTAS, PART_SHIFT, DeltaRef, Deltas, patch_id
 from fireflyfs.storage.engine.extents import (
     Part,
     compose,
@@ -27,7 +27,7 @@ from fireflyfs.storage.engine.extents import (
     split,
 )
 from fireflyfs.storage.engine.interface import ChunkKey, Update, WouldBlock
-from fireflyfs.storage.engine.part_sums import PART_SHIFT, PartSums, forget, learn, overwrite, parts_of
+from fireflyfs.storage.engine.part_sums import PartSums, forget, learn, overwrite, parts_of
 from fireflyfs.storage.engine.reader import Mismatch, VerifiedReader
 from fireflyfs.storage.engine.record import (
     FLAG_DAMAGED,

@@ -218,7 +218,7 @@ def test_rot_in_a_patch_is_never_delivered(engine: Engine, tmp_path: Path) -> No
     put(engine, A, 2, 100_000, b"x" * 50_000)
     record = engine._chunks.committed(A)
     assert record is not None
-    shift, block = record.deltas[0].place or (0, 0)
+    shift, block = next(iter(record.deltas)).place or (0, 0)
     with open(tmp_path / "blocks" / f"{shift}-{block % 4}", "r+b") as file:
         file.seek(((block // 4) << shift) + 777)
         file.write(b"y")
