@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import sys
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -26,12 +28,17 @@ class DeltaRef(NamedTuple):
     @property
     def place(self) -> tuple[int, int] | None:
         """(block shift, block) of a patch; None: the bytes are in the log."""
-        return (self.id >> 32 & 0xFF, self.id & 0xFFFFFFFF) if self.id & PATCH else None
+        return place_of(self.id) if self.id & PATCH else None
 
 
 def patch_id(shift: int, block: int) -> int:
     """The id of a delta whose bytes are in that block."""
     return PATCH | shift << 32 | block
+
+
+def place_of(patch: int) -> tuple[int, int]:
+    """(block shift, block) of the delta with this id."""
+    return patch >> 32 & 0xFF, patch & 0xFFFFFFFF
 
 
 class Deltas:
@@ -77,29 +84,42 @@ class Deltas:
     def __hash__(self) -> int:
         return hash(self.packed)
 
-    def begins_with(self, others: Deltas) -> bool:
-        """Whether the oldest of these are just `others`."""
-        return self.packed.startswith(others.packed)
+    def ids(self) -> array[int]:
+        ids = array("Q", self.packed)[1::2]  # offset and length make one word, the id the next
+        if sys.byteorder == "big":
+            ids.byteswap()
+        return ids
+
+    def gone_from(self, newer: Deltas) -> list[int]:
+        """The ids of those that are not in `newer`, which came of these."""
+        if newer.packed.startswith(self.packed):
+            return []
+        kept = set(newer.ids())
+        return [name for name in self.ids() if name not in kept]
 
     def within(self, begin: int, end: int) -> list[DeltaRef]:
         """Those of which nothing shows any more when [begin, end) lies over them."""
         if not self._parts & _parts(begin, end):
             return []
-        return [ref for ref in self if begin <= ref[0] and ref[0] + ref[1] <= end]
+        refs = _DELTA.iter_unpack(self.packed)
+        return [DeltaRef(*ref) for ref in refs if begin <= ref[0] and ref[0] + ref[1] <= end]
 
     def touching(self, begin: int, end: int) -> list[DeltaRef]:
         """Those with bytes in [begin, end)."""
         if not self._parts & _parts(begin, end):
             return []
-        return [ref for ref in self if ref[0] < end and ref[0] + ref[1] > begin]
+        refs = _DELTA.iter_unpack(self.packed)
+        return [DeltaRef(*ref) for ref in refs if ref[0] < end and ref[0] + ref[1] > begin]
 
     def changed(self, hidden: Sequence[DeltaRef], added: Sequence[DeltaRef]) -> Deltas:
         """Without `hidden`, which are some of these, and with `added` over the others."""
         packed, logged, patched, parts = self.packed, self.logged_bytes, self.patched_bytes, self._parts
         if hidden:
-            gone = {ref[2] for ref in hidden}
-            packed = b"".join([_DELTA.pack(*ref) for ref in _DELTA.iter_unpack(packed) if ref[2] not in gone])
+            ids = self.ids()
             for ref in hidden:
+                at = ids.index(ref[2])
+                ids.pop(at)
+                packed = packed[: at * REF_BYTES] + packed[(at + 1) * REF_BYTES :]
                 if ref[2] & PATCH:
                     patched -= ref[1]
                 else:

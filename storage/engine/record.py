@@ -25,7 +25,7 @@ from crc32c import crc32c
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import KiB, MiB
-from fireflyfs.storage.engine.deltas import REF_BYTES, Deltas
+from fireflyfs.storage.engine.deltas import NO_DELTAS, PATCH, REF_BYTES, Deltas, place_of
 from fireflyfs.storage.engine.interface import CacheName, ChunkKey, Version, Writer
 from fireflyfs.storage.engine.newest import Parsed
 
@@ -245,12 +245,9 @@ def key_of(raw_key: bytes, at: int = 1) -> ChunkKey:
 
 def dead_deltas(key: ChunkKey, old: Record, new: Record | None) -> tuple[list[tuple[int, int]], list[bytes]]:
     """What `old` names and `new` does not: the blocks of patches, and the keys of logged deltas."""
-    if not old.deltas or (new is not None and new.deltas.begins_with(old.deltas)):
-        return [], []
-    kept = {ref.id for ref in new.deltas} if new is not None else set()
-    dead = [ref for ref in old.deltas if ref.id not in kept]
-    patches = [ref.place for ref in dead if ref.place is not None]
-    return patches, [delta_key(key, ref.id) for ref in dead if ref.place is None]
+    gone = old.deltas.gone_from(new.deltas if new is not None else NO_DELTAS)
+    patches = [place_of(name) for name in gone if name & PATCH]
+    return patches, [delta_key(key, name) for name in gone if not name & PATCH]
 
 
 def delta_key(key: ChunkKey, delta_id: int) -> bytes:
