@@ -91,11 +91,10 @@ class Deltas:
         return ids
 
     def gone_from(self, newer: Deltas) -> list[int]:
-        """The ids of those that are not in `newer`, which came of these."""
+        """The ids of those that are not in `newer`, in no order."""
         if newer.packed.startswith(self.packed):
             return []
-        kept = set(newer.ids())
-        return [name for name in self.ids() if name not in kept]
+        return list(set(self.ids()).difference(newer.ids()))
 
     def within(self, begin: int, end: int) -> list[DeltaRef]:
         """Those of which nothing shows any more when [begin, end) lies over them."""
