@@ -19,6 +19,7 @@ from pathlib import Path
 from crc32c import crc32c
 
 from fireflyfs.proto.storage_wire import UpdateKind
+from fireflyfs.storage.engine.deltas import NO_DELTAS
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, Writer
 from fireflyfs.storage.engine.metadata import MetaStore, new_batch
 from fireflyfs.storage.engine.record import COMMITTED, Record, chunk_key, pack
@@ -125,7 +126,7 @@ def many(path: Path, chunks: int) -> None:
     for first in range(0, chunks, 10_000):
         batch = new_batch()
         for number in range(first, min(first + 10_000, chunks)):
-            record = Record(0, 20, 14, MiB, MiB, 7, MiB, number, 1, 0, 1, 1, 0, b"b" * 16, crcs, ())
+            record = Record(0, 20, 14, MiB, MiB, 7, MiB, number, 1, 0, 1, 1, 0, b"b" * 16, crcs, NO_DELTAS)
             batch.put(chunk_key(COMMITTED, ChunkKey(number // 1000, number % 1000)), pack(record))
         meta.write(batch)
     meta.close()

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from fireflyfs.client.filesystem import FileSystem
-from fireflyfs.deploy.local import LocalCluster
+from fireflyfs.deploy.local import ClusterSpec, LocalCluster
 from fireflyfs.proto.common_pb2 import Layout
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -214,7 +214,7 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="ffs-bench-", dir=options.folder))
     cluster = LocalCluster(root / "cluster")
     try:
-        cluster.create()
+        cluster.create(ClusterSpec(replicas=3))
         cluster.up()
         with FileSystem.connect(",".join(cluster.mgmtd_addresses())) as fs:
             replicas = cluster.plan().spec.replicas

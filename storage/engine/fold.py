@@ -1,7 +1,7 @@
 """Folding: deltas whose commit is durable are written into their blocks, and then forgotten.
 
 It can wait: what is overwritten again meanwhile need never be folded. So a chunk is folded when it has been left alone
-for QUIET_S, or when so much waits that what was left alone for longest has to go.
+for QUIET_S, or when so much waits that what was left alone for longest has to go, and that not just now.
 
 Order, for each round: (1) the record with the delta is durable; (2) write the bytes in place; (3) fdatasync the block
 files; (4) replace the record by one without deltas and delete their values; (5) the blocks of patches get new owners
@@ -19,10 +19,11 @@ from typing import NamedTuple
 from fireflyfs.common.clock import Clock
 from fireflyfs.storage.engine.blocks import BlockStore
 from fireflyfs.storage.engine.checkpoint import Epochs
+from fireflyfs.storage.engine.deltas import NO_DELTAS
 from fireflyfs.storage.engine.interface import ChunkKey
 from fireflyfs.storage.engine.metadata import MetaStore, new_batch
 from fireflyfs.storage.engine.newest import Committed
-from fireflyfs.storage.engine.record import COMMITTED, PATCH, Record, chunk_key, delta_key, pack, unpack
+from fireflyfs.storage.engine.record import COMMITTED, Record, chunk_key, delta_key, pack, unpack
 from fireflyfs.storage.engine.stage import DeltaRoom
 
 FOLD_CHUNKS_MAX = 1024  # in one round
@@ -36,6 +37,10 @@ LOGGED_BYTES_MAX = 64 << 20
 LOGGED_BYTES_DUE = 16 << 20
 PATCHED_BYTES_MAX = 1 << 30
 PATCHED_BYTES_DUE = 512 << 20
+# What changed a moment ago changes again before the disks are synced, and then was written in place for nothing. So to
+# make room, it is left alone as well, until this part of the maximum waits.
+HOT_S = 2.0
+URGENT_PART = 0.75
 
 
 class _Waiting(NamedTuple):
@@ -77,11 +82,10 @@ class Folder:
 
     def note(self, key: ChunkKey, record: Record | None) -> None:
         """A chunk's committed record changed; the caller holds the chunk."""
-        deltas = record.deltas if record is not None else ()
+        deltas = record.deltas if record is not None else NO_DELTAS
         if not deltas and key not in self._waiting:
             return
-        patched = sum([ref[1] for ref in deltas if ref[2] & PATCH])
-        logged = sum([ref[1] for ref in deltas]) - patched
+        logged, patched = deltas.logged_bytes, deltas.patched_bytes
         with self._count_lock:
             was = self._waiting.pop(key, _NOTHING)
             if deltas:
@@ -96,10 +100,24 @@ class Folder:
 
     @property
     def due(self) -> bool:
+        if (
+            self.logged_bytes < LOGGED_BYTES_DUE
+            and self.patched_bytes < PATCHED_BYTES_DUE
+            and len(self._waiting) < WAITING_CHUNKS_DUE
+        ):
+            return False
+        if self._urgent:
+            return True
+        with self._count_lock:
+            longest = next(iter(self._waiting.values()), _NOTHING)
+        return longest.since_s <= self._clock.monotonic_s() - HOT_S
+
+    @property
+    def _urgent(self) -> bool:
         return (
-            self.logged_bytes >= LOGGED_BYTES_DUE
-            or self.patched_bytes >= PATCHED_BYTES_DUE
-            or len(self._waiting) >= WAITING_CHUNKS_DUE
+            self.logged_bytes >= URGENT_PART * LOGGED_BYTES_MAX
+            or self.patched_bytes >= URGENT_PART * PATCHED_BYTES_MAX
+            or len(self._waiting) >= URGENT_PART * WAITING_CHUNKS_MAX
         )
 
     def fold_quiet(self) -> int:
@@ -114,7 +132,9 @@ class Folder:
 
     def _choose(self) -> list[ChunkKey]:
         chosen: list[ChunkKey] = []
-        quiet_since_s = self._clock.monotonic_s() - QUIET_S
+        now_s = self._clock.monotonic_s()
+        quiet_since_s = now_s - QUIET_S
+        made_room_since_s = now_s if self._urgent else now_s - HOT_S
         with self._count_lock:
             chunks = _excess(len(self._waiting), WAITING_CHUNKS_DUE)
             logged = _excess(self.logged_bytes, LOGGED_BYTES_DUE)
@@ -122,7 +142,7 @@ class Folder:
             spare = QUIET_BYTES_MAX
             for key, waiting in itertools.islice(self._waiting.items(), FOLD_CHUNKS_MAX):
                 quiet = waiting.since_s <= quiet_since_s and spare > 0
-                if not quiet and max(chunks, logged, patched) <= 0:
+                if not quiet and (max(chunks, logged, patched) <= 0 or waiting.since_s > made_room_since_s):
                     break
                 chosen.append(key)
                 spare -= waiting.logged + waiting.patched
@@ -148,7 +168,7 @@ class Folder:
                 if now is None or now.version != record.version or now.deltas != record.deltas:
                     continue
                 batch = new_batch()
-                clean = now._replace(deltas=())
+                clean = now._replace(deltas=NO_DELTAS)
                 batch.put(chunk_key(COMMITTED, key), pack(clean))
                 for ref in record.deltas:
                     if ref.place is None:

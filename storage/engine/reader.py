@@ -33,7 +33,7 @@ class VerifiedReader:
         shift = record.unit_shift
         first, last = offset >> shift, (end - 1) >> shift
         low, high = first << shift, min((last + 1) << shift, record.length)
-        if record.deltas and any(ref.offset < high and ref.offset + ref.length > low for ref in record.deltas):
+        if record.deltas.touching(low, high):
             return self.place_private(key, record, offset, into, nowait=nowait)
         parts = [into]
         if offset > low:
@@ -86,8 +86,7 @@ class VerifiedReader:
             return buffer
         if not self._blocks.read(record.block_shift, record.block, low, [memoryview(buffer)], nowait=nowait):
             raise Mismatch
-        # One pass over all of them, in C: most lie elsewhere.
-        for ref in [ref for ref in record.deltas if ref[0] < high and ref[0] + ref[1] > low]:
+        for ref in record.deltas.touching(low, high):
             offset, length, _ = ref
             start, stop = max(offset, low), min(offset + length, high)
             target = memoryview(buffer)[start - low : stop - low]

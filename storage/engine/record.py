@@ -16,8 +16,6 @@ Integers in keys are big-endian, 64 bits, so that keys sort as (inode, index).
 
 from __future__ import annotations
 
-import functools
-import itertools
 import struct
 import sys
 from array import array
@@ -27,6 +25,7 @@ from crc32c import crc32c
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import KiB, MiB
+from fireflyfs.storage.engine.deltas import NO_DELTAS, PATCH, REF_BYTES, Deltas, place_of
 from fireflyfs.storage.engine.interface import CacheName, ChunkKey, Version, Writer
 from fireflyfs.storage.engine.newest import Parsed
 
@@ -37,11 +36,9 @@ BLOCK_SHIFT_MAX = 26  # 64 MiB
 FLAG_REMOVED = 1
 FLAG_DAMAGED = 2  # the bytes are lost: never read, whatever is in the block
 FLAG_NAMED = 4  # a block of the KV cache: key, expiry and length of the key stand before the checksum
-PATCH = 1 << 63  # set in the id of a delta whose bytes are in a block of their own
 PARSED_RECORDS_MAX = 2048  # kept in both forms: under 2 KiB each with chunks of 1 MiB, 32 KiB with chunks of 64 MiB
 
 _HEADER = struct.Struct("<BBBBIIIIIHHQQQII16s")
-_DELTA = struct.Struct("<IIQ")
 _KEY = struct.Struct(">QQ")
 _CRC = struct.Struct("<I")
 _CONTENT = struct.Struct("<II")  # at byte 8: length, crc32c
@@ -52,27 +49,6 @@ _EPOCH_AT = 36
 _CHAIN_VERSION_AT = 52
 
 COMMITTED, PENDING, DELTA, UNDO, QUARANTINE, META, WRITERS = b"c", b"p", b"d", b"u", b"q", b"m", b"w"
-
-
-class DeltaRef(NamedTuple):
-    """Bytes [offset, offset + length) of the chunk that are not yet in its block.
-
-    They stand under key (d, chunk, id), or, for a patch, at the beginning of a block that the id names.
-    """
-
-    offset: int
-    length: int
-    id: int
-
-    @property
-    def place(self) -> tuple[int, int] | None:
-        """(block shift, block) of a patch; None: the bytes are in the log."""
-        return (self.id >> 32 & 0xFF, self.id & 0xFFFFFFFF) if self.id & PATCH else None
-
-
-def patch_id(shift: int, block: int) -> int:
-    """The id of a delta whose bytes are in that block."""
-    return PATCH | shift << 32 | block
 
 
 class Record(NamedTuple):
@@ -93,7 +69,7 @@ class Record(NamedTuple):
     channel: int
     client_id: bytes
     crcs: array[int]  # of each unit, deltas applied; the last unit may be short. Shared: never changed in place
-    deltas: tuple[DeltaRef, ...]  # oldest first; later ones lie over earlier ones
+    deltas: Deltas
     name: CacheName | None = None  # of a block of the KV cache
 
     @property
@@ -140,19 +116,12 @@ def pack(record: Record) -> bytes:
         len(record.crcs), len(record.deltas),
         record.version, record.epoch, record.sequence, record.chain_version, record.channel, record.client_id,
     )  # fmt: skip
-    body = head + _little_endian(record.crcs).tobytes()
-    if record.deltas:
-        body += _deltas_struct(len(record.deltas)).pack(*itertools.chain.from_iterable(record.deltas))
+    body = head + _little_endian(record.crcs).tobytes() + record.deltas.packed
     if name is not None:
         body += name.key + _NAME_END.pack(name.expires_unix_s, len(name.key))
     raw = body + _CRC.pack(crc32c(body))
     _parsed.put(raw, record)
     return raw
-
-
-@functools.lru_cache(maxsize=256)
-def _deltas_struct(count: int) -> struct.Struct:
-    return struct.Struct("<" + "IIQ" * count)
 
 
 def check(raw: bytes) -> None:
@@ -193,13 +162,11 @@ def _parse(raw: bytes) -> Record:
     ) = _HEADER.unpack_from(raw)  # fmt: skip
     name = name_of(raw)
     name_bytes = _NAME_END.size + len(name.key) if name is not None else 0
-    if len(raw) != HEADER_BYTES + 4 * crc_count + _DELTA.size * delta_count + name_bytes + 4:
+    if len(raw) != HEADER_BYTES + 4 * crc_count + REF_BYTES * delta_count + name_bytes + 4:
         raise error(Code.CHECKSUM, "a chunk record has the wrong length")
     end = HEADER_BYTES + 4 * crc_count
     crcs = _little_endian(array("I", raw[HEADER_BYTES:end]))
-    deltas: tuple[DeltaRef, ...] = ()
-    if delta_count:
-        deltas = tuple(map(DeltaRef._make, _DELTA.iter_unpack(raw[end : end + _DELTA.size * delta_count])))
+    deltas = Deltas.unpack(raw[end : end + REF_BYTES * delta_count])
     return Record(
         flags, block_shift, unit_shift, chunk_size, length, crc, written, block,
         version, epoch, sequence, chain_version, channel, client_id, crcs, deltas, name,
@@ -278,12 +245,9 @@ def key_of(raw_key: bytes, at: int = 1) -> ChunkKey:
 
 def dead_deltas(key: ChunkKey, old: Record, new: Record | None) -> tuple[list[tuple[int, int]], list[bytes]]:
     """What `old` names and `new` does not: the blocks of patches, and the keys of logged deltas."""
-    if not old.deltas or (new is not None and new.deltas[: len(old.deltas)] == old.deltas):
-        return [], []
-    kept = {ref.id for ref in new.deltas} if new is not None else set()
-    dead = [ref for ref in old.deltas if ref.id not in kept]
-    patches = [ref.place for ref in dead if ref.place is not None]
-    return patches, [delta_key(key, ref.id) for ref in dead if ref.place is None]
+    gone = old.deltas.gone_from(new.deltas if new is not None else NO_DELTAS)
+    patches = [place_of(name) for name in gone if name & PATCH]
+    return patches, [delta_key(key, name) for name in gone if not name & PATCH]
 
 
 def delta_key(key: ChunkKey, delta_id: int) -> bytes:

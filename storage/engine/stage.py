@@ -5,27 +5,36 @@ Which of them is chosen follows from what a crash may find: bytes under a commit
 
 from __future__ import annotations
 
-import itertools
 from array import array
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from fireflyfs.common.errors import Code, error
-from fireflyfs.common.limits import CHUNK_BYTES_MAX, CHUNK_EXTENTS_MAX, KiB
+from fireflyfs.common.limits import KiB
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.engine.blocks import UNCACHED_BYTES_MIN, BlockStore
 from fireflyfs.storage.engine.crc import combine, combine_units, crc32c, patch, unit_crcs
-from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, WouldBlock
+from fireflyfs.storage.engine.deltas import NO_DELTAS, PART_SHIFT, DeltaRef, Deltas, patch_id
+from fireflyfs.storage.engine.extents import (
+    Part,
+    compose,
+    covered_units,
+    covers,
+    disjoint,
+    extend_crcs,
+    hidden_by,
+    runs_beside,
+    split,
+)
+from fireflyfs.storage.engine.interface import ChunkKey, Update, WouldBlock
+from fireflyfs.storage.engine.part_sums import PartSums, forget, learn, overwrite, parts_of
 from fireflyfs.storage.engine.reader import Mismatch, VerifiedReader
 from fireflyfs.storage.engine.record import (
-    BLOCK_SHIFT_MIN,
     FLAG_DAMAGED,
     FLAG_REMOVED,
-    DeltaRef,
     Record,
     block_shift_of,
     delta_key,
-    patch_id,
     unit_shift_of,
 )
 
@@ -38,8 +47,6 @@ DELTA_CHUNK_REFS_MAX = 64  # logged and patched pieces waiting over one chunk, t
 NOWAIT_COPY_BYTES_MAX = 128 * KiB  # a larger chunk is copied only where the caller has time,
 # except for one that small overwrites have piled up over: it is in the page cache, and stays there.
 NOWAIT_REWRITE_BYTES_MAX = 1024 * KiB
-
-Part = tuple[int, memoryview]  # (offset in the chunk, bytes)
 
 
 class Staged(NamedTuple):
@@ -57,34 +64,6 @@ class DeltaRoom(NamedTuple):
     patched: bool
 
 
-def check_update(update: Update) -> None:
-    """Raises INVALID for arguments out of bounds."""
-    size = update.chunk_size
-    if size < 1 << BLOCK_SHIFT_MIN or size > CHUNK_BYTES_MAX or size & (size - 1):
-        raise error(Code.INVALID, f"chunk size {size} is not a power of two from 4 KiB to 64 MiB")
-    if update.version < 1 or not 0 <= update.length <= size or len(update.writer.client_id) != 16:
-        raise error(Code.INVALID, f"update of chunk {update.key} has version {update.version}, length {update.length}")
-    if len(update.extents) > CHUNK_EXTENTS_MAX:
-        raise error(Code.INVALID, f"{len(update.extents)} extents in one update, at most {CHUNK_EXTENTS_MAX}")
-    for extent in update.extents:
-        if extent.offset < 0 or extent.offset + len(extent.data) > size:
-            raise error(Code.INVALID, f"extent at {extent.offset} of {len(extent.data)} bytes leaves the chunk")
-    if update.kind == UpdateKind.REPLACE:
-        covered = sum(len(extent.data) for extent in update.extents)
-        if covered != update.length or (update.extents and (len(update.extents) > 1 or update.extents[0].offset)):
-            raise error(Code.INVALID, "a replacement carries one extent with the whole chunk")
-    if update.kind == UpdateKind.PUT:
-        end = 0
-        for extent in update.extents:
-            if extent.offset != end:
-                raise error(Code.INVALID, f"an extent of a block begins at {extent.offset}, not at {end}")
-            end += len(extent.data)
-        if update.name is None or not end:
-            raise error(Code.INVALID, "a block has a name, and bytes")
-    if update.kind == UpdateKind.DAMAGED and update.extents:
-        raise error(Code.INVALID, "lost bytes cannot be carried")
-
-
 class Stager:
     """Stages updates. The caller holds the chunk; what is staged becomes real when its record is written."""
 
@@ -92,6 +71,7 @@ class Stager:
         self._blocks = blocks
         self._reader = reader
         self._next_delta_id = next_delta_id
+        self._sums = PartSums()
         self.counters = dict.fromkeys(("append", "delta", "patch", "copy", "block_bytes", "delta_bytes"), 0)
 
     def stage(
@@ -115,10 +95,9 @@ class Stager:
         if kind == UpdateKind.REMOVE or (kind == UpdateKind.TRUNCATE and committed is None):
             return self._metadata_only(update, None, 0, FLAG_REMOVED)
         if kind == UpdateKind.DAMAGED:
-            lost = self._record(update, None, update.length, [], update.crc32c)
-            return Staged(lost._replace(flags=FLAG_DAMAGED), [], ())
+            return Staged(self._record(update, None, update.length, (), update.crc32c, FLAG_DAMAGED), [], ())
         if committed is not None and committed.damaged:
-            if kind not in (UpdateKind.REPLACE, UpdateKind.PUT) and not _covers(update, committed.length):
+            if kind not in (UpdateKind.REPLACE, UpdateKind.PUT) and not covers(update, committed.length):
                 raise Mismatch
             if kind == UpdateKind.TRUNCATE:
                 return self._copy(update._replace(chunk_size=committed.chunk_size), None, 0, nowait)
@@ -145,16 +124,31 @@ class Stager:
         in_place = self._in_place(update, committed, pending, length, room, nowait)
         return in_place or self._copy(update, committed, length, nowait)
 
-    def _record(self, update: Update, base: Record | None, length: int, crcs: Sequence[int], crc: int) -> Record:
-        """A pending record over base's block."""
+    def _record(
+        self,
+        update: Update,
+        base: Record | None,
+        length: int,
+        crcs: Iterable[int],
+        crc: int,
+        flags: int = 0,
+        *,
+        written: int | None = None,
+        deltas: Deltas | None = None,
+    ) -> Record:
+        """A pending record over base's block, with base's bytes written and deltas where none are given."""
+        if written is None:
+            written = base.written if base else 0
+        if deltas is None:
+            deltas = base.deltas if base else NO_DELTAS
         return Record(
-            0,
+            flags,
             base.block_shift if base else 0,
             base.unit_shift if base else unit_shift_of(update.chunk_size),
             base.chunk_size if base else update.chunk_size,
             length,
             crc,
-            base.written if base else 0,
+            written,
             base.block if base else 0,
             update.version,
             0,
@@ -163,26 +157,25 @@ class Stager:
             update.writer.channel,
             update.writer.client_id,
             array("I", crcs),
-            base.deltas if base else (),
+            deltas,
             update.name,
         )
 
     def _metadata_only(self, update: Update, base: Record | None, length: int, flags: int) -> Staged:
-        crcs = list(base.crcs) if base else []
-        record = self._record(update, base, length, crcs, base.crc if base else 0)
-        return Staged(record._replace(flags=flags), [], ())
+        record = self._record(update, base, length, base.crcs if base else (), base.crc if base else 0, flags)
+        return Staged(record, [], ())
 
     def _truncate(self, update: Update, base: Record) -> Staged:
         length = min(update.length, base.length)
         if length == base.length:
             return self._metadata_only(update, base, length, 0)
         if length == 0:
-            return Staged(self._record(update._replace(chunk_size=base.chunk_size), None, 0, [], 0), [], ())
+            return Staged(self._record(update._replace(chunk_size=base.chunk_size), None, 0, (), 0), [], ())
         if base.deltas or block_shift_of(length) < base.block_shift - 1:
             return self._copy(update, base, length)
         low = (length - 1) >> base.unit_shift << base.unit_shift
         unit = self._reader.units(update.key, base, low, min(low + (1 << base.unit_shift), base.length))
-        crcs = list(base.crcs[: (low >> base.unit_shift) + 1])
+        crcs = base.crcs[: (low >> base.unit_shift) + 1]
         crcs[-1] = crc32c(memoryview(unit)[: length - low])
         # `written` stays: the bytes cut off belong to a version that a power cut may bring back.
         return Staged(self._record(update, base, length, crcs, self._whole(base, crcs, length)), [], ())
@@ -197,39 +190,52 @@ class Stager:
         """Appended bytes go beyond the committed length, overwritten ones beside the block; None where neither may."""
         if not base.block_shift or length > 1 << base.block_shift:
             return None
-        low, high = _split(update.extents, base.length)
+        low, high = split(update.extents, base.length)
         if high:
             if base.written != base.length:
                 return None  # bytes of a version that a power cut may bring back stand there
             if pending is not None and pending.block_place == base.block_place and pending.written != base.written:
                 return None  # those of the pending version stand there, which must survive until it is replaced
-        kept = _uncovered(base.deltas, low)
-        if low and not _may_wait(low, base, kept, room):
+        hidden = hidden_by(base.deltas, low)
+        if low and not _may_wait(low, base, hidden, room):
             return None
-        crcs, whole = list(base.crcs), base.crc
+        crcs, whole = base.crcs[:], base.crc
+        sums: array[int] | None = None
         values: list[tuple[bytes, bytes]] = []
         refs: list[DeltaRef] = []
         taken: list[tuple[int, int]] = []
         try:
             if low:
-                whole = self._overwrite_crcs(update, base, low, crcs, nowait)
+                if base.unit_shift > PART_SHIFT:
+                    sums = self._sums.of(update.key, base)
+                whole = self._overwrite_crcs(update, base, low, crcs, sums, nowait)
                 for offset, data in low:
                     refs.append(self._delta(update.key, offset, data, room, values, taken, nowait))
             if high:
-                added, added_crc = _compose(high, base.length, length)
+                added, added_crc = compose(high, base.length, length)
                 self._blocks.write(base.block_shift, base.block, base.length, [added])
                 whole = combine(whole, added_crc, len(added))
-                _extend_crcs(crcs, base, added)
+                extend_crcs(crcs, base, added)
                 self.counters["append"] += 1
                 self.counters["block_bytes"] += len(added)
         except BaseException:
             for place in taken:
                 self._blocks.free(*place)
             raise
-        record = self._record(update, base, length, crcs, whole)
-        return Staged(
-            record._replace(written=length if high else base.written, deltas=kept + tuple(refs)), values, taken
+        written = length if high else base.written
+        record = self._record(
+            update, base, length, crcs, whole, written=written, deltas=base.deltas.changed(hidden, refs)
         )
+        if sums is not None:
+            self._remember(update.key, base, record, sums)
+        return Staged(record, values, taken)
+
+    def _remember(self, key: ChunkKey, base: Record, record: Record, sums: array[int]) -> None:
+        """`sums` are those of `record` as far as it is as long as base."""
+        if record.length != base.length:
+            forget(sums, base.length - 1, base.length)
+            sums.extend(bytes(parts_of(record.length) - len(sums)))
+        self._sums.put(key, record, sums)
 
     def _delta(
         self,
@@ -258,11 +264,24 @@ class Stager:
         self.counters["block_bytes"] += len(data)
         return DeltaRef(offset, len(data), patch_id(*place))
 
-    def _overwrite_crcs(self, update: Update, base: Record, low: list[Part], crcs: list[int], nowait: bool) -> int:
-        """Put the new checksums of the units under the low parts into crcs; the new one of the base's bytes."""
+    def _overwrite_crcs(
+        self, update: Update, base: Record, low: list[Part], crcs: array[int], sums: array[int] | None, nowait: bool
+    ) -> int:
+        """Put the new checksums of the units under the low parts into crcs; the new one of the base's bytes.
+
+        `sums` are those of base's parts, where a unit has several; they become those of the new content.
+        """
+        apart = len(low) == 1 or disjoint(low)
+        if sums is not None and apart:
+            known = overwrite(sums, crcs, base, low)
+            if known is not None:
+                return known
         shift = base.unit_shift
-        fresh = _covered_units(low, shift, base.length)
-        for first, last in _runs_beside(fresh, low, shift):
+        fresh = covered_units(low, shift, base.length) if apart else {}
+        if sums is not None:
+            for at, data in low:
+                forget(sums, at, at + len(data))
+        for first, last in runs_beside(fresh, low, shift):
             begin, end = first << shift, min((last + 1) << shift, base.length)
             buffer = memoryview(self._reader.units(update.key, base, begin, end, nowait=nowait))
             for at, data in low:
@@ -270,6 +289,8 @@ class Stager:
                 if start < stop:
                     buffer[start - begin : stop - begin] = data[start - at : stop - at]
             fresh.update(zip(range(first, last + 1), unit_crcs(buffer, 1 << shift), strict=True))
+            if sums is not None:
+                learn(sums, begin, buffer)
         whole = base.crc
         for unit, crc in fresh.items():
             after = base.length - min((unit + 1) << shift, base.length)
@@ -280,7 +301,7 @@ class Stager:
     def _copy(self, update: Update, base: Record | None, length: int, nowait: bool = False) -> Staged:
         """The whole new content in a new block; the old one stays what it is."""
         if length == 0:
-            return Staged(self._record(update, None, 0, [], 0), [], ())
+            return Staged(self._record(update, None, 0, (), 0), [], ())
         chunk_size = base.chunk_size if base else update.chunk_size
         unit_shift = unit_shift_of(chunk_size)
         extents = () if update.kind == UpdateKind.TRUNCATE else update.extents
@@ -317,97 +338,21 @@ class Stager:
         self.counters["copy"] += 1
         self.counters["block_bytes"] += length
         record = self._record(update._replace(chunk_size=chunk_size), None, length, crcs, whole)
-        return Staged(record._replace(block_shift=shift, block=block, written=length), [], [(shift, block)])
+        record = record._replace(block_shift=shift, block=block, written=length)
+        if base is not None and rewrite and unit_shift > PART_SHIFT:
+            sums = self._sums.of(update.key, base)
+            for extent in extents:
+                forget(sums, extent.offset, extent.offset + len(extent.data))
+            self._remember(update.key, base, record, sums)
+        return Staged(record, [], [(shift, block)])
 
 
-def _covers(update: Update, length: int) -> bool:
-    """Whether nothing of the chunk's `length` bytes is left after the update."""
-    if update.kind == UpdateKind.TRUNCATE:
-        return update.length == 0
-    end = 0
-    for offset, data, _ in sorted(update.extents, key=lambda extent: extent.offset):
-        if offset > end:
-            return False
-        end = max(end, offset + len(data))
-    return end >= max(length, 1)
-
-
-def _split(extents: Sequence[Extent], at: int) -> tuple[list[Part], list[Part]]:
-    """The parts of extents below and from `at` on, in order."""
-    low: list[Part] = []
-    high: list[Part] = []
-    for extent in extents:
-        cut = max(0, min(at - extent.offset, len(extent.data)))
-        if cut:
-            low.append((extent.offset, extent.data[:cut]))
-        if cut < len(extent.data):
-            high.append((extent.offset + cut, extent.data[cut:]))
-    return low, high
-
-
-def _uncovered(deltas: tuple[DeltaRef, ...], low: list[Part]) -> tuple[DeltaRef, ...]:
-    """Those of which something still shows when the parts lie over them."""
-    for at, data in low if deltas else ():
-        end = at + len(data)
-        hidden = [ref for ref in deltas if ref[0] >= at and ref[0] + ref[1] <= end]
-        if hidden:
-            deltas = tuple([ref for ref in deltas if ref not in hidden])
-    return deltas
-
-
-def _may_wait(low: list[Part], base: Record, kept: Sequence[DeltaRef], room: DeltaRoom) -> bool:
+def _may_wait(low: list[Part], base: Record, hidden: Sequence[DeltaRef], room: DeltaRoom) -> bool:
     """Whether the overwritten parts may lie beside the block: with what else lies there they stay a bounded part."""
-    if len(low) + len(kept) > DELTA_CHUNK_REFS_MAX:
+    if len(low) + len(base.deltas) - len(hidden) > DELTA_CHUNK_REFS_MAX:
         return False
     if not room.patched and not (room.logged and all(len(data) <= LOGGED_PART_BYTES_MAX for _, data in low)):
         return False
     added = sum([len(data) for _, data in low])
-    return added <= base.length // 2 and added + sum([ref.length for ref in kept]) <= 2 * base.length
-
-
-def _covered_units(low: list[Part], shift: int, length: int) -> dict[int, int]:
-    """Checksums of the units that one part covers alone: nothing need be read for them."""
-    fresh: dict[int, int] = {}
-    ordered = sorted(low, key=lambda part: part[0])
-    if any(at + len(data) > later for (at, data), (later, _) in itertools.pairwise(ordered)):
-        return fresh
-    for at, data in ordered:
-        first, end = -(-at >> shift), at + len(data)
-        last = (length - 1) >> shift if end == length else (end >> shift) - 1
-        if first <= last:
-            inner = data[(first << shift) - at : min((last + 1) << shift, length) - at]
-            fresh.update(zip(range(first, last + 1), unit_crcs(inner, 1 << shift), strict=True))
-    return fresh
-
-
-def _runs_beside(fresh: Container[int], low: list[Part], shift: int) -> list[tuple[int, int]]:
-    """(first, last) of each run of units that parts touch and that are not in `fresh`."""
-    runs: list[tuple[int, int]] = []
-    for at, data in sorted(low, key=lambda part: part[0]) if len(low) > 1 else low:
-        for unit in range(at >> shift, ((at + len(data) - 1) >> shift) + 1):
-            if unit in fresh or (runs and unit <= runs[-1][1]):
-                continue
-            if runs and unit == runs[-1][1] + 1:
-                runs[-1] = (runs[-1][0], unit)
-            else:
-                runs.append((unit, unit))
-    return runs
-
-
-def _compose(high: list[Part], begin: int, end: int) -> tuple[memoryview, int]:
-    """Bytes [begin, end) and their CRC32C: the parts in order over zeros."""
-    if len(high) == 1 and high[0][0] == begin:
-        return high[0][1], crc32c(high[0][1])
-    content = memoryview(bytearray(end - begin))
-    for at, data in high:
-        content[at - begin : at - begin + len(data)] = data
-    return content, crc32c(content)
-
-
-def _extend_crcs(crcs: list[int], base: Record, added: memoryview) -> None:
-    """The checksums of a chunk after `added` was put at its end; no old byte is read."""
-    unit = 1 << base.unit_shift
-    room = -base.length % unit
-    if room:
-        crcs[-1] = crc32c(added[:room], crcs[-1])
-    crcs += unit_crcs(added[room:], unit)
+    there = base.deltas.logged_bytes + base.deltas.patched_bytes - sum([ref[1] for ref in hidden])
+    return added <= base.length // 2 and added + there <= 2 * base.length

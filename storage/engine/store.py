@@ -24,6 +24,7 @@ from fireflyfs.storage.engine.chunk_reads import ChunkReads
 from fireflyfs.storage.engine.chunks import Chunks
 from fireflyfs.storage.engine.commit import Change, Committer
 from fireflyfs.storage.engine.damage import Damage
+from fireflyfs.storage.engine.extents import check_update
 from fireflyfs.storage.engine.fold import FOLD_CHUNKS_MAX, WAITING_CHUNKS_MAX, Folder
 from fireflyfs.storage.engine.identity import create_target, require_identity
 from fireflyfs.storage.engine.interface import (
@@ -66,7 +67,7 @@ from fireflyfs.storage.engine.recovery import (
     roll_back,
     scan,
 )
-from fireflyfs.storage.engine.stage import Staged, Stager, check_update
+from fireflyfs.storage.engine.stage import Staged, Stager
 from fireflyfs.storage.engine.writers import WriterTable
 
 FOLD_ROUNDS_MAX = WAITING_CHUNKS_MAX // FOLD_CHUNKS_MAX  # to fold all that may wait

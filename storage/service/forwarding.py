@@ -104,7 +104,7 @@ class Forwarder:
         deadline_s: float,
     ) -> dict[ChunkKey, Result]:
         syncing = hop.form is Form.REPLACE
-        flags = UpdateFlag.SYNCING if syncing else UpdateFlag(0)
+        flags = UpdateFlag.SYNCING if syncing else 0
         as_they_are = [item for item in items if not syncing and not item.whole]
         whole = [item for item in items if syncing or item.whole]
         answers: dict[ChunkKey, Result] = {}
@@ -134,7 +134,7 @@ class Forwarder:
         hop: Hop,
         writer: Writer,
         items: Sequence[Item],
-        flags: UpdateFlag,
+        flags: int,
         deadline_s: float,
     ) -> dict[ChunkKey, Result]:
         """One request to `hop`. Raises FfsError; UNAVAILABLE when it stops being the successor meanwhile."""

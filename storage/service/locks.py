@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.storage.engine.interface import ChunkKey
@@ -30,9 +30,12 @@ class KeyLocks:
     def __len__(self) -> int:
         return len(self._held)
 
-    @asynccontextmanager
-    async def hold(self, keys: Sequence[ChunkKey], timeout_s: float) -> AsyncIterator[None]:
+    def hold(self, keys: Sequence[ChunkKey], timeout_s: float) -> _Hold:
         """Hold all of `keys`, which are sorted. Raises CHUNK_BUSY after `timeout_s`, OVERLOADED over the bound."""
+        return _Hold(self, keys, timeout_s)
+
+    async def take(self, keys: Sequence[ChunkKey], timeout_s: float) -> None:
+        """All of them or, when it raises, none. See `hold`."""
         taken = 0
         try:
             for key in keys:
@@ -43,10 +46,13 @@ class KeyLocks:
                         raise error(Code.OVERLOADED, f"{LOCKED_MAX} chunks are being updated")
                     self._held[key] = deque()
                 taken += 1
-            yield
-        finally:
-            for key in keys[:taken]:
-                self._release(key)
+        except BaseException:
+            self.give(keys[:taken])
+            raise
+
+    def give(self, keys: Sequence[ChunkKey]) -> None:
+        for key in keys:
+            self._release(key)
 
     async def _wait(self, key: ChunkKey, timeout_s: float) -> None:
         if self._waiters >= WAITERS_MAX:
@@ -74,6 +80,23 @@ class KeyLocks:
                 turn.set_result(None)
                 return
         del self._held[key]
+
+
+class _Hold:
+    """`KeyLocks.hold`; a class, because each request enters it and a generator costs three times as much."""
+
+    __slots__ = ("_keys", "_locks", "_timeout_s")
+
+    def __init__(self, locks: KeyLocks, keys: Sequence[ChunkKey], timeout_s: float) -> None:
+        self._locks = locks
+        self._keys = keys
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> None:
+        await self._locks.take(self._keys, self._timeout_s)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._locks.give(self._keys)
 
 
 class Gate:

@@ -35,7 +35,11 @@ from fireflyfs.proto.storage_wire import (
 from fireflyfs.storage.engine.interface import CacheName, ChunkKey, Extent, Writer
 
 _HEADER = struct.Struct("<II16sQIIII")
-assert _HEADER.size == UPDATE_HEADER.itemsize
+_ITEM = struct.Struct("<QQQHHIIIQ")
+_EXTENT = struct.Struct("<IIII")
+_RESULT = struct.Struct("<IIQII")
+_ARRAYS = (UPDATE_HEADER, UPDATE_ITEM, EXTENT, UPDATE_RESULT)
+assert [packed.size for packed in (_HEADER, _ITEM, _EXTENT, _RESULT)] == [array.itemsize for array in _ARRAYS]
 _EMPTY = memoryview(b"")
 
 
@@ -98,7 +102,8 @@ def decode_update(body: memoryview, pull_lengths: Sequence[int], *, from_client:
     chain_id, chain_version, client_id, sequence, channel, n_items, n_extents, flags = _HEADER.unpack_from(body)
     if n_items > UPDATE_ITEMS_MAX or n_extents > FRAME_SEGMENTS_MAX:
         raise error(Code.TOO_LARGE, f"{n_items} chunks in {n_extents} extents; at most {UPDATE_ITEMS_MAX} chunks")
-    names_at = _HEADER.size + n_items * UPDATE_ITEM.itemsize + n_extents * EXTENT.itemsize
+    extents_at = _HEADER.size + n_items * _ITEM.size
+    names_at = extents_at + n_extents * _EXTENT.size
     expected = names_at
     if flags & UpdateFlag.NAMED:
         expected += n_items * UPDATE_NAME.itemsize + NAMED_TAIL.itemsize
@@ -106,8 +111,8 @@ def decode_update(body: memoryview, pull_lengths: Sequence[int], *, from_client:
         raise error(Code.PROTOCOL, f"an update of {len(body)} bytes, its counts say {expected}")
     if len(pull_lengths) != n_extents:
         raise error(Code.PROTOCOL, f"{len(pull_lengths)} pieces of data for {n_extents} extents")
-    rows = np.frombuffer(body, UPDATE_ITEM, n_items, _HEADER.size).tolist()
-    extents = np.frombuffer(body, EXTENT, n_extents, _HEADER.size + n_items * UPDATE_ITEM.itemsize).tolist()
+    rows = _ITEM.iter_unpack(body[_HEADER.size : extents_at])
+    extents = list(_EXTENT.iter_unpack(body[extents_at:names_at]))
     names: list[CacheName | None] = [None] * n_items
     capacity_bytes = 0
     if flags & UpdateFlag.NAMED:
@@ -115,6 +120,7 @@ def decode_update(body: memoryview, pull_lengths: Sequence[int], *, from_client:
         capacity_bytes = int.from_bytes(body[-NAMED_TAIL.itemsize :], "little")
     items: list[Item] = []
     place = 0
+    # Few rows as a rule: for those, struct costs less than numpy.
     for (inode, index, version, kind, count, chunk_size, length, crc32c, base), name in zip(rows, names, strict=True):
         mine = extents[place : place + count]
         if len(mine) != count:
@@ -129,7 +135,7 @@ def decode_update(body: memoryview, pull_lengths: Sequence[int], *, from_client:
         if (kind == UpdateKind.PUT and name is None) or (name is not None and kind not in _MAY_BE_NAMED):
             raise error(Code.PROTOCOL, f"an update of kind {kind} {'with' if name else 'without'} a name")
         data = [Extent(offset, _EMPTY, crc) for offset, _, crc, _ in mine]
-        item = Item(ChunkKey(inode, index), UpdateKind(kind), version, chunk_size, length, crc32c, data, base)
+        item = Item(ChunkKey(inode, index), _KINDS[kind], version, chunk_size, length, crc32c, data, base)
         item.name = name
         items.append(item)
     if place != n_extents:
@@ -140,7 +146,8 @@ def decode_update(body: memoryview, pull_lengths: Sequence[int], *, from_client:
     return UpdateRequest(chain_id, chain_version, writer, flags, items, sum(pull_lengths), capacity_bytes)
 
 
-_KINDS = frozenset(int(kind) for kind in UpdateKind)
+_KINDS = {int(kind): kind for kind in UpdateKind}
+_CODES = {int(code): code for code in Code}
 _MAY_BE_NAMED = frozenset({UpdateKind.PUT, UpdateKind.REPLACE, UpdateKind.DAMAGED})
 
 
@@ -206,26 +213,23 @@ def encode_update(
         names = table.tobytes() + capacity_bytes.to_bytes(NAMED_TAIL.itemsize, "little")
     else:
         flags &= ~UpdateFlag.NAMED
-    rows = np.array(
-        [
-            (
-                *item.key,
-                item.version,
-                item.kind,
-                len(item.extents),
-                item.chunk_size,
-                item.length,
-                item.crc32c,
-                item.base,
-            )
-            for item in items
-        ],
-        UPDATE_ITEM,
-    )
+    rows = [
+        _ITEM.pack(
+            *item.key,
+            item.version,
+            item.kind,
+            len(item.extents),
+            item.chunk_size,
+            item.length,
+            item.crc32c,
+            item.base,
+        )
+        for item in items
+    ]
     pieces = [extent.data for item in items for extent in item.extents]
-    extents = np.array(
-        [(extent.offset, len(extent.data), extent.crc32c, 0) for item in items for extent in item.extents], EXTENT
-    )
+    extents = [
+        _EXTENT.pack(extent.offset, len(extent.data), extent.crc32c, 0) for item in items for extent in item.extents
+    ]
     header = _HEADER.pack(
         chain_id,
         chain_version,
@@ -236,31 +240,21 @@ def encode_update(
         len(pieces),
         flags,
     )
-    return header + rows.tobytes() + extents.tobytes() + names, pieces
+    return b"".join([header, *rows, *extents, names]), pieces
 
 
 def encode_results(results: Iterable[Result]) -> bytes:
-    return np.array(
-        [(int(code), chain_version, version, length, crc) for code, chain_version, version, length, crc in results],
-        UPDATE_RESULT,
-    ).tobytes()
+    return b"".join([_RESULT.pack(*result) for result in results])
 
 
 def decode_results(body: bytes | memoryview, count: int) -> list[Result]:
     """Raises PROTOCOL."""
-    if len(body) != count * UPDATE_RESULT.itemsize:
+    if len(body) != count * _RESULT.size:
         raise error(Code.PROTOCOL, f"an answer of {len(body)} bytes for {count} chunks")
     return [
-        Result(_code(code), chain_version, version, length, crc)
-        for code, chain_version, version, length, crc in np.frombuffer(body, UPDATE_RESULT, count).tolist()
+        Result(_CODES.get(code, Code.INTERNAL), chain_version, version, length, crc)
+        for code, chain_version, version, length, crc in _RESULT.iter_unpack(body)
     ]
-
-
-def _code(number: int) -> Code:
-    try:
-        return Code(number)
-    except ValueError:
-        return Code.INTERNAL
 
 
 def decode_reads(body: memoryview, push_lengths: Sequence[int]) -> list[tuple[int, int, int, int, int, int]]:

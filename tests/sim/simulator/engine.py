@@ -16,6 +16,7 @@ from crc32c import crc32c
 from fireflyfs.common.errors import Code, error
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.engine.cache_blocks import BlocksByState
+from fireflyfs.storage.engine.extents import check_update
 from fireflyfs.storage.engine.interface import (
     ChunkKey,
     ChunkState,
@@ -31,7 +32,6 @@ from fireflyfs.storage.engine.interface import (
     Writer,
     check_distinct,
 )
-from fireflyfs.storage.engine.stage import check_update
 
 
 class Stored(NamedTuple):

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.storage.engine import blocks, crc
 from fireflyfs.storage.engine.allocator import ClassAllocator
+from fireflyfs.storage.engine.deltas import DeltaRef, Deltas
 from fireflyfs.storage.engine.identity import create_target, read_identity, require_identity
 from fireflyfs.storage.engine.interface import ChunkKey
 from fireflyfs.storage.engine.record import (
-    DeltaRef,
     Record,
     block_of,
     block_shift_of,
@@ -62,7 +62,7 @@ def test_checksum_after_a_part_changed(before: bytes, part: bytes, behind: bytes
 
 RECORD = Record(
     0, 20, 14, 1 << 20, 40_000, 0xDEADBEEF, 50_000, 77, 9, 4, 1 << 60, 6, 3, b"i" * 16,
-    array("I", (1, 2, 0xFFFFFFFF)), (DeltaRef(5, 6, (7 << 32) | 1), DeltaRef(9, 10, 11)),
+    array("I", (1, 2, 0xFFFFFFFF)), Deltas.of((DeltaRef(5, 6, (7 << 32) | 1), DeltaRef(9, 10, 11))),
 )  # fmt: skip
 
 

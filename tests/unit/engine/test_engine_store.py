@@ -179,6 +179,13 @@ def test_what_was_left_alone_is_folded_and_what_changes_is_not(tmp_path: Path, m
     for key in keys:
         put(engine, key, 4, 100_000, b"y" * 20_000)
     monkeypatch.setattr(fold, "PATCHED_BYTES_DUE", 160_000)
+    assert not engine._folder.due  # all of it changed just now
+    engine._tick()
+    assert engine.stats()["patch_bytes_waiting"] == 10 * 20_000
+    with monkeypatch.context() as patched:
+        patched.setattr(fold, "PATCHED_BYTES_MAX", 200_000)
+        assert engine._folder.due  # but there is no time
+    clock.advance(fold.HOT_S)
     assert engine._folder.due
     engine._tick()  # those left alone for longest make room
     assert engine.stats()["patch_bytes_waiting"] == 4 * 20_000
@@ -218,7 +225,7 @@ def test_rot_in_a_patch_is_never_delivered(engine: Engine, tmp_path: Path) -> No
     put(engine, A, 2, 100_000, b"x" * 50_000)
     record = engine._chunks.committed(A)
     assert record is not None
-    shift, block = record.deltas[0].place or (0, 0)
+    shift, block = next(iter(record.deltas)).place or (0, 0)
     with open(tmp_path / "blocks" / f"{shift}-{block % 4}", "r+b") as file:
         file.seek(((block // 4) << shift) + 777)
         file.write(b"y")
