@@ -65,7 +65,7 @@ class Volume:
             self._store, self.segments, clock, dirty_bytes_max=options.dirty_bytes_max, age_s=options.dirty_age_s
         )
         self.session_ender = SessionEnder(self._end_sessions)
-        held = HeldLocks(backend.meta, self.callers.root, clock, backend.lease, self._locks_lost)
+        held = HeldLocks(backend.meta, self.callers.root, backend.lease_clock, backend.lease, self._locks_lost)
         self.locks = LockClient(backend.meta, self.callers.root, held)
         self.entry_valid = protocol.Valid.of(options.entry_timeout_s)
         self.attr_valid = protocol.Valid.of(options.attr_timeout_s)

@@ -52,10 +52,13 @@ class Replicas:
         *,
         fence_s: float = fence.FENCE_S,
         last_heartbeat_s: Callable[[], float | None] = lambda: None,
+        lease_clock: Clock | None = None,
     ) -> None:
+        """`last_heartbeat_s` is by `lease_clock`, if not by `clock`."""
         self.targets = {local.target_id: local for local in targets}
         self.link = link
         self.clock = clock
+        self._lease_clock = lease_clock or clock
         self.fence_s = fence_s
         self.last_heartbeat_s = last_heartbeat_s
         self.routing = Routing()
@@ -120,7 +123,7 @@ class Replicas:
         return chain is None or chain.version < chain_version
 
     def fenced(self) -> bool:
-        return fence.is_fenced(self.clock.monotonic_s(), self.last_heartbeat_s(), self.fence_s)
+        return fence.is_fenced(self._lease_clock.monotonic_s(), self.last_heartbeat_s(), self.fence_s)
 
     def check_fence(self) -> None:
         """Raises FENCED."""
