@@ -25,7 +25,7 @@ from fireflyfs.client.routing_source import RoutingSource
 from fireflyfs.client.routing_view import RoutingView
 from fireflyfs.client.scratch import Scratch
 from fireflyfs.client.storage_client import StorageClient
-from fireflyfs.common.clock import Clock, SystemClock
+from fireflyfs.common.clock import Clock, LeaseClock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.ids import ClientId
 from fireflyfs.common.net.api import BlockingLink, MemoryPool
@@ -59,7 +59,7 @@ class Parts:
 
 
 class LeaseTerm:
-    """How long mgmtd surely takes this client for alive, by the client's own clock.
+    """How long mgmtd surely takes this client for alive, by the clock of the client's `LeaseKeeper`.
 
     `now` is (how often it was begun anew, until when it runs): one value, so that readers need no lock.
     """
@@ -82,7 +82,7 @@ class LeaseKeeper:
         self, mgmtd: MgmtdClient, cluster_id: str, session: mgmtd_pb2.ClientSession, clock: Clock | None = None
     ) -> None:
         self.term = LeaseTerm()
-        self._clock = clock or SystemClock()
+        self.clock = clock or LeaseClock()
         self._mgmtd = mgmtd
         self._request = mgmtd_pb2.ExtendSessionRequest(cluster_id=cluster_id, session=session)
         self._stop = threading.Event()
@@ -100,11 +100,11 @@ class LeaseKeeper:
                 log.warning("cannot extend the client's lease: %s", exc)
 
     def _extend(self) -> None:
-        sent_s = self._clock.monotonic_s()
+        sent_s = self.clock.monotonic_s()
         reply = self._mgmtd.extend_session(self._request)
         if reply.lease_ms:
             self._lease_s = reply.lease_ms / 1000
-        self.term.renewed(sent_s, self._clock.monotonic_s(), self._lease_s)
+        self.term.renewed(sent_s, self.clock.monotonic_s(), self._lease_s)
 
     def close(self) -> None:
         """Give the lease back, if mgmtd can be reached soon."""
@@ -168,9 +168,15 @@ class ClientContext:
         return self._parts.mgmtd
 
     def lease(self) -> tuple[int, float]:
-        """(how often it was begun anew, until when it surely runs); without one nobody takes this client for dead."""
+        """(how often it was begun anew, until when it surely runs, by `lease_clock`); without one nobody takes this
+        client for dead."""
         lease = self._parts.lease
         return lease.term.now if lease is not None else (0, float("inf"))
+
+    @property
+    def lease_clock(self) -> Clock:
+        lease = self._parts.lease
+        return lease.clock if lease is not None else self.clock
 
     def acting_for(self, caller: Caller) -> ClientContext:
         """The same connections and open files as another user has them. Only the original is closed."""

@@ -28,6 +28,18 @@ class SystemClock:
         return time.time_ns()
 
 
+class LeaseClock(SystemClock):
+    """For who holds what another process takes away after a time: seconds go on while the machine is suspended.
+
+    Who takes away measures with SystemClock: where that one's machine was suspended, it waits longer than it must.
+    """
+
+    __slots__ = ()
+
+    def monotonic_s(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class ManualClock:
     """A clock that stands still until it is moved; for tests and simulation."""
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from fireflyfs.client.storage_ranges import DataRange
 from fireflyfs.client.striping import FileLayout
+from fireflyfs.common.clock import Clock
 from fireflyfs.common.net.api import MemoryPool, Piece
 from fireflyfs.proto import meta_pb2 as m
 
@@ -87,7 +88,11 @@ class Backend(Protocol):
         """How often a call was begun anew because servers were away."""
 
     def lease(self) -> tuple[int, float]:
-        """(how often the client's lease was begun anew, until when it surely runs: monotonic seconds)."""
+        """(how often the client's lease was begun anew, until when it surely runs, by `lease_clock`)."""
+
+    @property
+    def lease_clock(self) -> Clock:
+        """What is measured by that others measure, too: it goes on while this machine is suspended."""
 
     def give_up(self) -> None:
         """The mount ends: calls that wait for servers may fail now."""

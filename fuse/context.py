@@ -16,6 +16,7 @@ from fireflyfs.client.session import ClientContext
 from fireflyfs.client.storage_client import StorageClient, WriteSpan
 from fireflyfs.client.storage_ranges import DataRange
 from fireflyfs.client.striping import FileLayout
+from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, FfsError, Reaction
 from fireflyfs.common.limits import RANGE_CHUNKS_MAX
 from fireflyfs.common.net.api import MemoryPool, Piece
@@ -219,6 +220,7 @@ class ContextBackend:
         self.pool: MemoryPool = context.pool
         self.client_id: bytes = context.client_id
         self.lease = context.lease
+        self.lease_clock: Clock = context.lease_clock
 
     @property
     def waits(self) -> int:

@@ -61,7 +61,8 @@ class HeldLocks:
     def __init__(
         self, meta: MetaCalls, caller: Caller, clock: Clock, lease: Lease, on_lost: Callable[[int], None]
     ) -> None:
-        """`on_lost` is told of each file with lost locks, in the thread that watches: its pages should go."""
+        """`lease` is by `clock`. `on_lost` is told of each file with lost locks, in the thread that watches: its pages
+        should go."""
         self._meta = meta
         self._caller = caller
         self._clock = clock

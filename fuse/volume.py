@@ -65,7 +65,7 @@ class Volume:
             self._store, self.segments, clock, dirty_bytes_max=options.dirty_bytes_max, age_s=options.dirty_age_s
         )
         self.session_ender = SessionEnder(self._end_sessions)
-        held = HeldLocks(backend.meta, self.callers.root, clock, backend.lease, self._locks_lost)
+        held = HeldLocks(backend.meta, self.callers.root, backend.lease_clock, backend.lease, self._locks_lost)
         self.locks = LockClient(backend.meta, self.callers.root, held)
         self.entry_valid = protocol.Valid.of(options.entry_timeout_s)
         self.attr_valid = protocol.Valid.of(options.attr_timeout_s)
@@ -133,7 +133,18 @@ class Volume:
         if live is not None:
             with live.lock:
                 live.learn(inode, self.clock.monotonic_s())
+                if self.settle(live):
+                    return live.inode
         return inode
+
+    def settle(self, live: LiveInode) -> bool:
+        """Before it is said how long a file is: whether a truncation elsewhere has made that unsure. Then storage is
+        asked, through meta, so that programs find what they wrote since. Called under `live.lock`."""
+        if not live.unsure:
+            return False
+        self.write_behind.flush(live.id)  # what of it is lost is told to who syncs or closes
+        self.record(live, keep=True)
+        return True
 
     def _store(self, nodeid: int, pieces: Sequence[tuple[int, Piece]]) -> None:
         live = self.table.get(nodeid)
@@ -160,6 +171,19 @@ class Volume:
             lost, handle.errors_seen = self.write_behind.error_since(live.id, handle.errors_seen)
         if lost is not None:
             raise lost
+
+    def before_truncation(self, live: LiveInode) -> None:
+        """Before the length is set, and under the lock until that is done: called under `live.lock`."""
+        self.write_behind.flush(live.id)  # bytes under way must not come after the truncation
+        if self.rings is not None:
+            self.rings.files.record(live)  # or meta would take a shrinking for growth
+
+    def truncated(self, live: LiveInode) -> None:
+        """The length was set, later than any write before. Called under `live.lock`."""
+        live.written_end = -1
+        live.mtime_ns = 0
+        if self.rings is not None:
+            self.rings.files.shortened(live)
 
     def ensure_session(self, live: LiveInode) -> bytes:
         """The session that keeps the file's data if someone removes it. Called under `live.lock`."""
@@ -208,14 +232,24 @@ class Volume:
         self.meta.end_sessions(m.EndSessionsRequest(caller=self.callers.root, sessions=sessions))
 
     def record(
-        self, live: LiveInode, *, durable: bool = False, last: bool = False, keep: bool = False, wanted_end: int = 0
+        self,
+        live: LiveInode,
+        handle: FileHandle | None = None,
+        *,
+        durable: bool = False,
+        last: bool = False,
+        keep: bool = False,
+        wanted_end: int = 0,
     ) -> None:
         """Tell meta the length and time of what was stored; with `wanted_end`, ask whether the file may grow to there.
 
         Unless others still write here, or `keep` says so, the session ends with it: one round trip, and RELEASE has
-        nothing left to do.
+        nothing left to do. What others have written here since the caller flushed is stored first, and raises as
+        `flush` does: no length may be told of bytes that are still under way, and no session end before they are there.
         """
         with live.lock:
+            if self.write_behind.is_dirty(live.id):
+                self.flush(live, handle)
             hint = live.hint()
             if not (hint or live.mtime_ns or live.atime_ns or durable or wanted_end or (last and live.sessions)):
                 return

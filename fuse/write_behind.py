@@ -20,6 +20,7 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Final
 
@@ -198,10 +199,11 @@ class WriteBehind:
     def dirty_bytes(self) -> int:
         return self._dirty_bytes
 
-    def write(self, key: int, offset: int, segment: Segment, position: int, length: int) -> None:
+    def write(self, key: int, offset: int, segment: Segment, position: int, length: int) -> Callable[[], None] | None:
         """Keep `length` bytes at `position` of `segment` as the file's bytes at `offset`.
 
-        The segment gains a user for them. May flush, so it may take long; an error of that flush is kept, not raised.
+        The segment gains a user for them. Where too much waits now, returns what the writer does about it once it
+        holds no lock: a flush, so it may take long; an error of that flush is kept, not raised.
         """
         extent = Extent(offset, offset + length, segment, position)
         self._segments.hold(segment)
@@ -218,13 +220,11 @@ class WriteBehind:
             if not file.wanted and (file.bytes >= self._start_bytes or len(file.waiting) >= START_EXTENTS):
                 file.wanted = True
                 self._wanted.put(file.key)
-            other = 0
-            if not full and self._dirty_bytes >= self._dirty_bytes_max:
-                other = max(self._files.values(), key=lambda each: each.bytes).key
-        if full:
-            self._send_waiting(file)
-        elif other:
-            self.flush(other)
+            if full:
+                return partial(self._send_waiting, file)
+            if self._dirty_bytes >= self._dirty_bytes_max:
+                return partial(self.flush, max(self._files.values(), key=lambda each: each.bytes).key)
+            return None
 
     def overlaps(self, key: int, start: int, end: int) -> bool:
         """Whether any byte of the range is not in storage yet."""

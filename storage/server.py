@@ -16,7 +16,7 @@ from pathlib import Path
 from fireflyfs.client.membership import Membership, report_death
 from fireflyfs.client.mgmtd_client import AsyncMgmtdClient
 from fireflyfs.common import config as configuration
-from fireflyfs.common.clock import Clock, SystemClock
+from fireflyfs.common.clock import Clock, LeaseClock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.control import ControlServer
 from fireflyfs.common.net.dual import link_handlers
@@ -124,15 +124,16 @@ async def serve_worker(config: StorageConfig, worker: int, stop: asyncio.Event) 
         raise error(Code.CONFIG, f"there is no worker {worker}: the configuration has {len(config.workers)}")
     _die_with_supervisor()
     mine = config.workers[worker]
-    clock = SystemClock()
+    lease_clock = LeaseClock()  # a suspended worker must know when it wakes that it was taken out of its chains
     identity = Identity(config.cluster_id)
     targets = await asyncio.to_thread(_open, config, mine)
     membership: Membership | None = None
     storage = StorageWorker(
         targets,
         MultiplexLink(identity),
-        clock,
+        SystemClock(),
         last_heartbeat_s=lambda: membership.last_heartbeat_ok if membership is not None else None,
+        lease_clock=lease_clock,
         fence_s=config.fence_s,
         resync_bytes_s=config.resync_bytes_s,
         scrub_bytes_s=config.scrub_bytes_s,
@@ -166,7 +167,7 @@ async def serve_worker(config: StorageConfig, worker: int, stop: asyncio.Event) 
             endpoint,
             storage.reports,
             storage.replicas.install,
-            clock,
+            lease_clock,
         )
         await membership.start()
         # mgmtd hears first that this worker goes: its chains move on while it finishes what is under way.

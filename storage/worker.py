@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class StorageWorker:
-    """Owns its targets: `stop` closes their engines."""
+    """Owns its targets: `stop` closes their engines. `last_heartbeat_s` is by `lease_clock`, if not by `clock`."""
 
     def __init__(
         self,
@@ -35,6 +35,7 @@ class StorageWorker:
         clock: Clock,
         *,
         last_heartbeat_s: Callable[[], float | None],
+        lease_clock: Clock | None = None,
         fence_s: float = fence.FENCE_S,
         resync_bytes_s: int = 0,
         scrub_bytes_s: int = 0,
@@ -43,7 +44,9 @@ class StorageWorker:
         cache_room_bytes_max: int = ROOM_BYTES_MAX,
         on_target_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self.replicas = Replicas(targets, link, clock, fence_s=fence_s, last_heartbeat_s=last_heartbeat_s)
+        self.replicas = Replicas(
+            targets, link, clock, fence_s=fence_s, last_heartbeat_s=last_heartbeat_s, lease_clock=lease_clock
+        )
         self.service = StorageService(self.replicas, room_part=cache_room_part, room_bytes_max=cache_room_bytes_max)
         self._resync_bytes_s = resync_bytes_s
         self._scrub_bytes_s = scrub_bytes_s

@@ -35,6 +35,7 @@ def _attributes(volume: Volume, request: Request) -> tuple[m.Inode, bytes]:
             volume.rings.files.collect(live)
         # What is open here was asked for at its open: within the time that the kernel may trust it, so may we.
         with live.lock:
+            volume.settle(live)
             if volume.clock.monotonic_s() - live.checked_s < volume.options.attr_timeout_s:
                 volume.counts["attributes_known"] += 1
                 return live.inode, volume.attr(live.inode)
@@ -91,9 +92,7 @@ def _set(volume: Volume, request: Request, live: LiveInode | None) -> m.Inode:
     if valid & SetAttr.SIZE:
         change.length = asked.size
         if live is not None:
-            volume.write_behind.flush(live.id)  # bytes under way must not come after the truncation
-            if volume.rings is not None:
-                volume.rings.files.record(live)  # or meta would take a shrinking for growth
+            volume.before_truncation(live)
             handle = volume.handles.file_or_none(asked.fh) if valid & SetAttr.FH else None
             if handle is not None and handle.writes:
                 change.session = volume.ensure_session(live)
@@ -111,10 +110,8 @@ def _set(volume: Volume, request: Request, live: LiveInode | None) -> m.Inode:
         inode = _set_removed(volume, removed, change)
     if live is not None:
         if valid & SetAttr.SIZE:
-            live.written_end = -1
-            if volume.rings is not None:
-                volume.rings.files.shortened(live)
-        if valid & (SetAttr.MTIME | SetAttr.MTIME_NOW | SetAttr.SIZE):
+            volume.truncated(live)
+        if valid & (SetAttr.MTIME | SetAttr.MTIME_NOW):
             live.mtime_ns = 0  # set just now, later than any write before
         if valid & (SetAttr.ATIME | SetAttr.ATIME_NOW):
             live.atime_ns = 0

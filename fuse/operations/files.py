@@ -42,14 +42,13 @@ def open_(volume: Volume, request: Request) -> Reply:
                 return opened(volume, live, reply, asked.session, flags, writes)
         with live.lock:
             if flags & os.O_TRUNC:
-                volume.write_behind.flush(live.id)
+                volume.before_truncation(live)
             session = b""
             if writes:
                 session = live.sessions[0] if live.sessions else new_session_id()
             reply = _ask_open(volume, asked, session)
             if flags & os.O_TRUNC:
-                live.written_end = -1
-                live.mtime_ns = 0
+                volume.truncated(live)
             return opened(volume, live, reply, session, flags, writes)
     except BaseException:
         if live is not None:
@@ -152,6 +151,9 @@ def length_now(volume: Volume, live: LiveInode) -> int:
         volume.rings.files.collect(live)
     if volume.clock.monotonic_s() - live.checked_s >= volume.options.attr_timeout_s:
         volume.stat(live.id, volume.callers.root)
+    if live.unsure:
+        with live.lock:
+            volume.settle(live)
     return live.length
 
 
@@ -176,15 +178,18 @@ def write(volume: Volume, request: Request) -> Reply:
             volume.ensure_session(live)
         if live.inode.capability or live.inode.mode & SET_ID_BITS:
             drop_privileges(volume, request, live, write_flags)
+        # The bytes before their end: whoever goes by that has the lock, or must find them.
+        position = request.body_position + protocol.WRITE_IN.size
+        relieve = volume.write_behind.write(live.id, offset, request.segment, position, size)
         live.written_end = max(live.written_end, offset + size)
         live.mtime_ns = volume.clock.unix_ns()
-    position = request.body_position + protocol.WRITE_IN.size
-    volume.write_behind.write(live.id, offset, request.segment, position, size)
+    if relieve is not None:
+        relieve()
     # What rings read must be stored, and what they write must not be written over by what came before.
     if not volume.options.write_behind or (volume.rings is not None and volume.rings.files.knows(live.id)):
         volume.flush(live, handle)
     if volume.options.strict:
-        volume.record(live, keep=True)
+        volume.record(live, handle, keep=True)
     return protocol.WRITE_OUT.pack(size, 0)
 
 
@@ -197,7 +202,7 @@ def flush(volume: Volume, request: Request) -> Reply:
             volume.flush(handle.live, handle)
             if volume.rings is not None:
                 volume.rings.files.record(handle.live)
-            volume.record(handle.live)
+            volume.record(handle.live, handle)
     finally:
         volume.locks.closed(handle.live.id, owner)
     return b""
@@ -219,7 +224,7 @@ def fsync(volume: Volume, request: Request) -> Reply:
     if volume.rings is not None:
         volume.rings.files.record(live)
     volume.data.sync(live.file)
-    volume.record(live, durable=True)
+    volume.record(live, handle, durable=True)
     return b""
 
 

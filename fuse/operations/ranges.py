@@ -20,6 +20,7 @@ PUNCH_HOLE: Final = 0x02
 ZERO_RANGE: Final = 0x10
 MODES: Final = (0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE)
 COPY_BYTES_MAX: Final = 64 * MiB  # by one request: a caller who wants more asks again, and can be interrupted between
+LENGTHEN_TRIES: Final = 4  # of a file that others truncate meanwhile: what they say last counts
 
 
 def lseek(volume: Volume, request: Request) -> Reply:
@@ -55,24 +56,30 @@ def fallocate(volume: Volume, request: Request) -> Reply:
     live = volume.handles.file(fh).live
     volume.locks.held.check(live.id, fh)
     with live.lock:
-        session = volume.ensure_session(live)
+        volume.ensure_session(live)
         volume.flush(live)
         if mode & (PUNCH_HOLE | ZERO_RANGE):
             volume.data.punch(live.file, offset, length)
             live.mtime_ns = volume.clock.unix_ns()
         else:
             _check_room(volume, live, offset, end)
-        if not mode & KEEP_SIZE and end > length_now(volume, live):
-            inode = volume.meta.set_attr(
-                m.SetAttrRequest(caller=volume.callers.root, at=m.PathAt(dir=live.id), length=end, session=session)
-            ).inode
-            live.written_end = -1
-            live.mtime_ns = 0
-            live.learn(inode, volume.clock.monotonic_s())
-            live.limit.learn(inode, volume.clock.monotonic_s())
+        if not mode & KEEP_SIZE:
+            _lengthen(volume, live, end)
     if volume.options.strict:
         volume.record(live, keep=True)
     return b""
+
+
+def _lengthen(volume: Volume, live: LiveInode, end: int) -> None:
+    """As a write of no bytes would. Setting the length would cut off what others have written beyond `end` and not
+    recorded yet. Called under `live.lock`, with a session."""
+    for _ in range(LENGTHEN_TRIES):
+        if end <= length_now(volume, live):
+            return
+        volume.ensure_room(live, end)
+        live.written_end = end
+        live.mtime_ns = volume.clock.unix_ns()
+        volume.record(live, keep=True)  # says nothing where the file was truncated elsewhere: then once more
 
 
 def _check_room(volume: Volume, live: LiveInode, offset: int, end: int) -> None:

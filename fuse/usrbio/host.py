@@ -28,6 +28,7 @@ from fireflyfs.fuse.operations.files import length_now
 from fireflyfs.fuse.usrbio import messages
 from fireflyfs.fuse.usrbio.ends import SLOTS_MAX, Ends
 from fireflyfs.fuse.usrbio.links import Link, Links, application_of
+from fireflyfs.fuse.usrbio.memory import MemoryOpener
 from fireflyfs.fuse.usrbio.messages import Message
 from fireflyfs.fuse.usrbio.registrations import Registrations
 from fireflyfs.fuse.volume import Volume
@@ -91,6 +92,7 @@ class RingHost:
         self.files = Registrations(volume)
         self._lock = threading.RLock()
         self._links = Links()
+        self._opener = MemoryOpener()
         self._agents: list[AgentProcess] = []
         self._watched: dict[int, int] = {}  # pid of each application: its pidfd
         self._poll = select.epoll()
@@ -109,12 +111,21 @@ class RingHost:
     # Links
 
     def make(self, name: bytes, target: bytes, pid: int, uid: int, groups: list[int]) -> Link:
-        """Register a region or a ring. OSError as `Links.make`, and ESRCH for a caller that cannot be seen."""
+        """Register a region or a ring. OSError as `MemoryOpener.open` and `Links.add`, and ESRCH for a caller that
+        cannot be seen."""
         application = application_of(pid)
         with self._lock:
-            if self._ending.is_set():
-                raise OSError(errno.ENODEV, "the mount ends")
-            link = self._links.make(name, target, application, uid, groups, self._volume.clock.unix_ns())
+            self._links.check(name, application, uid)
+        fd = self._opener.open(target, application, uid, groups)  # the lock is everybody's: not held for what may hang
+        with self._lock:
+            try:
+                if self._ending.is_set():
+                    raise OSError(errno.ENODEV, "the mount ends")
+                now_ns = self._volume.clock.unix_ns()
+                link = self._links.add(name, target, fd, application, uid, groups[0] if groups else 0, now_ns)
+            except BaseException:
+                os.close(fd)
+                raise
             try:
                 self._watch_application(application)
                 if link.ring:
@@ -265,7 +276,7 @@ class RingHost:
         fd = -1
         try:
             if question["ask"] == "region":
-                fd = self._region(bytes.fromhex(question["region"]))
+                fd, answer["nbytes"] = self._region(bytes.fromhex(question["region"]))
             else:
                 answer |= self._file(agent, question)
         except FfsError as exc:
@@ -276,12 +287,13 @@ class RingHost:
         if fd >= 0:
             os.close(fd)
 
-    def _region(self, id_: bytes) -> int:
+    def _region(self, id_: bytes) -> tuple[int, int]:
+        """(descriptor, bytes)"""
         with self._lock:
             link = self._links.identified(id_)
             if link is None or link.ring:
                 raise OSError(errno.EINVAL, "no such region")
-            return os.dup(link.fd)
+            return os.dup(link.fd), link.nbytes
 
     def _file(self, agent: AgentProcess, question: Message) -> Message:
         known, slot = self.files.resolve(question["file"], agent)

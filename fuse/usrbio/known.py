@@ -29,9 +29,10 @@ class Region:
 
     __slots__ = ("size", "view")
 
-    def __init__(self, fd: int) -> None:
-        """`fd` stays the caller's. Raises OSError or ValueError where it cannot be mapped."""
-        self.size = os.fstat(fd).st_size
+    def __init__(self, fd: int, nbytes: int) -> None:
+        """`fd` stays the caller's; `nbytes` as it was registered. Raises OSError or ValueError where it cannot be
+        mapped, as when it is shorter now."""
+        self.size = nbytes
         self.view = memoryview(mmap.mmap(fd, self.size))
 
 
@@ -106,11 +107,11 @@ class Known:
         if found is not None:
             return found
         turn = self._turn
-        _, fd = self.ask({"ask": "region", "region": id_.hex()})
+        answer, fd = self.ask({"ask": "region", "region": id_.hex()})
         if fd < 0:
             raise OSError(errno.EINVAL, "no such region")
         try:
-            region = Region(fd)
+            region = Region(fd, answer["nbytes"])
         except ValueError as exc:
             raise OSError(errno.EFAULT, str(exc)) from exc
         finally:

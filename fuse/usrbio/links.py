@@ -1,4 +1,4 @@
-"""What stands in `3fs-virt/iovs`: links that register regions and rings, each of one application. No I/O but opening.
+"""What stands in `3fs-virt/iovs`: links that register regions and rings, each of one application.
 
 An application is a process. What it has registered goes when it does.
 """
@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import resource
-import stat
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,13 +16,16 @@ from fireflyfs.client.usrbio import layout, names
 
 LINKS_MAX: Final = 4096  # each keeps a descriptor open: never more than half of those that the process may have
 LINKS_OF_USER_MAX: Final = 1024  # but root's: nobody shall use up all
+BYTES_MAX: Final = 64 << 40  # of regions, which an agent maps: half of its addresses, should it have all of them
+BYTES_OF_USER_MAX: Final = 16 << 40  # but root's
+BYTES_OF_APPLICATION_MAX: Final = 4 << 40
 RINGS_OF_APPLICATION_MAX: Final = 256  # each has threads in an agent
-_MEMORY = re.compile(rb"/dev/shm/[^/\0]+\Z")
 
 
 @dataclass(eq=False)
 class Link:
-    """`fd` is of the memory, owned by the table; `pid` is the application's."""
+    """`fd` is of the memory, owned by the table, `nbytes` what it has when it is registered: what comes to it later is
+    not used. `pid` is the application's."""
 
     number: int
     name: bytes
@@ -35,6 +36,7 @@ class Link:
     gid: int
     pid: int
     fd: int
+    nbytes: int
     born_ns: int
     agent: object = None  # who serves the ring
 
@@ -51,29 +53,6 @@ def application_of(pid: int) -> int:
     raise OSError(errno.ESRCH, f"process {pid} cannot be seen from the mount")
 
 
-def open_memory(target: bytes, pid: int, uid: int, groups: list[int]) -> int:
-    """A descriptor of the shared memory that `target` names where process `pid` is, which may be a container.
-
-    OSError: EINVAL for anything but memory in /dev/shm, EACCES where the user may not read and write it.
-    """
-    if not _MEMORY.match(target) or target.endswith((b"/.", b"/..")):
-        raise OSError(errno.EINVAL, f"{target!r} is no shared memory: /dev/shm/NAME is")
-    try:
-        found = os.open(b"/proc/%d/root%s" % (pid, target), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except PermissionError:  # a mount of an ordinary user, who sees what others have in the same place
-        found = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        state = os.fstat(found)
-        if not stat.S_ISREG(state.st_mode):
-            raise OSError(errno.EINVAL, f"{target!r} is no memory")
-        shift = 6 if uid == state.st_uid else 3 if state.st_gid in groups else 0
-        if uid and state.st_mode >> shift & 0o6 != 0o6:
-            raise OSError(errno.EACCES, f"user {uid} may not read and write {target!r}")
-        return os.open(f"/proc/self/fd/{found}", os.O_RDWR | os.O_CLOEXEC)
-    finally:
-        os.close(found)
-
-
 class Links:
     """The table. Not safe to use from several threads: its owner has the lock."""
 
@@ -87,8 +66,8 @@ class Links:
     def __len__(self) -> int:
         return len(self._by_name)
 
-    def make(self, name: bytes, target: bytes, pid: int, uid: int, groups: list[int], now_ns: int) -> Link:
-        """OSError as `names.parse` and `open_memory`; EEXIST, ENOSPC; EINVAL for memory that holds no ring."""
+    def check(self, name: bytes, pid: int, uid: int) -> names.LinkName:
+        """What a new link would be. OSError as `names.parse`; EEXIST, ENOSPC."""
         parsed = names.parse(os.fsdecode(name))
         if name in self._by_name or parsed.id in self._by_id:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -98,23 +77,36 @@ class Links:
             raise OSError(errno.ENOSPC, f"user {uid} has {LINKS_OF_USER_MAX} regions and rings")
         if parsed.ring and sum(link.ring for link in self.of(pid)) >= RINGS_OF_APPLICATION_MAX:
             raise OSError(errno.ENOSPC, f"process {pid} has {RINGS_OF_APPLICATION_MAX} rings")
-        fd = open_memory(target, pid, uid, groups)
-        try:
-            size = os.fstat(fd).st_size
-            if not size:
-                raise OSError(errno.EINVAL, "memory of no bytes")
-            if parsed.ring:
-                layout.parse_header(os.pread(fd, layout.HEADER.size, 0), size)
-        except BaseException:
-            os.close(fd)
-            raise
-        gid = groups[0] if groups else 0
-        link = Link(self._next, name, target, parsed.id, parsed.ring, uid, gid, pid, fd, now_ns)
+        return parsed
+
+    def add(self, name: bytes, target: bytes, fd: int, pid: int, uid: int, gid: int, now_ns: int) -> Link:
+        """`fd` is the table's from now on, unless it raises: OSError as `check`, EINVAL for memory that holds no ring,
+        ENOSPC where regions have too many bytes."""
+        parsed = self.check(name, pid, uid)
+        nbytes = os.fstat(fd).st_size
+        if not nbytes:
+            raise OSError(errno.EINVAL, "memory of no bytes")
+        if parsed.ring:
+            layout.parse_header(os.pread(fd, layout.HEADER.size, 0), nbytes)
+        else:
+            self._check_bytes(nbytes, pid, uid)
+        link = Link(self._next, name, target, parsed.id, parsed.ring, uid, gid, pid, fd, nbytes, now_ns)
         self._next += 1
         self._by_name[name] = link
         self._by_number[link.number] = link
         self._by_id[link.id] = link
         return link
+
+    def _check_bytes(self, nbytes: int, pid: int, uid: int) -> None:
+        """Agents map regions as a whole, and memory in /dev/shm may have any length and no bytes."""
+        regions = [link for link in self._by_number.values() if not link.ring]
+        for whose, most, known in (
+            (f"process {pid}", BYTES_OF_APPLICATION_MAX, [link for link in regions if link.pid == pid]),
+            (f"user {uid}", BYTES_OF_USER_MAX if uid else BYTES_MAX, [link for link in regions if link.uid == uid]),
+            ("this mount", BYTES_MAX, regions),
+        ):
+            if nbytes + sum(link.nbytes for link in known) > most:
+                raise OSError(errno.ENOSPC, f"{nbytes} bytes more, and regions of {whose} have over {most} bytes")
 
     def remove(self, link: Link) -> None:
         del self._by_name[link.name], self._by_number[link.number], self._by_id[link.id]

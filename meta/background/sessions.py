@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from fireflyfs.common.errors import FfsError
 from fireflyfs.common.kv.interface import Transaction, read
 from fireflyfs.common.net.methods import Method
-from fireflyfs.meta.core import keys, lock_keys
+from fireflyfs.meta.core import keys
 from fireflyfs.meta.core.lock_keys import Count
 from fireflyfs.meta.core.records import Session
 from fireflyfs.meta.ops import locks
@@ -87,10 +87,11 @@ class SessionReaper:
                     while more:
                         more = self._drop_some_locks(client_id, oldest_ns)
                         await asyncio.sleep(0)
-                    log.info("dropped %d locks of client %s, which is gone", count.spans, client_id.hex())
+                    if count.spans:
+                        log.info("dropped %d locks of client %s, which is gone", count.spans, client_id.hex())
             if len(found) < PAGE:
                 return
-            after = lock_keys.count(found[-1][0]) + b"\0"
+            after = found[-1][0]
             await asyncio.sleep(0)
 
     def _drop_some_locks(self, client_id: bytes, oldest_ns: int) -> bool:

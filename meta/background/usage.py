@@ -46,11 +46,15 @@ class UsageFolder:
         """
         steps = 0
         async with self._folding:
-            self._runner.quotas.folding()
             begin = self._begin(look_back)
-            while folded := run(self._runner.engine, partial(self._fold, begin)):
+            while True:
+                self._runner.quotas.folding()
+                folded = run(self._runner.engine, partial(self._fold, begin))
+                if not folded:
+                    break  # and with it everything is folded that was let through until now
                 begin = folded[-1] + b"\0"
                 self._folded_ns = max(self._folded_ns, keys.change_time(folded[-1]))
+                self._runner.change_keys.follow(self._folded_ns)
                 self._runner.commits += 1
                 steps += 1
                 await asyncio.sleep(0)  # requests come in between

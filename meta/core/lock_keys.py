@@ -7,7 +7,7 @@
 | `LW` | inode id, kind, ticket | waiter record | a queued request; a scan gives the queue in its order |
 | `LB` | client id, owner, inode id, kind, ticket | mark | the same, to be found by its owner |
 | `LG` | client id, request id | mark | a queued request that was granted, until its client has heard of it |
-| `LN` | client id | count record | a client that has any of these |
+| `LN` | client id | count record | a client that has locked something, or waits for a lock |
 
 Numbers in keys are big-endian: kind 1 byte, the others 8. A request id and a client id have 16 bytes.
 """
@@ -115,6 +115,15 @@ def granted_to(client_id: bytes) -> tuple[bytes, bytes]:
     return b"LG" + client_id, b"LG" + client_id + b"\xff" * (ID_BYTES + 1)
 
 
+def grants(after: bytes) -> tuple[bytes, bytes]:
+    """Of all clients behind `after`."""
+    return b"LG" + after + b"\xff" * (ID_BYTES + 1) if after else b"LG", b"LH"
+
+
+def client_of_granted(key: bytes) -> bytes:
+    return key[2 : 2 + ID_BYTES]
+
+
 def request_of_granted(key: bytes) -> bytes:
     return key[2 + ID_BYTES :]
 
@@ -123,8 +132,9 @@ def count(client_id: bytes) -> bytes:
     return b"LN" + client_id
 
 
-def counts() -> tuple[bytes, bytes]:
-    return b"LN", b"LO"
+def counts(after: bytes) -> tuple[bytes, bytes]:
+    """Of all clients behind `after`."""
+    return b"LN" + after + b"\0" if after else b"LN", b"LO"
 
 
 def client_of_count(key: bytes) -> bytes:

@@ -28,7 +28,9 @@ class Op:
     committed; `files_delta` is how many inodes it adds. `trash`: what loses its last name is kept for a while.
     `granted` collects clients to whom queued locks were given, `regrant` the queues (inode id, kind of lock) that had
     more to give than one transaction holds. `folded`: usage was folded just now, so a quota that says no means it;
-    `gains` is what the operation uses more where there are quotas.
+    `gains` is what the operation uses more where there are quotas. Of it only what `enters` gains is asked for, if that
+    is a directory: a name was replaced there, and removing one is never refused, wherever its file counts then.
+    `further_names` got a file that counts elsewhere: (inode id, directory, the directory that the name left, 0: none).
     """
 
     tree: Tree
@@ -46,3 +48,5 @@ class Op:
     end_max: EndMax = unlimited
     folded: bool = False
     gains: Mapping[Subject, Usage] | None = None
+    enters: int = 0
+    further_names: list[tuple[int, int, int]] = field(default_factory=list)

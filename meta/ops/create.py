@@ -167,6 +167,7 @@ def link(op: Op, request: meta_pb2.LinkRequest) -> meta_pb2.InodeReply:
     inode.nlink += 1
     inode.ctime_ns = op.now_ns
     names.added(op.tree, inode, parent.id)
+    op.further_names.append((inode.id, parent.id, 0))
     attach(op, parent, place.name, inode)
     return inode_reply(inode, parent)
 

@@ -82,6 +82,8 @@ def _place(op: Op, source: Inode, goal: Inode, name: bytes, inode: Inode) -> Non
         inode.parent, inode.counted = goal.id, True
     elif not inode.is_dir:
         names.moved(op.tree, inode, source.id, goal.id)
+        if inode.nlink > 1:
+            op.further_names.append((inode.id, goal.id, source.id))
     op.tree.put(inode)
     op.tree.link(goal.id, name, inode)
 
@@ -97,6 +99,7 @@ def _replace(op: Op, inode: Inode, goal: Inode, name: bytes, other: Inode) -> No
         if other.is_dir:
             raise error(Code.IS_DIRECTORY)
         drop_name(op, goal, name, other)
+    op.enters = goal.id
 
 
 def _check_cycles(tree: Tree, source: Inode, inode: Inode, goal: Inode, other: Inode | None, *, exchange: bool) -> None:

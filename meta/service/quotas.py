@@ -27,6 +27,7 @@ from fireflyfs.meta.core.usage import (
     rounded,
     unpack_quota,
 )
+from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.needs import FoldFirst
 from fireflyfs.meta.store import accounts
 from fireflyfs.meta.store.tree import ANCESTORS_MAX, Tree
@@ -75,16 +76,26 @@ class Quotas:
                     found[key] = found.get(key, Usage()).plus(change)
         return found
 
-    def of_further_name(self, tree: Tree, inode_id: int, directory: int) -> dict[Subject, Usage]:
+    def of_further_name(self, tree: Tree, inode_id: int, directory: int, left: int) -> dict[Subject, Usage]:
         """What a file of several names would use below quotas that it does not count in: it will, when the names
-        elsewhere go, and that nobody refuses."""
+        elsewhere go, and that nobody refuses. Quotas that the name was below before, in `left`, are not among them."""
         inode = tree.find(inode_id)
         if inode is None or inode.parent == directory:
             return {}
-        counted_in = set(self._above(tree, inode.parent))
+        known = {*self._above(tree, inode.parent), *(self._above(tree, left) if left else ())}
         one = Usage(bytes_of(inode.mode, inode.length), 1)
-        above = self._above(tree, directory)
-        return {subject: one for subject in above if subject in self._quotas and subject not in counted_in}
+        return {subject: one for subject in self._of(tree, directory) if subject not in known}
+
+    def asked_of(self, op: Op) -> dict[Subject, Usage]:
+        """Of what an operation gains, what there must be room for."""
+        gains = dict(op.gains or {})
+        if op.enters:
+            entered = set(self._of(op.tree, op.enters))
+            gains = {subject: change for subject, change in gains.items() if subject in entered}
+        for further in op.further_names:
+            for subject, change in self.of_further_name(op.tree, *further).items():
+                gains[subject] = gains.get(subject, Usage()).plus(change)
+        return gains
 
     def check(self, tree: Tree, gains: Mapping[Subject, Usage], *, folded: bool) -> None:
         """Raises QUOTA_EXCEEDED, or FoldFirst unless that was just done, when one of `gains` is too much."""
@@ -140,9 +151,7 @@ class Quotas:
         """The quotas above and of `directory`, with what is used of each."""
         if not self._of_directories:
             return []
-        return [
-            (self._quotas[key], self._used(tree, key)) for key in self._above(tree, directory) if key in self._quotas
-        ]
+        return [(self._quotas[key], self._used(tree, key)) for key in self._of(tree, directory)]
 
     def _used(self, tree: Tree, subject: Subject) -> Usage:
         used = accounts.usage(tree.txn, *subject, snapshot=True)
@@ -150,6 +159,10 @@ class Quotas:
             if subject in more:
                 used = used.plus(more[subject])
         return used
+
+    def _of(self, tree: Tree, directory: int) -> list[Subject]:
+        """The directory and those above it, as far as they have quotas."""
+        return [subject for subject in self._above(tree, directory) if subject in self._quotas]
 
     def _above(self, tree: Tree, directory: int) -> Iterable[Subject]:
         """The directory and all above it; looked up without a conflict: a rename is checked by itself."""

@@ -165,7 +165,7 @@ class Runner:
                 if done is not None:
                     return self._replay(method, done, op), op
             reply = body(op, request)
-            self._account(method, op, reply)
+            self._account(method, op)
             if self.quotas.any and method in GRANTING:
                 self._grant(op, request, reply)
             if request_id:
@@ -184,20 +184,15 @@ class Runner:
             self.on_grants(op.granted, op.regrant)
         return reply, op
 
-    def _account(self, method: Method, op: Op, reply: Any) -> None:
+    def _account(self, method: Method, op: Op) -> None:
         """Record what the operation does to usage. Raises QUOTA_EXCEEDED, FoldFirst."""
         if not self.quotas.any:
             settle_unseen(op.tree, self.change_keys, op.now_ns)
             return
-        if method is Method.META_LINK:
-            gains = self.quotas.of_further_name(op.tree, reply.inode.id, reply.directory.id)
-            self.quotas.check(op.tree, gains, folded=op.folded)
         changes = changes_of(op.tree)
-        if not changes:
-            return
         op.gains = self.quotas.limited(op.tree, changes)
-        if op.gains and method not in NEVER_REFUSED:
-            self.quotas.check(op.tree, op.gains, folded=op.folded)
+        if (op.gains or op.further_names) and method not in NEVER_REFUSED:
+            self.quotas.check(op.tree, self.quotas.asked_of(op), folded=op.folded)
         record(op.tree, changes, self.change_keys.next(op.now_ns))
 
     def _grant(self, op: Op, request: Any, reply: Any) -> None:

@@ -50,6 +50,11 @@ class ChangeKeys:
         self._number = 0
         self._last_ns = 0
 
+    def follow(self, other_ns: int) -> None:
+        """A change of `other_ns` was folded, and the next ones are looked for behind it: ours come there, also where
+        another server's clock is ahead."""
+        self._last_ns = max(self._last_ns, other_ns)
+
     def next(self, now_ns: int) -> bytes:
         self._number = (self._number + 1) & 0xFFFFFFFF
         self._last_ns = max(self._last_ns, now_ns)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.kv.interface import Transaction
 from fireflyfs.common.limits import LOCKS_CLIENT_MAX, LOCKS_INODE_MAX, LOCKS_QUEUED_MAX
@@ -116,9 +118,21 @@ class LockTable:
     # For clients that are gone
 
     def clients(self, after: bytes, limit: int) -> list[tuple[bytes, Count]]:
-        begin, end = lock_keys.counts()
-        found = self._txn.scan(max(begin, after), end, limit=limit)
-        return [(lock_keys.client_of_count(key), lock_keys.unpack_count(value)) for key, value in found]
+        """Those behind the client `after` that have anything, in order. Who has unlocked what it was granted, and not
+        heard of the grant, is not counted any more."""
+        found = dict.fromkeys(self._told_nothing(after, limit), Count(0, 0, 0))
+        for key, value in self._txn.scan(*lock_keys.counts(after), limit=limit):
+            found[lock_keys.client_of_count(key)] = lock_keys.unpack_count(value)
+        return sorted(found.items())[:limit]
+
+    def _told_nothing(self, after: bytes, limit: int) -> Iterator[bytes]:
+        """Clients with grants that they have not heard of: a look for each, however many grants it has."""
+        for _ in range(limit):
+            first = next(iter(self._txn.scan(*lock_keys.grants(after), limit=1)), None)
+            if first is None:
+                return
+            after = lock_keys.client_of_granted(first[0])
+            yield after
 
     def owned_by(self, client_id: bytes, limit: int) -> list[tuple[Owner, Kind, int]]:
         begin, end = lock_keys.owned_by_client(client_id)

@@ -8,7 +8,7 @@ import logging
 import os
 from pathlib import Path
 
-from fireflyfs.common.errors import Code, FfsError, from_oserror
+from fireflyfs.common.errors import FfsError
 from fireflyfs.storage.service.local_target import LocalTarget
 
 log = logging.getLogger(__name__)
@@ -39,20 +39,16 @@ class DiskWatcher:
             await asyncio.sleep(EVERY_S)
 
     async def once(self) -> None:
-        """Raises FfsError when the disk has failed; the target is offline then."""
+        """Raises DISK_FAILED when it has; the target is offline then."""
         local = self._local
         # Not in the target's own threads: a long queue there is load, not a hanging disk.
         try:
             local.space = await asyncio.to_thread(local.engine.space)
             if local.path is not None:
                 await asyncio.to_thread(_probe, local.path)
-        except FfsError as exc:
-            if exc.code is Code.DISK_FAILED:
-                local.fail(exc.message)
+        except (FfsError, OSError) as exc:
+            local.note_failure(exc)
             raise
-        except OSError as exc:
-            local.fail(str(exc))
-            raise from_oserror(exc) from exc
 
 
 def _probe(path: Path) -> None:

@@ -78,11 +78,7 @@ class Durability:
 
     async def _sync_local(self, chain_id: int, chain_version: int) -> None:
         await self._replicas.catch_up(chain_id, chain_version)
-        self._replicas.check_fence()
-        local = self._replicas.local(chain_id)
-        ours = local.chain.version if local.chain is not None else 0
-        if ours != chain_version:
-            raise error(Code.CHAIN_VERSION, f"chain {chain_id} has version {ours} here, not {chain_version}")
+        local, _ = self._replicas.at(chain_id, chain_version)
         if not target.may_receive(local.state, local.public):
             raise error(Code.TARGET_OFFLINE, f"target {local.target_id} does not serve")
         await local.call(local.engine.sync)

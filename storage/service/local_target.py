@@ -122,7 +122,7 @@ class LocalTarget:
         try:
             return await to_its_end(work)
         except (FfsError, OSError) as exc:
-            self._note_failure(exc)
+            self.note_failure(exc)
             raise
 
     async def call_short(self, size: int, items: int, function: Callable[..., T], *args: Any) -> T:
@@ -139,7 +139,7 @@ class LocalTarget:
                 except WouldBlock:
                     pass
                 except (FfsError, OSError) as exc:
-                    self._note_failure(exc)
+                    self.note_failure(exc)
                     raise
                 finally:
                     ended_s = self._clock.monotonic_s()
@@ -148,8 +148,8 @@ class LocalTarget:
                         self._threads_until_s = ended_s + INLINE_REST_S
         return await self.call(function, *args)
 
-    def _note_failure(self, exc: FfsError | OSError) -> None:
-        """What engine work raised. Raises DISK_FAILED for an error of the system."""
+    def note_failure(self, exc: FfsError | OSError) -> None:
+        """What work on the engine or its disk raised. Raises DISK_FAILED for an error of the system."""
         if isinstance(exc, OSError):
             self.fail(str(exc))
             raise error(Code.DISK_FAILED, str(exc)) from exc

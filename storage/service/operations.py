@@ -294,13 +294,7 @@ class StorageService:
 
     async def _head(self, chain_id: int, chain_version: int) -> LocalTarget:
         await self._replicas.catch_up(chain_id, chain_version)
-        self._replicas.check_fence()
-        local = self._replicas.local(chain_id)
-        chain = local.chain
-        if chain is None or chain.version != chain_version:
-            raise error(
-                Code.CHAIN_VERSION, f"chain {chain_id} has version {chain.version if chain else 0}, not {chain_version}"
-            )
+        local, chain = self._replicas.at(chain_id, chain_version)
         if not target.may_serve(local.state, local.public):
             raise error(Code.TARGET_OFFLINE, f"target {local.target_id} does not serve")
         if not forward.is_head(chain, local.target_id):

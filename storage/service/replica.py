@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from fireflyfs.client.routing import Routing
+from fireflyfs.client.routing import Chain, Routing
 from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.net.api import AsyncLink
@@ -52,10 +52,13 @@ class Replicas:
         *,
         fence_s: float = fence.FENCE_S,
         last_heartbeat_s: Callable[[], float | None] = lambda: None,
+        lease_clock: Clock | None = None,
     ) -> None:
+        """`last_heartbeat_s` is by `lease_clock`, if not by `clock`."""
         self.targets = {local.target_id: local for local in targets}
         self.link = link
         self.clock = clock
+        self._lease_clock = lease_clock or clock
         self.fence_s = fence_s
         self.last_heartbeat_s = last_heartbeat_s
         self.routing = Routing()
@@ -120,7 +123,7 @@ class Replicas:
         return chain is None or chain.version < chain_version
 
     def fenced(self) -> bool:
-        return fence.is_fenced(self.clock.monotonic_s(), self.last_heartbeat_s(), self.fence_s)
+        return fence.is_fenced(self._lease_clock.monotonic_s(), self.last_heartbeat_s(), self.fence_s)
 
     def check_fence(self) -> None:
         """Raises FENCED."""
@@ -143,6 +146,21 @@ class Replicas:
         except KeyError:
             self.routing.chain(chain_id)
             raise error(Code.TARGET_OFFLINE, f"no target of chain {chain_id} is here") from None
+
+    def at(self, chain_id: int, chain_version: int) -> tuple[LocalTarget, Chain]:
+        """This worker's target of a chain, where the request that names it goes by the version that is known here.
+
+        Raises FENCED, NO_CHAIN, TARGET_OFFLINE, CHAIN_VERSION. Holds until the caller awaits something.
+        """
+        self.check_fence()
+        local = self.local(chain_id)
+        chain = local.chain
+        if chain is None or chain.version != chain_version:
+            ours = chain.version if chain is not None else 0
+            raise error(
+                Code.CHAIN_VERSION, f"chain {chain_id} has version {ours} here, the request says {chain_version}"
+            )
+        return local, chain
 
     async def until_superseded(self, local: LocalTarget, hop: forward.Hop, work: Coroutine[Any, Any, T]) -> T:
         """Await a call to the successor `hop`. Raises UNAVAILABLE once it is no longer the next."""

@@ -49,11 +49,7 @@ class Successor:
         return storage_pb2.SyncDoneReply()
 
     def _syncing(self, chain_id: int, chain_version: int) -> LocalTarget:
-        self._replicas.check_fence()
-        local = self._replicas.local(chain_id)
-        ours = local.chain.version if local.chain is not None else 0
-        if ours != chain_version:
-            raise error(Code.CHAIN_VERSION, f"chain {chain_id} has version {ours} here, not {chain_version}")
+        local, _ = self._replicas.at(chain_id, chain_version)
         if local.public is not Public.SYNCING or not target.may_receive(local.state, local.public):
             raise error(Code.TARGET_OFFLINE, f"target {local.target_id} is not syncing")
         return local

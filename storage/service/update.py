@@ -52,8 +52,7 @@ class Updater:
     async def run(self, request: UpdateRequest, deadline_s: float, *, from_client: bool) -> list[Result]:
         """One result for each item, in order. Raises FfsError when the request as a whole is refused."""
         await self._replicas.catch_up(request.chain_id, request.chain_version)
-        local = self._replicas.local(request.chain_id)
-        self._admit(local, request, from_client)
+        local, _ = self._admit(request, from_client)
         bad = await self._verify(local, request)
         writer = request.writer
         earlier: dict[ChunkKey, Result] = {}
@@ -80,14 +79,8 @@ class Updater:
         results.update(fresh)
         return [results[item.key] for item in request.items]
 
-    def _admit(self, local: LocalTarget, request: UpdateRequest, from_client: bool) -> Chain:
-        self._replicas.check_fence()
-        chain = self._replicas.routing.chain(request.chain_id)
-        if chain.version != request.chain_version:
-            raise error(
-                Code.CHAIN_VERSION,
-                f"chain {chain.chain_id} has version {chain.version} here, the request says {request.chain_version}",
-            )
+    def _admit(self, request: UpdateRequest, from_client: bool) -> tuple[LocalTarget, Chain]:
+        local, chain = self._replicas.at(request.chain_id, request.chain_version)
         if from_client:
             if not target.may_serve(local.state, local.public):
                 raise error(Code.TARGET_OFFLINE, f"target {local.target_id} does not serve")
@@ -97,7 +90,7 @@ class Updater:
             raise error(Code.TARGET_OFFLINE, f"target {local.target_id} takes no updates")
         elif bool(request.flags & UpdateFlag.SYNCING) is not (local.public is Public.SYNCING):
             raise error(Code.CHAIN_VERSION, f"target {local.target_id} is {local.public.name}")
-        return chain
+        return local, chain
 
     async def _verify(self, local: LocalTarget, request: UpdateRequest) -> set[ChunkKey]:
         if request.data_bytes <= INLINE_BYTES_MAX:
@@ -109,7 +102,8 @@ class Updater:
     ) -> dict[ChunkKey, Result]:
         wait_s = min(LOCK_WAIT_MAX_S, max(0.0, deadline_s - self._replicas.clock.monotonic_s()))
         async with local.locks.hold(sorted(item.key for item in items), wait_s):
-            chain = self._admit(local, request, from_client)
+            now, chain = self._admit(request, from_client)
+            assert now is local, "a chain has another target of this worker in the same version"
             keys = [item.key for item in items]
             if len(keys) <= INLINE_ITEMS_MAX:
                 states = _stat_all(local, keys)

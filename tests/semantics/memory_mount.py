@@ -193,6 +193,7 @@ class Backend:
         self.pool = PrivatePool()
         self.client_id = b"m" * 16
         self.waits = 0
+        self.lease_clock = SystemClock()
         loop = asyncio.new_event_loop()
         parts = assemble(
             MemoryKv(), SystemClock(), self.data, OneChain(), root=(0, 0, 0o755), layout=LayoutRule(CHUNK, 1, 1)

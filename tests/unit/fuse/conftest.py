@@ -17,6 +17,7 @@ import pytest
 
 from fireflyfs.client.storage_ranges import DataRange
 from fireflyfs.client.striping import FileLayout
+from fireflyfs.common.clock import Clock, LeaseClock
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import MiB
 from fireflyfs.common.net.api import Piece, Slice
@@ -404,6 +405,7 @@ class MemoryBackend:
         self.client_id = b"m" * 16
         self.waits = 0
         self.lease_now = (0, float("inf"))
+        self.lease_clock: Clock = LeaseClock()
         self.locks_dropped = False
 
     def lease(self) -> tuple[int, float]:

@@ -6,18 +6,23 @@ import errno
 import fcntl
 import os
 import random
+from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fireflyfs.client.session import LeaseTerm
-from fireflyfs.common.clock import ManualClock
+from fireflyfs.client.session import LeaseKeeper, LeaseTerm
+from fireflyfs.common.clock import ManualClock, SystemClock
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.lock_spans import Span, with_span, without
 from fireflyfs.fuse import held_locks
 from fireflyfs.fuse.held_locks import HeldLocks
+from fireflyfs.fuse.options import MountOptions
+from fireflyfs.fuse.volume import Volume
 from fireflyfs.proto import meta_pb2 as m
+from fireflyfs.proto import mgmtd_pb2
 from fireflyfs.proto.common_pb2 import Caller
 
 END = (1 << 63) - 1
@@ -202,6 +207,24 @@ def test_a_term_is_unbroken_when_it_is_renewed_in_time() -> None:
     assert term.now == (begun, 118.0)
     term.renewed(117.0, 118.0, 60.0)  # heard of in time, or not
     assert term.now == (begun + 1, 177.0)
+
+
+def test_a_mount_whose_machine_was_suspended_asks_for_its_locks(backend: Any, suspend: Callable[[float], None]) -> None:
+    extended = SimpleNamespace(lease_ms=60_000)
+    manager: Any = SimpleNamespace(extend_session=lambda request: extended)
+    keeper = LeaseKeeper(manager, "cluster", mgmtd_pb2.ClientSession())
+    backend.lease = lambda: keeper.term.now
+    volume = Volume(backend, MountOptions(), SystemClock(), lambda _: None)
+    held = volume.locks.held
+    held.asking(5, ME, 1, converts=False)
+    held.granted(5, ME, 0, END)
+    backend.locks_dropped = True
+    suspend(30)
+    held.check(5, 1)  # the lease runs: nobody is asked
+    suspend(40)
+    with pytest.raises(FfsError):
+        held.check(5, 1)
+    keeper.close()
 
 
 def test_a_program_on_a_mount_gets_eio_until_it_unlocks_or_closes(backend: Any, mounts: Any) -> None:

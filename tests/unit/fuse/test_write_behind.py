@@ -54,7 +54,9 @@ class Bench:
     def write(self, offset, data, key=1):
         segment = self.segments.take()
         segment.view[7 : 7 + len(data)] = data
-        self.behind.write(key, offset, segment, 7, len(data))
+        relieve = self.behind.write(key, offset, segment, 7, len(data))
+        if relieve is not None:
+            relieve()
         self.segments.drop(segment)
 
 

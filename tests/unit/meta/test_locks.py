@@ -293,6 +293,28 @@ def test_marks_that_lead_nowhere_do_not_keep_a_dead_client(locks: Locks) -> None
     assert locks.records() == []
 
 
+def test_nothing_stays_of_clients_that_died_before_they_heard_of_a_grant(
+    locks: Locks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fireflyfs.meta.background.sessions.PAGE", 3)
+    dying = [bytes([number]) * 16 for number in range(1, 9)]
+    for client in dying:
+        locks.set(ONE, 1, WRITE, 0, 9)
+        locks.set(client, 1, WRITE, 0, 9, wait=True)
+        locks.set(ONE, 1, UNLOCK, 0, 9)
+        locks.set(client, 1, UNLOCK, 0, 9)  # by close(2), while the answer was on its way
+    assert len(locks.records()) == len(dying)
+    living = dying[4]
+
+    async def one_alive() -> mgmtd_pb2.ListSessionsReply:
+        return mgmtd_pb2.ListSessionsReply(complete=True, sessions=[mgmtd_pb2.ClientSession(client_id=living)])
+
+    locks.meta.clock.advance(LOCK_GRACE_NS / 1e9 + 1)
+    locks.meta.wait(SessionReaper(locks.meta.parts.runner, one_alive).reap())
+    assert len(locks.records()) == 1
+    assert len(locks.news(living).granted) == 1
+
+
 def test_bounds(locks: Locks, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (LOCKS_INODE_MAX, LOCKS_CLIENT_MAX, LOCKS_QUEUED_MAX) == (8192, 65_536, 1024)
     table = "fireflyfs.meta.store.lock_table."

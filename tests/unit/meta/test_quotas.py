@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -215,3 +217,81 @@ def test_a_further_name_needs_room_for_the_file_where_its_other_names_are_not_be
     assert refused(meta, lambda: meta.link(b"file", b"small/below/file"))
     written(meta, b"small/own", MiB)
     meta.link(b"small/own", b"small/below/own")  # counts there already
+
+
+def test_a_name_is_replaced_even_where_its_file_then_counts_in_a_full_directory(meta: Any) -> None:
+    for name in (b"full", b"out", b"small"):
+        meta.mkdir(name)
+    written(meta, b"out/file", 5 * MiB)
+    meta.link(b"out/file", b"full/file")
+    set_quota(meta, b"full", bytes_max=MiB, inodes_max=1)
+    meta.create(b"full/other")
+    written(meta, b"new", MiB)
+    meta.rename(b"new", b"out/file")
+    assert meta.stat(b"full/file").nlink == 1
+    # What moves in is still asked for room, and gets what it makes room for.
+    set_quota(meta, b"small", bytes_max=2 * MiB, inodes_max=1)
+    written(meta, b"small/file", 2 * MiB)
+    meta.link(b"small/file", b"link")
+    written(meta, b"larger", 3 * MiB)
+    assert refused(meta, lambda: meta.rename(b"larger", b"small/file"))
+    meta.rename(b"out/file", b"small/file")
+    assert refused(meta, lambda: meta.rename(b"larger", b"small/other"))
+    meta.remove(b"small/file")
+    set_quota(meta, b"small", bytes_max=3 * MiB, inodes_max=1)
+    meta.rename(b"larger", b"small/other")
+
+
+def test_a_further_name_that_is_moved_needs_the_room_that_a_new_one_does(meta: Any) -> None:
+    for name in (b"out", b"small", b"small/below"):
+        meta.mkdir(name)
+    written(meta, b"file", 5 * MiB)
+    meta.link(b"file", b"out/file")
+    written(meta, b"small/own", 5 * MiB)
+    set_quota(meta, b"small", bytes_max=6 * MiB, inodes_max=5)
+    assert refused(meta, lambda: meta.rename(b"out/file", b"small/file"))
+    meta.rename(b"out/file", b"small/own")  # which makes the room
+    meta.rename(b"small/own", b"small/below/file")
+    set_quota(meta, b"small", bytes_max=MiB)
+    meta.rename(b"small/below/file", b"small/file")  # it stays inside
+
+
+def test_what_is_committed_while_changes_are_folded_counts_once(meta: Any) -> None:
+    meta.mkdir(b"a")
+    set_quota(meta, b"a", bytes_max=20 * 4096)
+    for name in (b"a/x", b"a/y", b"a/gone"):
+        meta.create(name)
+    meta.set_attr(b"a/gone", length=9 * 4096)
+    meta.remove(b"a/gone")
+
+    def lengthen(name: bytes, blocks: int) -> Any:
+        meta.requests += 1
+        request = meta_pb2.SetAttrRequest(at=meta_pb2.PathAt(dir=1, path=name), length=blocks * 4096)
+        request.mutation.request_id = meta.requests.to_bytes(16, "big")
+        return meta.handlers.set_attr(request)
+
+    async def both() -> None:
+        waits = asyncio.ensure_future(lengthen(b"a/x", 12))  # there seem to be 9, so it has changes folded
+        await asyncio.sleep(0)
+        assert not inspect.isawaitable(lengthen(b"a/y", 8)), "fits in any case"
+        await waits
+
+    meta.wait(both())
+    assert meta.stat(b"a/x").length == 12 * 4096
+    meta.create(b"a/z")
+    assert refused(meta, lambda: meta.set_attr(b"a/z", length=1))
+
+
+def test_changes_of_this_server_are_folded_at_once_where_the_clock_of_another_is_ahead(
+    make_meta: Callable[..., Any], meta: Any
+) -> None:
+    other = make_meta(meta.kv, meta.storage)
+    other.requests = 10_000
+    meta.clock.advance(3)
+    other.create(b"ahead")
+    meta.clock.advance(-3)
+    meta.wait(meta.parts.folder.catch_up())
+    meta.create(b"behind")
+    meta.wait(meta.parts.folder.catch_up(look_back=False))
+    assert meta.records(b"C") == 0
+    other.loop.close()

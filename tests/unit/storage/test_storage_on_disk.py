@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import crc32c as crc32c_module
+import pytest
 
-from fireflyfs.common.errors import Code
+from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.proto.storage_wire import UpdateKind
+from fireflyfs.storage.background.disk import DiskWatcher
 from fireflyfs.storage.background.resync import Resync
 from fireflyfs.storage.core import forward
 from fireflyfs.storage.core.target import Local, Public, TargetState
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Writer
 from fireflyfs.storage.engine.store import create_target, open_engine
+from fireflyfs.storage.service.local_target import LocalTarget
 from fireflyfs.storage.service.wire import Item
 
 CHUNK = 65536
@@ -95,3 +98,17 @@ def test_random_updates_a_lost_replica_and_its_return(make_cluster: Callable[...
         cluster.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_disk_that_fails_when_it_is_looked_at_is_told_as_one_that_fails_at_work(tmp_path: Path) -> None:
+    create_target(tmp_path, "test", 7)
+    local = LocalTarget(7, open_engine(tmp_path, cluster_id="test", target_id=7), path=tmp_path / "gone")
+
+    async def look() -> None:
+        with pytest.raises(FfsError) as caught:
+            await DiskWatcher(local).once()
+        assert caught.value.code is Code.DISK_FAILED
+
+    asyncio.run(look())
+    assert local.state.failed
+    local.close()

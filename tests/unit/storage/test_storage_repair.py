@@ -3,73 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from fireflyfs.common.errors import Code, FfsError
-from fireflyfs.common.net.api import Address, Call
-from fireflyfs.common.net.methods import Method
+from fireflyfs.common.errors import Code
 from fireflyfs.proto import storage_pb2
-from fireflyfs.proto.storage_wire import READ_IO, READ_RESULT, UpdateKind
-from fireflyfs.storage.background import scrub as scrubbing
+from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.background.pending import PendingResolver
 from fireflyfs.storage.background.repair import SuspectRepair
-from fireflyfs.storage.background.resync import Resync
-from fireflyfs.storage.background.scrub import Scrubber
-from fireflyfs.storage.core import forward
-from fireflyfs.storage.core.scrub import Missing, Outcome, Progress, Suspects, pieces
-from fireflyfs.storage.core.target import Local, Public, TargetState
-from fireflyfs.storage.engine.interface import ChunkKey, Update, Writer
+from fireflyfs.storage.core.scrub import Outcome
+from fireflyfs.storage.core.target import Local
+from fireflyfs.storage.engine.interface import Update
 from fireflyfs.storage.service import repair
-from fireflyfs.storage.service.wire import Item
-
-S, Y, X = Public.SERVING, Public.SYNCING, Public.OFFLINE
-KEY = ChunkKey(7, 0)
-DATA = bytes(range(251)) * 80  # five units of 4 KiB
-MakeCluster = Callable[[int], Any]
-MakeItem = Callable[..., Item]
-
-
-def writer(sequence: int, channel: int = 1) -> Writer:
-    return Writer(b"a" * 16, channel, sequence)
-
-
-async def read(
-    cluster: Any, target_id: int, index: int = 0, offset: int = 0, length: int = 30_000
-) -> tuple[int, bytes]:
-    """(status, data)."""
-    body = np.array([(7, index, 1, cluster.version, offset, length)], READ_IO).tobytes()
-    into = memoryview(bytearray(length))
-    reply = await cluster.net.call(Address(tcp=str(target_id)), Call(Method.STORAGE_READ, body, into=[into]))
-    status, got, _, _, _ = np.frombuffer(reply.body, READ_RESULT).tolist()[0]
-    return status, bytes(into[:got])
-
-
-async def mend(cluster: Any, target_id: int, key: ChunkKey = KEY) -> Outcome:
-    server = cluster.servers[target_id]
-    outcome: Outcome = await server.service.repairer.repair(server.target, key)
-    return outcome
-
-
-def chunk(cluster: Any, target_id: int, key: ChunkKey = KEY) -> Any:
-    return cluster.servers[target_id].engine.chunks[key]
-
-
-def all_serve(cluster: Any) -> bool:
-    return all(server.target.state.local is Local.UPTODATE for server in cluster.servers.values())
-
-
-def scrubber(cluster: Any, target_id: int, **choices: Any) -> Scrubber:
-    server = cluster.servers[target_id]
-    return Scrubber(server.replicas, server.service.repairer, server.target, **{"bytes_s": 0, "every_s": 0} | choices)
-
-
-def run(scenario: Callable[[], Any]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), 30))
+from rot.replicas import (
+    DATA,
+    KEY,
+    MakeCluster,
+    MakeItem,
+    S,
+    X,
+    Y,
+    all_serve,
+    chunk,
+    demote,
+    mend,
+    read,
+    resync,
+    run,
+    writer,
+)
 
 
 @pytest.mark.parametrize("cold", [False, True])
@@ -409,237 +372,3 @@ def test_replicas_that_disagree_mend_nothing(make_cluster: MakeCluster, write_it
         cluster.close()
 
     run(scenario)
-
-
-async def resync(cluster: Any, source: int) -> None:
-    server = cluster.servers[source]
-    hop = forward.next_hop(server.target.chain, source)
-    assert hop is not None
-    job = Resync(server.replicas, server.service.updater, server.service.repairer, server.target)
-    await job.once(server.target.chain, hop)
-    assert server.target.resync_done == server.target.resync_total
-
-
-def demote(cluster: Any, target_id: int, *states: tuple[int, Public]) -> None:
-    cluster.servers[target_id].target.set_state(TargetState(Local.ONLINE, returning=False))
-    cluster.publish(*states)
-
-
-@pytest.mark.parametrize("known", [False, True], ids=["found by the resync", "quarantined before"])
-@pytest.mark.parametrize("rewritten", [False, True], ids=["the successor has it", "nobody has it"])
-def test_a_resync_goes_on_past_a_chunk_that_its_source_has_lost(
-    make_cluster: MakeCluster, write_item: MakeItem, known: bool, rewritten: bool
-) -> None:
-    async def scenario() -> None:
-        cluster = make_cluster(2)
-        items = [write_item(index, DATA) for index in range(6)]
-        await cluster.update(10, items, writer(1))
-        demote(cluster, 20, (10, S), (20, X))
-        for index in (3, 4) if rewritten else (4,):
-            await cluster.update(10, [write_item(index, b"while it was away")], writer(index + 10))
-        source = cluster.servers[10].engine
-        lost = ChunkKey(7, 3)
-        source.rot(lost, 100)
-        if known:
-            source.quarantine(lost, "rot")
-        cluster.publish((10, S), (20, Y))
-        await resync(cluster, 10)
-        assert cluster.servers[20].target.state.local is Local.UPTODATE
-        cluster.publish((10, S), (20, S))
-        for index in (0, 1, 2, 4, 5):
-            assert await read(cluster, 20, index) == await read(cluster, 10, index)
-        if not known and not rewritten:  # both say the same of it: the rot is found by whoever reads
-            assert await mend(cluster, 10, lost) is Outcome.REPAIRED
-        for target_id in (10, 20):
-            status, data = await read(cluster, target_id, 3)
-            assert (status, data) == ((Code.CHECKSUM, b"") if rewritten else (0, DATA))
-        both = [chunk(cluster, target_id, lost).committed[0] for target_id in (10, 20)]
-        assert len({(version.version, version.length, version.crc32c, version.writer) for version in both}) == 1
-        if rewritten:
-            assert both[1].damaged
-            # A second resync finds them equal, and a write over all of it ends it everywhere.
-            demote(cluster, 20, (10, S), (20, Y))
-            await resync(cluster, 10)
-            cluster.publish((10, S), (20, S))
-            results = await cluster.update(10, [write_item(3, b"new " * 6000)], writer(99))
-            assert results[0].code is Code.OK
-            assert await read(cluster, 20, 3) == (0, b"new " * 6000)
-        cluster.close()
-
-    run(scenario)
-
-
-def test_a_resync_takes_from_another_replica_what_its_source_has_lost(
-    make_cluster: MakeCluster, write_item: MakeItem
-) -> None:
-    async def scenario() -> None:
-        cluster = make_cluster(3)
-        demote(cluster, 30, (10, S), (20, S), (30, X))
-        await cluster.update(10, [write_item(index, DATA) for index in range(3)], writer(1))
-        cluster.servers[20].engine.rot(KEY, 100)
-        cluster.publish((10, S), (20, S), (30, Y))
-        await resync(cluster, 20)
-        cluster.publish((10, S), (20, S), (30, S))
-        for target_id in (20, 30):
-            assert await read(cluster, target_id) == (0, DATA)
-        cluster.close()
-
-    run(scenario)
-
-
-def test_a_damaged_successor_is_mended_by_the_resync(make_cluster: MakeCluster, write_item: MakeItem) -> None:
-    async def scenario() -> None:
-        cluster = make_cluster(2)
-        await cluster.update(10, [write_item(0, DATA)], writer(1))
-        demote(cluster, 20, (10, S), (20, X))
-        cluster.servers[20].engine.quarantine(KEY, "rot")
-        cluster.publish((10, S), (20, Y))
-        await resync(cluster, 10)
-        cluster.publish((10, S), (20, S))
-        assert await read(cluster, 20) == (0, DATA)
-        cluster.close()
-
-    run(scenario)
-
-
-def test_only_a_syncing_replica_is_told_of_lost_bytes(make_cluster: MakeCluster) -> None:
-    async def scenario() -> None:
-        cluster = make_cluster(2)
-        lost = Item(KEY, UpdateKind.DAMAGED, 1, 65536, 5, 77)
-        with pytest.raises(FfsError) as caught:
-            await cluster.update(10, [lost], writer(1))
-        assert caught.value.code is Code.PROTOCOL
-        body = np.array([(7, 0, 1, cluster.version, 0, 10)], READ_IO).tobytes()
-        into = memoryview(bytearray(10))
-        reply = await cluster.net.call(Address(tcp="20"), Call(Method.STORAGE_SYNC_READ, body, into=[into]))
-        assert np.frombuffer(reply.body, READ_RESULT)["status"][0] == Code.TARGET_OFFLINE
-        cluster.close()
-
-    run(scenario)
-
-
-def test_a_pass_finds_and_mends_and_counts(make_cluster: MakeCluster, write_item: MakeItem) -> None:
-    async def scenario() -> None:
-        cluster = make_cluster(2)
-        count = 600  # more than a page
-        for start in range(0, count, 100):
-            items = [write_item(index, b"x" * (index + 1)) for index in range(start, start + 100)]
-            await cluster.update(10, items, writer(start + 1))
-        tail = cluster.servers[20]
-        for index in (0, 255, 256, 599):
-            tail.engine.rot(ChunkKey(7, index))
-        cluster.servers[10].engine.rot(ChunkKey(7, 599))
-        await scrubber(cluster, 20).once()
-        progress = tail.target.scrub
-        assert (progress.chunks, progress.total, progress.bytes) == (count, count, count * (count + 1) // 2)
-        assert (progress.damaged, progress.repaired, progress.lost) == (4, 3, 1)
-        assert (progress.passes, progress.running, progress.after) == (1, False, None)
-        report = tail.target.report().scrub
-        assert (report.repaired_chunks, report.damaged_chunks, report.done_chunks) == (3, 1, count)
-        assert report.ended_unix_ns > 0
-        await scrubber(cluster, 20).once()
-        assert (tail.target.scrub.damaged, tail.target.scrub.lost, tail.target.scrub.passes) == (1, 1, 2)
-        cluster.close()
-
-    run(scenario)
-
-
-def test_a_pass_goes_on_where_it_was_cut_off(
-    make_cluster: MakeCluster, write_item: MakeItem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scrubbing, "KEEP_EVERY_S", 0.0)
-
-    async def scenario() -> None:
-        cluster = make_cluster(1)
-        server = cluster.servers[10]
-        server.target.path = tmp_path
-        for start in range(0, 400, 100):
-            await cluster.update(
-                10, [write_item(index, b"x") for index in range(start, start + 100)], writer(start + 1)
-            )
-        looked: list[ChunkKey] = []
-        verify = server.engine.verify
-
-        def slow(key: ChunkKey) -> int:
-            looked.append(key)
-            size: int = verify(key)
-            return size
-
-        server.engine.verify = slow
-        server.target.scrub_asked.set()
-        job = asyncio.ensure_future(scrubber(cluster, 10).run())
-        while len(looked) < 150:
-            await asyncio.sleep(0)
-        job.cancel()
-        await asyncio.gather(job, return_exceptions=True)
-        before = len(looked)
-        server.target.scrub = Progress()
-        server.target.scrub_asked.clear()
-        job = asyncio.ensure_future(scrubber(cluster, 10, bytes_s=1 << 40, every_s=3600).run())
-        async with asyncio.timeout(10):
-            while not server.target.scrub.passes:
-                await asyncio.sleep(0.001)
-        assert 400 <= len(looked) <= 402
-        assert looked[before].chunk_index >= before - 1
-        assert server.target.scrub.chunks in (400, 401)
-        await asyncio.sleep(0.05)
-        assert not server.target.scrub.running  # the next one is an hour away
-        job.cancel()
-        (tmp_path / scrubbing.STATE_FILE).write_text("[]")
-        assert scrubbing.load(tmp_path / scrubbing.STATE_FILE) == Progress()
-        cluster.close()
-
-    run(scenario)
-
-
-def test_a_pass_is_asked_for(make_cluster: MakeCluster, write_item: MakeItem) -> None:
-    async def scenario() -> None:
-        cluster = make_cluster(1)
-        server = cluster.servers[10]
-        await cluster.update(10, [write_item(0, DATA)], writer(1))
-        job = asyncio.ensure_future(scrubber(cluster, 10).run())
-        await asyncio.sleep(0.05)
-        assert server.target.scrub.passes == 0
-        with pytest.raises(FfsError) as caught:
-            await server.service.scrub(storage_pb2.ScrubRequest(targets=[10, 11], start=True))
-        assert caught.value.code is Code.INVALID
-        assert not server.target.scrub_asked.is_set()
-        await server.service.scrub(storage_pb2.ScrubRequest(targets=[10], start=True))
-        async with asyncio.timeout(5):
-            while not (await server.service.scrub(storage_pb2.ScrubRequest())).targets[0].report.passes:
-                await asyncio.sleep(0.01)
-        job.cancel()
-        cluster.close()
-
-    run(scenario)
-
-
-def test_suspects_are_bounded_and_wait_between_tries() -> None:
-    suspects = Suspects(suspects_max=2)
-    keys = [ChunkKey(1, index) for index in range(3)]
-    assert [suspects.add(key, 0.0) for key in (keys[0], keys[0], keys[1], keys[2])] == [True, False, True, False]
-    assert suspects.dropped == 1
-    assert suspects.take(0.0) == keys[0]
-    assert not suspects.add(keys[0], 0.0)  # it is being mended
-    assert suspects.put_back(keys[0], Outcome.LATER, 0.0)
-    assert suspects.take(0.0) == keys[1]
-    assert not suspects.put_back(keys[1], Outcome.REPAIRED, 0.0)
-    assert suspects.take(0.0) is None
-    tries, now_s = 1, 0.0
-    while (due_s := suspects.next_due_s()) is not None:
-        assert now_s < due_s <= now_s + 30
-        now_s = due_s
-        assert suspects.take(now_s) == keys[0]
-        suspects.put_back(keys[0], Outcome.LATER, now_s)
-        tries += 1
-    assert tries == 8
-    assert not suspects.add(keys[0], now_s + 59)
-    assert suspects.add(keys[0], now_s + 60)
-    assert suspects.add(keys[1], now_s)
-
-
-def test_pieces_are_cut_at_multiples() -> None:
-    assert pieces([Missing(0, 10)], 4) == [Missing(0, 4), Missing(4, 4), Missing(8, 2)]
-    assert pieces([Missing(8, 4), Missing(12, 1)], 8) == [Missing(8, 4), Missing(12, 1)]
-    assert pieces([Missing(6, 5)], 4) == [Missing(6, 2), Missing(8, 3)]
-    assert pieces([], 4) == []

@@ -2,17 +2,63 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
 from fireflyfs.common import config as configuration
+from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.proto.storage_wire import EXTENT, UPDATE_HEADER, UPDATE_ITEM, UpdateKind
+from fireflyfs.storage import server
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Writer
 from fireflyfs.storage.server import StorageConfig, TargetConfig, WorkerConfig
 from fireflyfs.storage.service.wire import Item, decode_reads, decode_update, encode_update
+from fireflyfs.storage.worker import StorageWorker
 
 WRITER = Writer(b"w" * 16, 3, 4)
+
+
+def test_a_worker_whose_machine_was_suspended_is_fenced(
+    suspend: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mgmtd has taken it out of its chains meanwhile; its timers have hardly gone on."""
+    workers: list[StorageWorker] = []
+
+    class Heard:
+        """A membership whose last heartbeat was answered just now."""
+
+        def __init__(self, *arguments: Any) -> None:
+            self._clock: Clock = arguments[-1]
+            self.last_heartbeat_ok: float | None = None
+
+        async def start(self) -> None:
+            self.last_heartbeat_ok = self._clock.monotonic_s()
+            assert not workers[0].replicas.fenced()
+            suspend(10)
+            assert workers[0].replicas.fenced()
+
+        async def stop(self, *, planned: bool) -> None: ...
+
+    def made(*arguments: Any, **options: Any) -> StorageWorker:
+        workers.append(StorageWorker(*arguments, **options))
+        return workers[-1]
+
+    monkeypatch.setattr(server, "Membership", Heard)
+    monkeypatch.setattr(server, "StorageWorker", made)
+    monkeypatch.setattr(server, "_open", lambda *_: [])
+    config = StorageConfig("c", 7, ["127.0.0.1:1"], [WorkerConfig([TargetConfig(7001, "/a")])])
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        stop.set()
+        await server.serve_worker(config, 0, stop)
+
+    asyncio.run(serve())
+    assert workers
 
 
 def test_the_configuration_survives_being_written() -> None:

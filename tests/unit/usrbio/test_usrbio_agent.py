@@ -107,7 +107,7 @@ class MountEnd:
             self.stalled.set()
             assert self.go.wait(30)
         if question["ask"] == "region":
-            return {}, os.dup(self.region)
+            return {"nbytes": os.fstat(self.region).st_size}, os.dup(self.region)
         if question["ask"] == "length":
             if self.refuse:
                 raise OSError(self.refuse, "no")
@@ -307,7 +307,7 @@ def test_a_buffer_that_a_lost_server_may_write_to(region: int) -> None:
     big = os.memfd_create("big")
     os.ftruncate(big, 4 * STAGE_BYTES)
     file = SimpleNamespace(layout=FileLayout(InodeId(7), STAGE_BYTES, (1,)), token=TOKEN)
-    ios = [Io(file, at, Region(big), at, STAGE_BYTES) for at in range(0, 4 * STAGE_BYTES, STAGE_BYTES)]  # type: ignore[arg-type]
+    ios = [Io(file, at, Region(big, 4 * STAGE_BYTES), at, STAGE_BYTES) for at in range(0, 4 * STAGE_BYTES, STAGE_BYTES)]  # type: ignore[arg-type]
     done = np.full(4, STAGE_BYTES, np.int64)
     Transfer(storage, pair, ios, done, lambda count: None).read()  # type: ignore[arg-type]
     assert done.tolist() == [STAGE_BYTES] * 4

@@ -8,7 +8,6 @@ import resource
 import threading
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +18,7 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.fuse.inodes import FileHandle, LiveInode
 from fireflyfs.fuse.usrbio.ends import Ends
 from fireflyfs.fuse.usrbio.host import RingHost
+from fireflyfs.fuse.usrbio.known import Region
 from fireflyfs.fuse.usrbio.links import Links
 from fireflyfs.fuse.usrbio.registrations import Registrations
 from fireflyfs.fuse.volume import Volume
@@ -39,16 +39,20 @@ def descriptors() -> Iterator[None]:
 @pytest.mark.usefixtures("descriptors")
 def test_regions_leave_descriptors_for_the_mount() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    memory = Path(f"/dev/shm/test-{uuid.uuid4()}")
-    memory.write_bytes(b"m")
+    memory = os.memfd_create("memory")
+    os.write(memory, b"m")
     links = Links()
+
+    def add() -> None:
+        links.add(str(uuid.uuid4()).encode(), b"/dev/shm/m", os.dup(memory), os.getpid(), 0, 0, 0)
+
     try:
         for _ in range(100):
-            links.make(str(uuid.uuid4()).encode(), os.fsencode(memory), os.getpid(), 0, [0], 0)
+            add()
         with pytest.raises(OSError, match="are registered") as info:
-            links.make(str(uuid.uuid4()).encode(), os.fsencode(memory), os.getpid(), 0, [0], 0)
+            add()
     finally:
-        memory.unlink()
+        os.close(memory)
         for link in links.all():
             links.remove(link)
     assert info.value.errno == errno.ENOSPC
@@ -150,3 +154,53 @@ def test_a_closing_file_is_answered_for_to_agents_that_have_it() -> None:
     with pytest.raises(FfsError):
         files.resolve(token, agent)
     assert (volume.live.handles, volume.live.writers) == (1, 1)
+
+
+def sparse(nbytes: int) -> int:
+    fd = os.memfd_create("sparse")
+    os.ftruncate(fd, nbytes)
+    return fd
+
+
+def test_regions_without_bounds_are_refused() -> None:
+    """Sparse memory costs its owner nothing, and agents the addresses that all share."""
+    links = Links()
+
+    def add(nbytes: int, pid: int, uid: int) -> None:
+        fd = sparse(nbytes)
+        try:
+            links.add(str(uuid.uuid4()).encode(), b"/dev/shm/m", fd, pid, uid, uid, 0)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def refused(whose: str, *arguments: int) -> bool:
+        with pytest.raises(OSError, match=f"regions of {whose} have over") as info:
+            add(*arguments)
+        return info.value.errno == errno.ENOSPC
+
+    tebibyte = 1 << 40
+    add(3 * tebibyte, 10, 7)
+    assert refused("process 10", 2 * tebibyte, 10, 7)
+    for pid in (11, 12, 13):
+        add(4 * tebibyte, pid, 7)
+    assert refused("user 7", 2 * tebibyte, 14, 7)
+    add(tebibyte, 14, 7)
+    for pid in range(20, 32):
+        add(4 * tebibyte, pid, 0)
+    assert refused("this mount", 1, 40, 8)
+    for link in links.all():
+        links.remove(link)
+    add(4 * tebibyte, 10, 7)
+    for link in links.all():
+        links.remove(link)
+
+
+def test_an_agent_maps_what_was_registered_and_not_what_it_has_become() -> None:
+    links = Links()
+    fd = sparse(1 << 20)
+    link = links.add(str(uuid.uuid4()).encode(), b"/dev/shm/m", fd, 10, 7, 7, 0)
+    os.ftruncate(fd, 1 << 45)
+    region = Region(fd, link.nbytes)
+    assert (region.size, len(region.view)) == (1 << 20, 1 << 20)
+    links.remove(link)

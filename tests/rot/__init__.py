@@ -1,0 +1,1 @@
+"""Rotten chunks in a chain of replicas: what tests share."""

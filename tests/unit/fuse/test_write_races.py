@@ -1,0 +1,193 @@
+"""Writes beside truncations, closes and syncs of the same file by other threads: what length meta ends up with."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from fireflyfs.common.clock import SystemClock
+from fireflyfs.fuse import protocol
+from fireflyfs.fuse.inodes import attributes_of
+from fireflyfs.fuse.operations import attributes, files, ranges
+from fireflyfs.fuse.options import MountOptions
+from fireflyfs.fuse.protocol import SetAttr
+from fireflyfs.fuse.request import Request
+from fireflyfs.fuse.volume import Volume
+from fireflyfs.proto import meta_pb2 as m
+from fireflyfs.proto.common_pb2 import Caller
+
+OVERTAKEN_S = 0.5  # for what a waiting write should hold up, and does not
+
+
+class Bench:
+    """One file of a volume, and the requests that a kernel would make. `pause_write` stops the next write where its
+    bytes go into the books of write-behind."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.volume = Volume(backend, MountOptions(dirty_age_s=600.0), SystemClock(), lambda _: None)
+        made = m.OpenRequest(caller=Caller(), at=m.PathAt(dir=1, path=b"f"), flags=os.O_CREAT | os.O_RDWR, mode=0o644)
+        self.id: int = backend.meta.open(made).inode.id
+        self.go_on = threading.Event()
+        self.paused = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def request(self, body: bytes) -> Request:
+        segment = self.volume.segments.take()
+        segment.view[: len(body)] = body
+        request = Request(segment, self.backend.pool.allocate(4096))
+        request.nodeid = self.id
+        request.body = segment.view[: len(body)]
+        return request
+
+    def open(self, flags: int = os.O_RDWR) -> int:
+        answer = files.open_(self.volume, self.request(protocol.OPEN_IN.pack(flags, 0)))
+        return int(protocol.OPEN_OUT.unpack(answer)[0])  # type: ignore[arg-type]
+
+    def write(self, fh: int, offset: int, data: bytes) -> None:
+        head = protocol.WRITE_IN.pack(fh, offset, len(data), 0, 0, os.O_RDWR, 0)
+        files.write(self.volume, self.request(head + data))
+
+    def truncate(self, length: int) -> None:
+        asked = protocol.SETATTR_IN.pack(int(SetAttr.SIZE), 0, 0, length, *[0] * 12)
+        attributes.setattr_(self.volume, self.request(asked))
+
+    def read(self, fh: int, offset: int, size: int) -> bytes:
+        answer = files.read(self.volume, self.request(protocol.READ_IN.pack(fh, offset, size, 0, 0, 0, 0)))
+        return b"".join(answer or ())  # type: ignore[arg-type]
+
+    def length(self) -> int:
+        inode, _ = attributes._attributes(self.volume, self.request(b""))
+        return attributes_of(inode, self.volume.table.get(self.id)).size
+
+    def allocate(self, fh: int, offset: int, length: int) -> None:
+        ranges.fallocate(self.volume, self.request(protocol.FALLOCATE_IN.pack(fh, offset, length, 0, 0)))
+
+    def flush(self, fh: int) -> None:
+        files.flush(self.volume, self.request(protocol.FLUSH_IN.pack(fh, 0, 0, 1)))
+
+    def fsync(self, fh: int) -> None:
+        files.fsync(self.volume, self.request(protocol.FSYNC_IN.pack(fh, 0, 0)))
+
+    def release(self, fh: int) -> None:
+        files.release(self.volume, self.request(protocol.RELEASE_IN.pack(fh, 0, 0, 0)))
+
+    def pause_write(self) -> None:
+        hold = self.volume.segments.hold
+
+        def held(segment: Any) -> None:
+            self.volume.segments.hold = hold  # type: ignore[method-assign]
+            self.paused.set()
+            self.go_on.wait()
+            hold(segment)
+
+        self.volume.segments.hold = held  # type: ignore[method-assign]
+
+    def beside(self, act: Callable[..., object], *arguments: object) -> threading.Thread:
+        thread = threading.Thread(target=act, args=arguments)
+        self._threads.append(thread)
+        thread.start()
+        return thread
+
+    def join(self) -> None:
+        self.go_on.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    @property
+    def stored(self) -> bytes:
+        return bytes(self.backend.data.files.get(self.id, b""))
+
+    @property
+    def recorded(self) -> int:
+        return int(self.backend.meta.inodes[self.id].length)
+
+
+@pytest.fixture
+def bench(backend: Any) -> Iterator[Bench]:
+    bench = Bench(backend)
+    yield bench
+    bench.join()
+
+
+def _truncate_by_open(bench: Bench) -> None:
+    bench.release(bench.open(os.O_WRONLY | os.O_TRUNC))
+
+
+@pytest.mark.parametrize("truncate", [_truncate_by_open, lambda bench: bench.truncate(10)], ids=["open", "truncate"])
+def test_a_write_comes_before_or_after_a_truncation(bench: Bench, truncate: Callable[[Bench], None]) -> None:
+    fh = bench.open()
+    bench.write(fh, 0, b"a" * 50)
+    bench.pause_write()
+    bench.beside(bench.write, fh, 50, b"b" * 50)
+    assert bench.paused.wait(30)
+    bench.beside(truncate, bench).join(OVERTAKEN_S)
+    bench.join()
+    bench.flush(fh)
+    bench.release(fh)
+    assert bench.recorded == len(bench.stored), "no bytes beyond the end, and none that no length covers"
+
+
+@pytest.mark.parametrize("tell", [Bench.flush, Bench.fsync], ids=["close", "fsync"])
+def test_no_length_is_told_of_bytes_that_are_not_stored(bench: Bench, tell: Callable[[Bench, int], None]) -> None:
+    fh, other = bench.open(), bench.open()
+    bench.write(other, 0, b"a" * 50)
+    bench.pause_write()
+    bench.beside(bench.write, fh, 50, b"b" * 50)
+    assert bench.paused.wait(30)
+    bench.beside(tell, bench, other).join(OVERTAKEN_S)
+    assert bench.recorded <= len(bench.stored)
+    bench.join()
+    assert bench.recorded <= len(bench.stored)
+    bench.flush(fh)
+    assert bench.recorded == len(bench.stored) == 100
+
+
+@pytest.mark.parametrize("tell", [Bench.flush, Bench.fsync], ids=["close", "fsync"])
+def test_what_is_written_between_the_flush_and_the_record(bench: Bench, tell: Callable[[Bench, int], None]) -> None:
+    fh = bench.open()
+    bench.write(fh, 0, b"a" * 50)
+    flush = bench.volume.flush
+
+    def flush_then_another_writes(*arguments: Any) -> None:
+        flush(*arguments)
+        bench.volume.flush = flush  # type: ignore[method-assign]
+        bench.write(fh, 50, b"b" * 50)
+
+    bench.volume.flush = flush_then_another_writes  # type: ignore[method-assign]
+    tell(bench, fh)
+    assert bench.recorded <= len(bench.stored)
+    assert bench.backend.meta.sessions[bench.id] or not bench.volume.write_behind.is_dirty(bench.id)
+
+
+def test_what_is_written_after_a_truncation_elsewhere_is_seen_here_at_once(bench: Bench) -> None:
+    fh = bench.open()
+    bench.write(fh, 0, b"a" * 50)
+    bench.fsync(fh)
+    truncated = m.SetAttrRequest(caller=Caller(), at=m.PathAt(dir=bench.id), length=0)
+    bench.backend.meta.set_attr(truncated)
+    bench.write(fh, 0, b"b" * 20)
+    bench.volume.stat(bench.id, Caller())
+    assert bench.length() == 20
+    assert bench.read(fh, 0, 100) == b"b" * 20
+    bench.backend.meta.set_attr(truncated)
+    bench.write(fh, 0, b"c" * 10)
+    bench.volume.changed_inode(bench.backend.meta.stat(m.StatRequest(at=m.PathAt(dir=bench.id))).inode)
+    assert bench.read(fh, 0, 100) == b"c" * 10
+    assert bench.length() == 10
+
+
+def test_fallocate_takes_nothing_of_what_others_have_not_recorded(bench: Bench) -> None:
+    fh = bench.open()
+    bench.write(fh, 0, b"a" * 50)
+    bench.fsync(fh)
+    bench.backend.data.files[bench.id] += b"b" * 150  # acknowledged to a client elsewhere, whose file is still open
+    bench.allocate(fh, 0, 100)
+    assert (bench.recorded, len(bench.stored)) == (100, 200)
+    bench.backend.meta.set_attr(m.SetAttrRequest(caller=Caller(), at=m.PathAt(dir=bench.id), length=0))
+    bench.allocate(fh, 0, 150)  # the mount has not heard of the truncation
+    assert (bench.recorded, bench.length(), bench.stored) == (150, 150, b"")
