@@ -19,9 +19,10 @@ from fireflyfs.common.limits import DEADLINE_S_MAX
 from fireflyfs.common.net.api import Address, Call, MemoryPool, Reply
 from fireflyfs.common.net.busy_poll import Waiters, busy_poll_s
 from fireflyfs.common.net.dial import dial
-from fireflyfs.common.net.exchange import Exchange, Pending
+from fireflyfs.common.net.exchange import Exchange
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.memory import SharedMemory, SharedPool, WithdrawListener
+from fireflyfs.common.net.pending import Pending
 from fireflyfs.common.net.rdma.adapters import revoke
 from fireflyfs.common.net.staging import StagingPool
 
