@@ -223,7 +223,7 @@ class Exchange:
         memory = self._staging.take(need)
         if memory is None:
             return 0
-        if not self._know(memory):
+        if not self._know(memory, pending):
             self._staging.give(memory)
             return 0
         pending.staging = memory
@@ -235,20 +235,23 @@ class Exchange:
             return None
         if memory.closed:
             raise error(Code.INVALID, "a piece lies in memory that is closed")
-        if memory.region not in self._regions and not self._know(memory):
+        if memory.region not in self._regions and not self._know(memory, pending):
             return None
         pending.shared.append(memory)
         return (memory.region, piece.length, piece.offset)
 
-    def _know(self, memory: SharedMemory) -> bool:
-        """Register memory with the server; False when the table is full of what is in use."""
+    def _know(self, memory: SharedMemory, pending: Pending) -> bool:
+        """Register memory with the server for a request; False when the table is full of what is in use."""
         if memory.region in self._regions:
             return True
         if len(self._regions) >= REGIONS_MAX:
             if self._outstanding:
                 return False
+            named = pending.regions()
+            oldest = next((region for region in self._regions if region not in named), None)
+            if oldest is None:
+                return False
             self._flush()
-            oldest = next(iter(self._regions))
             del self._regions[oldest]
             self._withdraw(oldest)
         if self._rdma is not None:

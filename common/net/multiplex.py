@@ -220,19 +220,21 @@ class _Connection(Stream):
         memory = piece.memory
         if memory.closed:
             raise error(Code.INVALID, "a piece lies in memory that is closed")
-        if memory.region not in self._regions and not self._register(memory):
+        if memory.region not in self._regions and not self._register(memory, pending):
             return None
         pending.shared.append(memory)
         return (memory.region, piece.length, piece.offset)
 
-    def _register(self, memory: SharedMemory) -> bool:
+    def _register(self, memory: SharedMemory, pending: _Pending) -> bool:
         """Send the descriptor at once; False when something is queued before it or the table is full."""
         if self.closed or (self.queued_bytes and self._rdma is None):
             return False
         if len(self._regions) >= REGIONS_MAX:
-            if self._outstanding:
-                return False
-            self.withdraw(next(iter(self._regions.values())))
+            if not self._outstanding:
+                named = {each.region for each in pending.shared}
+                oldest = next((known for region, known in self._regions.items() if region not in named), None)
+                if oldest is not None:
+                    self.withdraw(oldest)
             return False  # this one time it travels on the socket; the place is free for the next
         if self._rdma is not None:
             shown = self._rdma.expose(memory)

@@ -24,6 +24,13 @@ class Pending:
         self.shared: list[SharedMemory] = []  # the caller's memory that the server may write
         self.payload = 0
 
+    def regions(self) -> set[int]:
+        """Where those of its pieces lie that have been placed."""
+        named = {memory.region for memory in self.shared}
+        if self.staging is not None:
+            named.add(self.staging.region)
+        return named
+
 
 def view_of(piece: Piece) -> memoryview:
     return piece.view if isinstance(piece, Slice) else piece
