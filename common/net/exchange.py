@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import select
@@ -118,6 +119,14 @@ class Exchange:
     def close(self) -> None:
         if self._rdma is not None:
             self._rdma.close()
+        with contextlib.suppress(OSError):  # a child that was forked meanwhile has the socket too: end it for both
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
+    def abandon(self) -> None:
+        """In a forked child: the connection is the parent's, and so are the locks around what it uses."""
+        if self._rdma is not None:
+            self._rdma.abandon()
         self.sock.close()
 
     def _withdraw(self, region: int) -> None:
@@ -197,7 +206,7 @@ class Exchange:
                 length = len(view)
                 if STAGED_PIECE_BYTES_MIN <= length <= room - position and pending.staging is not None:
                     segment = (pending.staging.region, length, position)
-                    pending.staged.append((index, pending.staging.view[position : position + length]))
+                    pending.staged.append((index, view, pending.staging.view[position : position + length]))
                     position += length
                 else:
                     segment = (INLINE, length, 0)
@@ -371,9 +380,9 @@ class Exchange:
         del self._outstanding[header.request_id]
         self._payload -= pending.payload
         if pending.staged and not header.status:
-            for index, source in pending.staged:
+            for index, landing, source in pending.staged:
                 length = pushed[index] if index < len(pushed) else 0
-                view_of(pending.call.into[index])[:length] = source[:length]
+                landing[:length] = source[:length]
         pending.outcome = outcome
         self._release(pending, answered=True)
 

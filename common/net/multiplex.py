@@ -22,6 +22,7 @@ from fireflyfs.common.net.dial import Dialed, dial
 from fireflyfs.common.net.frame import INLINE, Buffer, Header, Kind, Segment
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.memory import PrivatePool, SharedMemory, SharedPool, WithdrawListener
+from fireflyfs.common.net.pending import view_of
 from fireflyfs.common.net.rdma.adapters import revoke
 from fireflyfs.common.net.staging import StagedCall, StagingPool
 from fireflyfs.common.net.stream import Stream
@@ -178,14 +179,14 @@ class _Connection(Stream):
         for piece in call.out:
             segment = self._shared(piece, pending)
             if segment is None:
-                view = piece.view if isinstance(piece, Slice) else piece
+                view = view_of(piece)
                 segment = (INLINE, len(view), 0)
                 inline.append(view)
             out.append(segment)
         for piece in call.into:
             segment = self._shared(piece, pending)
             if segment is None:
-                view = piece.view if isinstance(piece, Slice) else piece
+                view = view_of(piece)
                 segment = (INLINE, len(view), 0)
                 pending.into.append(view)
             else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fireflyfs.common.errors import FfsError
+from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import DEADLINE_S_MAX
 from fireflyfs.common.net.api import Call, Piece, Reply, Slice
 from fireflyfs.common.net.memory import SharedMemory
@@ -19,7 +19,8 @@ class Pending:
         self.outcome: Reply | FfsError | None = None
         self.rooms: list[int] = []
         self.into: list[memoryview | None] = []  # where inline answers land; None: the server writes there itself
-        self.staged: list[tuple[int, memoryview]] = []  # (index of the into piece, its bytes in the staging buffer)
+        # (index of the into piece, where it lies, its bytes in the staging buffer)
+        self.staged: list[tuple[int, memoryview, memoryview]] = []
         self.staging: SharedMemory | None = None
         self.shared: list[SharedMemory] = []  # the caller's memory that the server may write
         self.payload = 0
@@ -33,4 +34,10 @@ class Pending:
 
 
 def view_of(piece: Piece) -> memoryview:
-    return piece.view if isinstance(piece, Slice) else piece
+    """Raises INVALID for a piece of memory that was closed."""
+    if not isinstance(piece, Slice):
+        return piece
+    view = piece.view
+    if len(view) != piece.length:
+        raise error(Code.INVALID, "a piece lies in memory that is closed")
+    return view

@@ -6,6 +6,7 @@ in the domain of its own cluster. Servers keep their buffers in a domain of thei
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -36,8 +37,10 @@ class ClientMemory:
         self._regions: dict[int, tuple[Region, set[object]]] = {}
 
     def expose(self, memory: SharedMemory, user: object) -> Region:
-        """Register once for all connections. Raises OSError."""
-        with self._lock:
+        """Register once for all connections. Raises OSError, also for memory that its owner has closed meanwhile."""
+        with self._lock:  # who closes it says so first, and then revokes, which waits for us
+            if memory.closed:
+                raise OSError(errno.EBADF, "the memory is closed")
             known = self._regions.get(memory.region)
             if known is None:
                 known = self._regions[memory.region] = self.domain.register(memory.view, remote=True), set()
