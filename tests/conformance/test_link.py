@@ -21,12 +21,10 @@ from fireflyfs.common.limits import FRAME_BODY_BYTES_MAX, REGIONS_MAX, KiB, MiB
 from fireflyfs.common.net.api import Address, Call, Reply, ServerRequest
 from fireflyfs.common.net.blocking import BlockingPool
 from fireflyfs.common.net.identity import Identity
+from fireflyfs.common.net.link_choice import LINK_ENV
 from fireflyfs.common.net.memory import SharedPool
 from fireflyfs.common.net.methods import Method
 from fireflyfs.common.net.multiplex import MultiplexLink
-from fireflyfs.common.net.rdma import adapters
-from fireflyfs.common.net.rdma.adapters import Adapters
-from fireflyfs.common.net.rdma.settings import LinkChoice, RdmaSettings
 from fireflyfs.common.net.rdma.verbs import device_names
 from fireflyfs.common.net.server import LinkServer
 
@@ -148,7 +146,7 @@ class AsyncFace:
         self.loop.close()
 
 
-LINKS = {"tcp": LinkChoice.TCP, "shm": LinkChoice.AUTO, "rdma": LinkChoice.RDMA}
+LINKS = {"tcp": "tcp", "shm": "auto", "rdma": "rdma"}
 
 
 @pytest.fixture
@@ -166,7 +164,7 @@ RDMA_DOORS = ["rdma-blocking", "rdma-multiplex"] if device_names() else []
 @pytest.fixture(params=[*RDMA_DOORS, "tcp-blocking", "shm-blocking", "tcp-multiplex", "shm-multiplex"])
 def door(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     # Of a machine with a device every tcp connection would be an rdma one.
-    monkeypatch.setattr(adapters, "_adapters", Adapters(RdmaSettings(LINKS[request.param.partition("-")[0]])))
+    monkeypatch.setenv(LINK_ENV, LINKS[request.param.partition("-")[0]])
     return request.param
 
 

@@ -14,6 +14,8 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from fireflyfs.common.errors import Code, error
+from fireflyfs.common.net.link_choice import LinkChoice
 from fireflyfs.common.net.memory import SharedMemory
 from fireflyfs.common.net.rdma import verbs
 from fireflyfs.common.net.rdma.choice import Candidate, Choice, choose
@@ -175,6 +177,16 @@ def adapters() -> Adapters:
         if _adapters is None:
             _adapters = Adapters(settings_from_environment())
         return _adapters
+
+
+def check_link(link: LinkChoice) -> None:
+    """Raises CONFIG when rdma is demanded of a machine that has none."""
+    if link is LinkChoice.RDMA and not adapters().names:
+        raise error(
+            Code.CONFIG,
+            "link rdma is demanded, and this machine has no rdma device that can be used: `ffs rdma check` says what "
+            "is missing, link auto would take what there is",
+        )
 
 
 def revoke(memory: SharedMemory) -> None:
