@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import re
 import shutil
 import signal
@@ -25,13 +24,14 @@ from fireflyfs.common.limits import KiB, MiB
 from fireflyfs.common.net.api import Address, Call, ServerRequest, Slice
 from fireflyfs.common.net.blocking import BlockingPool
 from fireflyfs.common.net.identity import Identity
+from fireflyfs.common.net.link_choice import LinkChoice
 from fireflyfs.common.net.memory import SharedPool
 from fireflyfs.common.net.rdma import server as rdma_server
-from fireflyfs.common.net.rdma import settings, verbs
+from fireflyfs.common.net.rdma import verbs
 from fireflyfs.common.net.server import LinkServer
 
 READ, WRITE, COSTS = 0x7101, 0x7102, 0x7103
-IDENTITY = Identity("bench")
+IDENTITY = Identity("bench", link=LinkChoice.RDMA)
 BATCH = 128
 PERFTEST_MESSAGES = 200
 
@@ -196,7 +196,6 @@ def main() -> None:
     parser.add_argument("--gid-index", type=int, default=1, help="for perftest")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    os.environ[settings.LINK_ENV] = settings.LinkChoice.RDMA.value
     if arguments.serve:
         serve()
         return

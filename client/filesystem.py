@@ -44,7 +44,8 @@ class FileSystem(ExtendedAttributes):
     ) -> FileSystem:
         """`mgmtd`: "host:port,host:port" or a list. Runs as this process's user, with its umask unless one is given.
 
-        Raises OSError when no cluster manager answers in time. `options` go to `ClientContext.connect`.
+        Raises OSError when no cluster manager answers in time. `options` go to `ClientContext.connect`; among them
+        `link`: how bytes travel, auto, rdma, tcp or shm.
         """
         addresses = mgmtd.split(",") if isinstance(mgmtd, str) else list(mgmtd)
         if umask is None:

@@ -30,8 +30,11 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.ids import ClientId
 from fireflyfs.common.net.api import BlockingLink, MemoryPool
 from fireflyfs.common.net.blocking import BlockingPool
+from fireflyfs.common.net.host import host_id
 from fireflyfs.common.net.identity import Identity
+from fireflyfs.common.net.link_choice import choose_link
 from fireflyfs.common.net.memory import SharedPool
+from fireflyfs.common.net.rdma.adapters import check_link
 from fireflyfs.proto import mgmtd_pb2
 from fireflyfs.proto.common_pb2 import NODE_TYPE_CLIENT, Caller, NodeType
 
@@ -194,21 +197,25 @@ class ClientContext:
         policy: RetryPolicy | None = None,
         description: str = "",
         shared_memory: bool = True,
+        link: str = "",
         connect_timeout_s: float = 30.0,
     ) -> ClientContext:
         """Join the cluster that the managers at `mgmtd` lead.
 
         `cluster_id`, when given, must be theirs (WRONG_CLUSTER). Raises UNAVAILABLE when none answers in time, or no
-        metadata server is known in time. `shared_memory=False` uses tcp even on one host.
+        metadata server is known in time. `shared_memory=False` does not share memory even on one host. `link`: auto,
+        rdma, tcp or shm; empty: what FFS_LINK says. Raises CONFIG for what is no link, or none of this machine's.
         """
+        chosen = choose_link(link)
+        check_link(chosen)
         manager = MgmtdClient(mgmtd, patience_s=connect_timeout_s)
         source: RoutingSource | None = None
-        link: BlockingPool | None = None
+        pool: BlockingPool | None = None
         try:
             manager.meet(connect_timeout_s)
             if cluster_id and cluster_id != manager.cluster_id:
                 raise error(Code.WRONG_CLUSTER, f"{mgmtd} lead cluster {manager.cluster_id!r}, not {cluster_id!r}")
-            identity = Identity(manager.cluster_id) if shared_memory else Identity(manager.cluster_id, host_id="")
+            identity = Identity(manager.cluster_id, host_id=host_id() if shared_memory else "", link=chosen)
             source = RoutingSource(manager)
             source.wait_until(lambda routing: bool(routing.meta_servers()), connect_timeout_s)
             session = mgmtd_pb2.ClientSession(
@@ -218,16 +225,16 @@ class ClientContext:
                 description=description or f"pid {os.getpid()}",
                 start_unix_ns=SystemClock().unix_ns(),
             )
-            link = BlockingPool(identity, pool=SharedPool())
+            pool = BlockingPool(identity, pool=SharedPool())
             lease = LeaseKeeper(manager, manager.cluster_id, session)
         except BaseException:
-            if link is not None:
-                link.close()
+            if pool is not None:
+                pool.close()
             if source is not None:
                 source.close()
             manager.close()
             raise
-        parts = Parts(link, source, identity.client_id, lease, manager)
+        parts = Parts(pool, source, identity.client_id, lease, manager)
         return ClientContext(parts, caller=caller or process_caller(), policy=policy)
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fireflyfs.common.limits import KiB, MiB
+from fireflyfs.common.net.link_choice import check_name
 
 THREADS_MAX: Final = 64
 SUBTYPES: Final = ("fireflyfs", "hf3fs")
@@ -35,12 +36,14 @@ class MountOptions:
     list_entries: int = 1024  # asked from meta at once
     source: str = "fireflyfs"  # what `df` and `mount` show
     subtype: str = "fireflyfs"  # of the mount's type, fuse.SUBTYPE
+    link: str = "auto"  # taken to servers: auto, rdma, tcp, shm
 
     def __post_init__(self) -> None:
         if self.strict:
             kept = {"entry_timeout_s": 0.0, "attr_timeout_s": 0.0, "negative_timeout_s": 0.0, "write_behind": False}
             for name, value in kept.items():
                 object.__setattr__(self, name, value)
+        check_name(self.link)
         if self.subtype not in SUBTYPES:
             raise ValueError(f"subtype must be one of {', '.join(SUBTYPES)}")
         if not 1 <= self.threads <= self.threads_max <= THREADS_MAX:

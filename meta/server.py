@@ -24,6 +24,7 @@ from fireflyfs.common.limits import CHUNK_BYTES_DEFAULT, UPDATE_ITEMS_MAX, MiB
 from fireflyfs.common.net.control import ControlServer
 from fireflyfs.common.net.dual import link_handlers
 from fireflyfs.common.net.identity import Identity
+from fireflyfs.common.net.link_choice import check_name, choose_link
 from fireflyfs.common.net.multiplex import MultiplexLink
 from fireflyfs.common.net.server import LinkServer
 from fireflyfs.meta.background.housekeeping import expire_outcomes, sync_commits
@@ -49,6 +50,7 @@ class MetaConfig:
     kv_sync_commits: bool = False  # every commit survives a power cut; slow
     kv_read_ahead_mib: int = 4096  # of the store, read into the page cache at the start; 0: none
     listen_host: str = "127.0.0.1"
+    link: str = "auto"  # what is offered, and taken to other servers: auto, rdma, tcp, shm; FFS_LINK goes before it
     grpc_port: int = 0
     tcp_port: int = 0
     unix_path: str = ""
@@ -70,6 +72,7 @@ class MetaConfig:
             raise ValueError("kv_path is needed with the rocksdb store")
         if self.kv_read_ahead_mib < 0:
             raise ValueError(f"kv_read_ahead_mib must not be negative: {self.kv_read_ahead_mib}")
+        check_name(self.link)
         if not 0 <= self.root_mode <= 0o7777:
             raise ValueError(f"root_mode {self.root_mode:#o} is no mode")
         if not 1 <= self.garbage_files_at_once <= UPDATE_ITEMS_MAX:
@@ -113,7 +116,7 @@ def _open_store(config: MetaConfig) -> KvEngine:
 async def serve(config: MetaConfig, stop: asyncio.Event) -> None:
     """Serve until `stop`; then tell mgmtd, finish what is under way, sync the store and close it."""
     clock = SystemClock()
-    identity = Identity(config.cluster_id)
+    identity = Identity(config.cluster_id, link=choose_link(configured=config.link))
     routing = _Routing()
     mgmtd = AsyncMgmtdClient(config.mgmtd, config.cluster_id)
     links = MultiplexLink(identity)

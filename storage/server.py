@@ -21,6 +21,7 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.control import ControlServer
 from fireflyfs.common.net.dual import link_handlers
 from fireflyfs.common.net.identity import Identity
+from fireflyfs.common.net.link_choice import check_name, choose_link
 from fireflyfs.common.net.multiplex import MultiplexLink
 from fireflyfs.common.net.server import LinkServer
 from fireflyfs.proto import storage_pb2
@@ -70,6 +71,7 @@ class StorageConfig:
     mgmtd: list[str]
     workers: list[WorkerConfig]
     listen_host: str = "127.0.0.1"
+    link: str = "auto"  # what is offered, and taken to other servers: auto, rdma, tcp, shm; FFS_LINK goes before it
     threads: int = 4  # of each target, for what would block
     resync_bytes_s: int = 64 << 20  # that a target sends to the one that it brings up to date; 0: as fast as it goes
     scrub_bytes_s: int = SCRUB_BYTES_S  # that the scrubber reads of each target; 0: passes only when they are asked for
@@ -87,6 +89,7 @@ class StorageConfig:
             raise ValueError("no targets are configured")
         if not 1 <= self.threads <= 64:
             raise ValueError(f"threads must be 1 to 64, not {self.threads}")
+        check_name(self.link)
         if self.fence_s <= 0:
             raise ValueError("fence_s must be above 0")
         if not 0 <= self.cache_room_part < 1:
@@ -125,7 +128,7 @@ async def serve_worker(config: StorageConfig, worker: int, stop: asyncio.Event) 
     _die_with_supervisor()
     mine = config.workers[worker]
     lease_clock = LeaseClock()  # a suspended worker must know when it wakes that it was taken out of its chains
-    identity = Identity(config.cluster_id)
+    identity = Identity(config.cluster_id, link=choose_link(configured=config.link))
     targets = await asyncio.to_thread(_open, config, mine)
     membership: Membership | None = None
     storage = StorageWorker(

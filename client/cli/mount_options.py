@@ -22,6 +22,7 @@ VALUES = {
     "threads": "--threads",
     "log_file": "--log-file",
     "subtype": "--subtype",
+    "link": "--link",
 }
 SWITCHES = {
     "allow_other": "--allow-other",

@@ -20,6 +20,7 @@ from fireflyfs.client.cli import connect, output
 from fireflyfs.client.cli.mount_table import our_mounts, unmount
 from fireflyfs.client.cli.settings import Settings, pass_settings
 from fireflyfs.common.errors import Code, error
+from fireflyfs.common.net.link_choice import LINKS
 
 READY_WAIT_S = 30.0
 ERROR_BYTES_MAX = 64 << 10
@@ -75,6 +76,11 @@ class _LikeMount(click.Command):
     show_default=True,
     help="Show as a mount of type fuse.SUBTYPE: hf3fs is what programs for 3FS look for.",
 )
+@click.option(
+    "--link",
+    type=click.Choice(LINKS),
+    help="How bytes travel: the best that both ends have, or one that is insisted on.  [default: FFS_LINK, or auto]",
+)
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--log-file", type=click.Path(path_type=Path), help="Where a background mount logs.")
@@ -92,6 +98,7 @@ def mount(
     strict: bool,
     local_locks: bool,
     subtype: str,
+    link: str | None,
     read_only: bool,
     kernel: tuple[str, ...],
     ready_fd: int | None,
@@ -113,6 +120,7 @@ def mount(
         options += ["--strict"] if strict else []
         options += ["--local-locks"] if local_locks else []
         options += [f"--subtype={subtype}"]
+        options += [f"--link={link}"] if link else []
         options += [f"--kernel={option}" for option in kernel]
         options += ["--libfuse"] if libfuse else []
         options += [f"--log-file={log_file}"] if log_file else []
@@ -135,6 +143,7 @@ def mount(
         ready_fd=ready_fd,
         kernel=kernel,
         libfuse=libfuse,
+        link=link or "",
         options={
             "attr_timeout_s": attr_timeout,
             "entry_timeout_s": entry_timeout,

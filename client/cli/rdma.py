@@ -33,17 +33,19 @@ def check(settings: Settings) -> None:
 
     Needs no cluster. FFS_LINK, FFS_RDMA_DEVICES and FFS_RDMA_GID_INDEX are taken as servers and mounts take them.
     """
+    from fireflyfs.common.net.link_choice import choose_link
     from fireflyfs.common.net.rdma import checking
     from fireflyfs.common.net.rdma.settings import settings_from_environment
 
     chosen = settings_from_environment()
+    link = choose_link().value
     report = checking.check(chosen)
     rows = checking.rows(report.ports)
     if settings.json:
         output.show_json(
             {
                 "works": report.works,
-                "link": chosen.link.value,
+                "link": link,
                 "pyverbs": report.pyverbs,
                 "locked_bytes": report.locked_bytes,
                 "ports": rows,
@@ -53,7 +55,7 @@ def check(settings: Settings) -> None:
     else:
         output.show_rows(settings, rows, _COLUMNS, title="ports", empty="no rdma device")
         limit = "no limit" if report.locked_bytes is None else output.bytes_text(report.locked_bytes)
-        output.show_record(settings, {"link": chosen.link.value, "pyverbs": report.pyverbs, "locked memory": limit})
+        output.show_record(settings, {"link": link, "pyverbs": report.pyverbs, "locked memory": limit})
         for problem in report.problems:
             click.echo(f"- {problem}")
         click.echo("rdma works" if report.works else "rdma does not work: payload travels over tcp or shared memory")

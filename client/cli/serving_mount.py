@@ -15,6 +15,7 @@ from fireflyfs.client.cli.mount_table import FS_SOURCE, unmount
 from fireflyfs.client.session import ClientContext
 from fireflyfs.common import collector
 from fireflyfs.common.errors import Code, error
+from fireflyfs.common.net.link_choice import choose_link
 from fireflyfs.fuse.context import backend_of
 from fireflyfs.fuse.mount import Mount
 from fireflyfs.fuse.options import MountOptions
@@ -29,6 +30,7 @@ def serve(
     ready_fd: int | None,
     kernel: Sequence[str],
     libfuse: bool,
+    link: str,
     options: dict[str, Any],
     log_file: Path | None = None,
 ) -> None:
@@ -36,14 +38,15 @@ def serve(
 
     `options` are fields of fuse's MountOptions. `ready_fd` gets `ready` once the mount can be used, and is closed.
     `kernel` are options that the kernel keeps (ro, noexec): they need root. With `libfuse`, which serves it otherwise,
-    CONFIG is raised where the package is missing.
+    CONFIG is raised where the package is missing. `link` empty: what FFS_LINK says.
     """
     if kernel and os.geteuid() != 0:
         raise error(Code.NOT_PERMITTED, f"mount option {kernel[0]} needs root")
     _raise_descriptors()
-    context = ClientContext.connect(addresses, NODE_TYPE_FUSE, connect_timeout_s=CONNECT_TIMEOUT_S)
+    link = choose_link(link).value  # the agents of its rings take the same
+    context = ClientContext.connect(addresses, NODE_TYPE_FUSE, link=link, connect_timeout_s=CONNECT_TIMEOUT_S)
     try:
-        mount_options = MountOptions(source=f"{FS_SOURCE}#{addresses[0]}", **options)
+        mount_options = MountOptions(source=f"{FS_SOURCE}#{addresses[0]}", link=link, **options)
         if libfuse:
             _serve_with_libfuse(context, mountpoint, mount_options, kernel, ready_fd)
             return

@@ -19,9 +19,10 @@ from fireflyfs.common.limits import DEADLINE_S_MAX
 from fireflyfs.common.net.api import Address, Call, MemoryPool, Reply
 from fireflyfs.common.net.busy_poll import Waiters, busy_poll_s
 from fireflyfs.common.net.dial import dial
-from fireflyfs.common.net.exchange import Exchange, Pending
+from fireflyfs.common.net.exchange import Exchange
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.memory import SharedMemory, SharedPool, WithdrawListener
+from fireflyfs.common.net.pending import Pending
 from fireflyfs.common.net.rdma.adapters import revoke
 from fireflyfs.common.net.staging import StagingPool
 
@@ -31,15 +32,27 @@ STALE_CHECK_S: Final = 0.05  # a connection idle for longer is looked at before 
 
 
 class _Server:
-    """The connections to one address."""
+    """The connections to one address. Changed with the lock held."""
 
-    __slots__ = ("idle", "lock", "used", "waiting")
+    __slots__ = ("forgotten", "idle", "lock", "open", "used", "waiting")
 
     def __init__(self) -> None:
         self.lock = threading.Condition(threading.Lock())
         self.idle: list[Exchange] = []
+        self.open: set[Exchange] = set()  # idle ones and those in use
         self.used = 0
         self.waiting = 0
+        self.forgotten = False  # what comes back is closed
+
+    def close(self, connection: Exchange) -> None:
+        self.open.discard(connection)
+        connection.close()
+
+    def forget(self) -> None:
+        self.forgotten = True
+        while self.idle:
+            self.close(self.idle.pop())
+        self.lock.notify_all()
 
 
 class BlockingPool(WithdrawListener):
@@ -119,10 +132,7 @@ class BlockingPool(WithdrawListener):
             self._servers.clear()
         for server in servers:
             with server.lock:
-                idle, server.idle = server.idle, []
-                server.lock.notify_all()
-            for connection in idle:
-                connection.close()
+                server.forget()
         self._staging.close()
 
     def memory_closed(self, memory: SharedMemory) -> None:
@@ -151,11 +161,12 @@ class BlockingPool(WithdrawListener):
 
     def _forget_one(self) -> None:
         for address, server in self._servers.items():
-            if not server.used:
-                for connection in server.idle:
-                    connection.close()
-                del self._servers[address]
-                return
+            with server.lock:
+                if server.used:
+                    continue
+                server.forget()
+            del self._servers[address]
+            return
         raise error(Code.OVERLOADED, f"connections to {SERVERS_MAX} servers are in use")
 
     def _acquire(self, address: Address, server: _Server, deadline_s: float) -> Exchange:
@@ -168,7 +179,7 @@ class BlockingPool(WithdrawListener):
                     ):
                         server.used += 1
                         return connection
-                    connection.close()
+                    server.close(connection)
                 if server.used < self._connections_max:
                     server.used += 1
                     break
@@ -182,10 +193,14 @@ class BlockingPool(WithdrawListener):
                     server.waiting -= 1
         try:
             left_s = max(deadline_s - time.monotonic(), 0.0)
-            return Exchange(dial(self.identity, address, min(left_s, CONNECT_S_MAX)), self._staging, self._waiters)
+            dialed = dial(self.identity, address, min(left_s, CONNECT_S_MAX))
+            connection = Exchange(dialed, self._staging, self._waiters)
         except BaseException:
             self._leave(server)
             raise
+        with server.lock:
+            server.open.add(connection)
+        return connection
 
     def _leave(self, server: _Server) -> None:
         with server.lock:
@@ -198,10 +213,10 @@ class BlockingPool(WithdrawListener):
                 connection.withdrawals_seen = self._withdrawals
                 connection.withdraw_closed()
             server.used -= 1
-            if connection.broken is None and not self._closed:
+            if connection.broken is None and not self._closed and not server.forgotten:
                 server.idle.append(connection)
             else:
-                connection.close()
+                server.close(connection)
             if server.waiting:
                 server.lock.notify()
 
@@ -214,11 +229,11 @@ _pools: weakref.WeakSet[BlockingPool] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    """A child must not speak on its parent's connections: it opens its own."""
+    """A child must not speak on its parent's connections: it opens its own. No lock of before is ever free here."""
     for pool in list(_pools):
         for server in pool._servers.values():
-            for connection in server.idle:
-                connection.close()  # its queue pair is the parent's, and stays
+            for connection in server.open:
+                connection.abandon()
         pool._reset()
 
 

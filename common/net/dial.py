@@ -12,10 +12,10 @@ from fireflyfs.common.net import frame
 from fireflyfs.common.net.api import Address
 from fireflyfs.common.net.frame import Hello, LinkKind, Welcome
 from fireflyfs.common.net.identity import Identity
+from fireflyfs.common.net.link_choice import LinkChoice
 from fireflyfs.common.net.rdma.adapters import adapters
 from fireflyfs.common.net.rdma.attach import attach
 from fireflyfs.common.net.rdma.client import ClientEnd
-from fireflyfs.common.net.rdma.settings import LinkChoice
 from fireflyfs.common.net.server import SOCKET_BUFFER_BYTES, tune_tcp
 
 
@@ -48,18 +48,24 @@ def split_tcp(address: str) -> tuple[str, int]:
 
 
 def dial(identity: Identity, address: Address, timeout_s: float) -> Dialed:
-    """Connect through the best door that `FFS_LINK` allows. Raises UNAVAILABLE, TIMEOUT, or what the server says."""
+    """Connect by the best way that `identity.link` allows.
+
+    Raises UNAVAILABLE, TIMEOUT, what the server says, or CONFIG for a server that no demanded link can ever reach.
+    """
     end_s = time.monotonic() + timeout_s
-    link = adapters().settings.link
+    link = identity.link
     shares_host = bool(address.unix and address.host_id and address.host_id == identity.host_id)
-    if shares_host and link in (LinkChoice.AUTO, LinkChoice.SHM):
+    if shares_host and link.tries_shm:
         try:
             return _unix(identity, address.unix, end_s)
         except FfsError as exc:
             # The path may belong to another mount namespace; what a server refuses in words is final.
             if exc.code not in (Code.UNAVAILABLE, Code.TIMEOUT) or not address.tcp or link is LinkChoice.SHM:
                 raise
-    if not address.tcp or link is LinkChoice.SHM:
+    if link is LinkChoice.SHM:
+        why = "it is on another host, or has no unix_path"
+        raise error(Code.CONFIG, f"{address.tcp} shares no memory with us: {why}; link auto would take tcp or rdma")
+    if not address.tcp:
         raise error(Code.UNAVAILABLE, f"no door of {address} can be reached from here with link {link.value}")
     return _tcp(identity, address.tcp, end_s)
 
@@ -88,15 +94,15 @@ def _tcp(identity: Identity, address: str, end_s: float) -> Dialed:
     try:
         tune_tcp(sock)
         links = LinkKind.TCP
-        link = adapters().settings.link
-        if link in (LinkChoice.AUTO, LinkChoice.RDMA) and adapters().names:
+        if identity.link.tries_rdma and adapters().names:
             links |= LinkKind.RDMA
         dialed = _greet(sock, identity, links, address, end_s)
         why = "one of both ends has no rdma device"
         if dialed.welcome.link == LinkKind.RDMA:
             dialed.rdma, why = attach(sock, identity.cluster_id, address, lambda n: _exactly(sock, n, end_s, address))
-        if link is LinkChoice.RDMA and dialed.rdma is None:
-            raise error(Code.UNAVAILABLE, f"{address} has no rdma link with us: {why}")
+        if identity.link is LinkChoice.RDMA and dialed.rdma is None:
+            hint = "`ffs rdma check` on both says what is missing, link auto would take tcp"
+            raise error(Code.UNAVAILABLE, f"{address} has no rdma link with us: {why}; {hint}")
         sock.settimeout(None)
         return dialed
     except OSError as exc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import select
@@ -14,47 +15,21 @@ from typing import Final
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import DEADLINE_S_MAX, REGIONS_MAX, KiB
 from fireflyfs.common.net import frame
-from fireflyfs.common.net.api import Call, Piece, Reply, Slice
-from fireflyfs.common.net.busy_poll import TAKEN_S, Waiters, Worthwhile, yield_processor
-from fireflyfs.common.net.dial import Dialed, timeval
-from fireflyfs.common.net.frame import HEADER_BYTES, INLINE, Buffer, Header, Kind, Segment
+from fireflyfs.common.net.api import Reply, Slice
+from fireflyfs.common.net.busy_poll import Waiters
+from fireflyfs.common.net.dial import Dialed
+from fireflyfs.common.net.frame import HEADER_BYTES, INLINE, Buffer, Kind, Segment
+from fireflyfs.common.net.incoming import IOV_MAX, Incoming
 from fireflyfs.common.net.memory import SharedMemory
+from fireflyfs.common.net.pending import Pending, view_of
+from fireflyfs.common.net.scatter import advance
 from fireflyfs.common.net.staging import STAGED_PIECE_BYTES_MIN, StagingPool
 
-IOV_MAX: Final = 512
-INPUT_BYTES: Final = 64 * KiB
-SMALL_READ_BYTES: Final = 4 * KiB  # where payload follows: what is read here is copied once more
-# Of an answer's payload: so much must be there before the kernel wakes us, and is received while the caches have it.
-WAKE_BYTES: Final = 128 * KiB
 GATHER_BYTES_MAX: Final = 256 * KiB  # requests joined into one system call
-DEADLINE_SLACK: Final = 0.1  # how far a socket's timeout may be from what is left, before it is set anew
 # As plain numbers: combining the enum's members costs microseconds each time.
 _SEND: Final = int(socket.MSG_DONTWAIT) | int(socket.MSG_NOSIGNAL)
 _PEEK: Final = int(socket.MSG_DONTWAIT) | int(socket.MSG_PEEK)
-_WAITALL: Final = int(socket.MSG_WAITALL)
-_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 JOINED_BODY_BYTES_MAX: Final = 4 * KiB  # a short body is copied behind its header rather than sent as a piece
-
-
-class Pending:
-    """A call on its way, and what came of it."""
-
-    __slots__ = ("call", "deadline_s", "into", "outcome", "payload", "rooms", "shared", "staged", "staging")
-
-    def __init__(self, call: Call, now_s: float) -> None:
-        self.call = call
-        self.deadline_s = now_s + min(call.deadline_s, DEADLINE_S_MAX)
-        self.outcome: Reply | FfsError | None = None
-        self.rooms: list[int] = []
-        self.into: list[memoryview | None] = []  # where inline answers land; None: the server writes there itself
-        self.staged: list[tuple[int, memoryview]] = []  # (index of the into piece, its bytes in the staging buffer)
-        self.staging: SharedMemory | None = None
-        self.shared: list[SharedMemory] = []  # the caller's memory that the server may write
-        self.payload = 0
-
-
-def view_of(piece: Piece) -> memoryview:
-    return piece.view if isinstance(piece, Slice) else piece
 
 
 class Exchange:
@@ -75,18 +50,10 @@ class Exchange:
         self._outstanding: dict[int, Pending] = {}
         self._payload = 0
         self._next_id = 1
-        self._scratch = bytearray(INPUT_BYTES)
-        self._view = memoryview(self._scratch)
-        self._begin = self._end = 0
-        self._timeout_s = 0.0
-        self._earliest_s = 0.0  # no outstanding call's deadline is before this
+        self._incoming = Incoming(self.sock, self.name, waiters, self._outstanding)
         self._gather: list[Buffer] = []
         self._gathered = 0
-        self._wakes_at = 1
-        self._poller = select.poll()
-        self._poller.register(self.sock, select.POLLIN)
         self._waiters = waiters
-        self._worthwhile = Worthwhile()
 
     # What the pool calls.
 
@@ -152,6 +119,14 @@ class Exchange:
     def close(self) -> None:
         if self._rdma is not None:
             self._rdma.close()
+        with contextlib.suppress(OSError):  # a child that was forked meanwhile has the socket too: end it for both
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
+    def abandon(self) -> None:
+        """In a forked child: the connection is the parent's, and so are the locks around what it uses."""
+        if self._rdma is not None:
+            self._rdma.abandon()
         self.sock.close()
 
     def _withdraw(self, region: int) -> None:
@@ -182,8 +157,8 @@ class Exchange:
             if self._outstanding:
                 self._receive_one()
         self._next_id = request_id % 0xFFFFFFFE + 1
-        if not self._outstanding or pending.deadline_s < self._earliest_s:
-            self._earliest_s = pending.deadline_s
+        if not self._outstanding or pending.deadline_s < self._incoming.earliest_s:
+            self._incoming.earliest_s = pending.deadline_s
         self._outstanding[request_id] = pending
         self._payload += pending.payload
         body = call.body
@@ -211,7 +186,7 @@ class Exchange:
         for piece in call.out:
             segment = self._shared(piece, pending) if self.shares and isinstance(piece, Slice) else None
             if segment is None:
-                view = piece.view if isinstance(piece, Slice) else piece
+                view = view_of(piece)
                 length = len(view)
                 if STAGED_PIECE_BYTES_MIN <= length <= room - position and pending.staging is not None:
                     pending.staging.view[position : position + length] = view
@@ -227,11 +202,11 @@ class Exchange:
             segment = self._shared(piece, pending) if self.shares and isinstance(piece, Slice) else None
             landing: memoryview | None = None
             if segment is None:
-                view = piece.view if isinstance(piece, Slice) else piece
+                view = view_of(piece)
                 length = len(view)
                 if STAGED_PIECE_BYTES_MIN <= length <= room - position and pending.staging is not None:
                     segment = (pending.staging.region, length, position)
-                    pending.staged.append((index, pending.staging.view[position : position + length]))
+                    pending.staged.append((index, view, pending.staging.view[position : position + length]))
                     position += length
                 else:
                     segment = (INLINE, length, 0)
@@ -257,7 +232,7 @@ class Exchange:
         memory = self._staging.take(need)
         if memory is None:
             return 0
-        if not self._know(memory):
+        if not self._know(memory, pending):
             self._staging.give(memory)
             return 0
         pending.staging = memory
@@ -269,20 +244,23 @@ class Exchange:
             return None
         if memory.closed:
             raise error(Code.INVALID, "a piece lies in memory that is closed")
-        if memory.region not in self._regions and not self._know(memory):
+        if memory.region not in self._regions and not self._know(memory, pending):
             return None
         pending.shared.append(memory)
         return (memory.region, piece.length, piece.offset)
 
-    def _know(self, memory: SharedMemory) -> bool:
-        """Register memory with the server; False when the table is full of what is in use."""
+    def _know(self, memory: SharedMemory, pending: Pending) -> bool:
+        """Register memory with the server for a request; False when the table is full of what is in use."""
         if memory.region in self._regions:
             return True
         if len(self._regions) >= REGIONS_MAX:
             if self._outstanding:
                 return False
+            named = pending.regions()
+            oldest = next((region for region in self._regions if region not in named), None)
+            if oldest is None:
+                return False
             self._flush()
-            oldest = next(iter(self._regions))
             del self._regions[oldest]
             self._withdraw(oldest)
         if self._rdma is not None:
@@ -332,14 +310,7 @@ class Exchange:
             except BlockingIOError:
                 self._make_way()
                 continue
-            while count:
-                head = queue[0]
-                if count >= len(head):
-                    count -= len(head)
-                    queue.popleft()
-                else:
-                    queue[0] = memoryview(head)[count:]
-                    count = 0
+            advance(queue, count)
 
     def _make_way(self) -> None:
         """The socket is full. The server may be waiting for us to take answers, so take what is there.
@@ -369,160 +340,51 @@ class Exchange:
     # Receiving
 
     def _receive_one(self) -> None:
-        self._need(HEADER_BYTES)
-        header = frame.parse_header(self._view, self._begin)
+        incoming, expected = self._incoming, self._payload
+        incoming.need(HEADER_BYTES, expected)
+        header = frame.parse_header(incoming.view, incoming.begin)
         if header.kind != Kind.REPLY:
-            self._need(HEADER_BYTES + header.body_len)
+            incoming.need(HEADER_BYTES + header.body_len, expected)
             if header.kind == Kind.REFUSE:
-                body = self._view[self._begin + HEADER_BYTES : self._begin + HEADER_BYTES + header.body_len]
-                frame.parse_answer(header, body)
+                body_at = incoming.begin + HEADER_BYTES
+                frame.parse_answer(header, incoming.view[body_at : body_at + header.body_len])
             raise error(Code.PROTOCOL, f"{self.name} sent a frame of kind {header.kind} where a reply belongs")
         pending = self._outstanding.get(header.request_id)
         if pending is None:
             raise error(Code.PROTOCOL, f"{self.name} answered request {header.request_id}, which is not outstanding")
         table_bytes = 4 * header.n_into
         total = HEADER_BYTES + table_bytes + header.body_len
-        self._need(total)
-        begin = self._begin
+        incoming.need(total, expected)
+        begin, view = incoming.begin, incoming.view
         body_at = begin + HEADER_BYTES + table_bytes
-        text = bytes(self._view[body_at : begin + total])
+        text = bytes(view[body_at : begin + total])
+        pushed: Sequence[int] = ()
         if header.status:
             if header.data_len:
                 raise error(Code.PROTOCOL, "a failure carries payload")
             outcome: Reply | FfsError = error(header.status, text.decode("utf-8", "replace"))
-            self._begin = begin + total
+            incoming.begin = begin + total
         else:
-            pushed: Sequence[int] = ()
             if header.n_into:
-                pushed = frame.parse_pushed(header, self._view[begin + HEADER_BYTES : body_at], pending.rooms)
-            self._begin = begin + total
+                pushed = frame.parse_pushed(header, view[begin + HEADER_BYTES : body_at], pending.rooms)
+            incoming.begin = begin + total
             if header.data_len or pushed:
-                self._land(header, pending, pushed)
+                sinks = deque(s[:n] for s, n in zip(pending.into, pushed, strict=False) if s is not None and n)
+                if sum(map(len, sinks)) != header.data_len:
+                    raise error(
+                        Code.PROTOCOL,
+                        f"{self.name} sent {header.data_len} bytes of payload, its table says otherwise",
+                    )
+                incoming.land(sinks, header.data_len)
             outcome = Reply(text, pushed)
         del self._outstanding[header.request_id]
         self._payload -= pending.payload
         if pending.staged and not header.status:
-            for index, source in pending.staged:
+            for index, landing, source in pending.staged:
                 length = pushed[index] if index < len(pushed) else 0
-                view_of(pending.call.into[index])[:length] = source[:length]
+                landing[:length] = source[:length]
         pending.outcome = outcome
         self._release(pending, answered=True)
-
-    def _land(self, header: Header, pending: Pending, pushed: Sequence[int]) -> None:
-        """Payload of an answer: what was read with its head is copied, the rest is received in place."""
-        sinks = deque(
-            sink[:length] for sink, length in zip(pending.into, pushed, strict=False) if sink is not None and length
-        )
-        if sum(map(len, sinks)) != header.data_len:
-            raise error(Code.PROTOCOL, f"{self.name} sent {header.data_len} bytes of payload, its table says otherwise")
-        left = header.data_len
-        view = self._view
-        while sinks and self._begin < self._end:
-            sink = sinks[0]
-            count = min(len(sink), self._end - self._begin)
-            sink[:count] = view[self._begin : self._begin + count]
-            self._begin += count
-            left -= count
-            if count == len(sink):
-                sinks.popleft()
-            else:
-                sinks[0] = sink[count:]
-        while sinks:
-            self._arm()
-            much = left >= WAKE_BYTES
-            self._wake_at(WAKE_BYTES if much else 1)
-            if much:
-                self._poller.poll(self._timeout_s * 1000)
-            how = _DONTWAIT if much else _WAITALL
-            try:
-                if len(sinks) == 1:
-                    count = self.sock.recv_into(sinks[0], 0, how)
-                else:
-                    count = self.sock.recvmsg_into(list(itertools.islice(sinks, IOV_MAX)), 0, how)[0]
-            except BlockingIOError:
-                continue  # the deadline is checked by _arm
-            if not count:
-                raise error(Code.UNAVAILABLE, f"{self.name} closed the connection inside an answer")
-            left -= count
-            while count:
-                sink = sinks[0]
-                if count >= len(sink):
-                    count -= len(sink)
-                    sinks.popleft()
-                else:
-                    sinks[0] = sink[count:]
-                    count = 0
-        self._wake_at(1)
-
-    def _wake_at(self, count: int) -> None:
-        """Have poll end when `count` bytes are there (or the kernel cannot hold more, or nothing more comes)."""
-        if count != self._wakes_at:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
-            self._wakes_at = count
-
-    def _need(self, count: int) -> None:
-        """Have `count` bytes in the scratch buffer from `_begin`."""
-        if self._end - self._begin >= count:
-            return
-        if self._begin == self._end:
-            self._begin = self._end = 0
-        if self._begin + count > len(self._scratch):
-            left = bytes(self._view[self._begin : self._end])
-            if count > len(self._scratch):
-                self._scratch = bytearray(count)
-                self._view = memoryview(self._scratch)
-            self._view[: len(left)] = left
-            self._begin, self._end = 0, len(left)
-        # Payload after the head goes to its place, so read little beyond the head where much of it is to come.
-        room = len(self._scratch) if self._payload < INPUT_BYTES else self._begin + max(count, SMALL_READ_BYTES)
-        waiters = self._waiters
-        if self._begin == self._end and waiters.wait_s and waiters.alone and self._worthwhile:
-            self._look_again(room)
-        while self._end - self._begin < count:
-            self._arm()
-            try:
-                got = self.sock.recv_into(self._view[self._end : room])
-            except BlockingIOError:
-                continue
-            if not got:
-                raise error(Code.UNAVAILABLE, f"{self.name} closed the connection")
-            self._end += got
-
-    def _look_again(self, room: int) -> None:
-        """Receive without sleeping, if an answer comes soon."""
-        view = self._view[self._end : room]
-        receive, waiters = self.sock.recv_into, self._waiters
-        now_s = time.perf_counter()
-        end_s = now_s + waiters.wait_s
-        while now_s < end_s:
-            if not waiters.alone:
-                return
-            try:
-                got = receive(view, 0, _DONTWAIT)
-            except BlockingIOError:
-                yield_processor()
-                before_s, now_s = now_s, time.perf_counter()
-                if now_s - before_s > TAKEN_S:
-                    self._worthwhile.give_up()
-                    return
-                continue
-            self._end += got  # none: the connection is closed, as the next receive finds out
-            self._worthwhile.note(True)
-            return
-        self._worthwhile.note(False)
-
-    def _arm(self) -> None:
-        """Let the next receive end at the earliest deadline. Raises TIMEOUT when it has passed."""
-        now_s = time.monotonic()
-        left_s = self._earliest_s - now_s
-        if left_s <= 0:  # of a call that may have been answered meanwhile
-            self._earliest_s = min([pending.deadline_s for pending in self._outstanding.values()], default=now_s + 1.0)
-            left_s = self._earliest_s - now_s
-            if left_s <= 0:
-                raise error(Code.TIMEOUT, f"{self.name} did not answer in time")
-        if not left_s * (1 - DEADLINE_SLACK) <= self._timeout_s <= left_s * (1 + DEADLINE_SLACK):
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(left_s))
-            self._timeout_s = left_s
 
     # Endings
 

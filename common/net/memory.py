@@ -108,6 +108,7 @@ class SharedPool:
         self._bytes_max = bytes_max
         self._bytes = 0
         self._listeners: weakref.WeakSet[WithdrawListener] = weakref.WeakSet()
+        _pools.add(self)
 
     def allocate(self, length: int) -> SharedMemory:
         """Zero-filled. Raises TOO_LARGE, or OVERLOADED when the pool's bound is reached."""
@@ -137,6 +138,17 @@ class SharedPool:
             listeners = list(self._listeners)
         for listener in listeners:
             listener.memory_closed(memory)
+
+
+_pools: weakref.WeakSet[SharedPool] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for pool in list(_pools):
+        pool._lock = threading.RLock()  # a thread of the parent's may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class WithdrawListener:

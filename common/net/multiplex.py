@@ -8,25 +8,26 @@ for what lies anywhere cannot be registered as fast as it is copied.
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import DEADLINE_S_MAX, REGIONS_MAX
 from fireflyfs.common.net import frame
+from fireflyfs.common.net.admission import Admission
 from fireflyfs.common.net.api import Address, Call, MemoryPool, Piece, Reply, Slice
 from fireflyfs.common.net.dial import Dialed, dial
 from fireflyfs.common.net.frame import INLINE, Buffer, Header, Kind, Segment
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.memory import PrivatePool, SharedMemory, SharedPool, WithdrawListener
+from fireflyfs.common.net.pending import view_of
 from fireflyfs.common.net.rdma.adapters import revoke
 from fireflyfs.common.net.staging import StagedCall, StagingPool
 from fireflyfs.common.net.stream import Stream
 
 CONNECT_S_MAX: Final = 10.0
-WAITING_MAX: Final = 4096  # calls that wait for room on one connection
 
 
 class _Pending:
@@ -48,20 +49,25 @@ class _Pending:
 class _Connection(Stream):
     """The client's end of a pipelined connection."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, dialed: Dialed, staging: StagingPool) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        dialed: Dialed,
+        staging: StagingPool,
+        gone: Callable[[_Connection], None],
+    ) -> None:
+        """`gone` is called when it is closed."""
         super().__init__(loop, dialed.sock)
         self.name = dialed.name
         self.shares = dialed.shares
         self._rdma = dialed.rdma
         self._staging = staging
-        self.lost: FfsError | None = None
-        self._requests_max = dialed.welcome.requests_max
-        self._payload_max = dialed.welcome.data_bytes_max
+        self._gone = gone
+        welcome = dialed.welcome
+        self._admission = Admission(loop, dialed.name, welcome.requests_max, welcome.data_bytes_max)
         self._outstanding: dict[int, _Pending] = {}
-        self._payload = 0
         self._next_id = 1
         self._landing: _Pending | None = None
-        self._waiting: deque[asyncio.Future[None]] = deque()
         self._regions: dict[int, SharedMemory] = {}
 
     # Stream
@@ -102,7 +108,6 @@ class _Connection(Stream):
             self._answered(pending)
 
     def on_closed(self, exc: FfsError) -> None:
-        self.lost = exc
         if self._rdma is not None:
             self._rdma.close()  # first: then no peer writes into what the calls offered
         pendings = list(self._outstanding.values())
@@ -117,9 +122,9 @@ class _Connection(Stream):
                 memory.tainted = True
             if not pending.future.done():
                 pending.future.set_exception(error(exc.code, exc.message))
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._admission.end(exc)
+        self._regions.clear()
+        self._gone(self)
 
     # Ours
 
@@ -130,22 +135,9 @@ class _Connection(Stream):
 
     def _finish(self, request_id: int, pending: _Pending) -> None:
         del self._outstanding[request_id]
-        self._payload -= pending.payload
         if pending.staged is not None:
             pending.staged.leave()
-        self._wake()
-
-    def _wake(self) -> None:
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
-
-    def _full(self, payload: int) -> bool:
-        return bool(self._outstanding) and (
-            len(self._outstanding) >= self._requests_max or self._payload + payload > self._payload_max
-        )
+        self._admission.leave(pending.payload)
 
     async def call(self, call: Call) -> Reply:
         staged = StagedCall.of(call, self._staging) if self._rdma is not None else None
@@ -160,30 +152,41 @@ class _Connection(Stream):
 
     async def _call(self, call: Call, staged: StagedCall | None) -> Reply:
         payload = sum(_length(piece) for piece in call.out) + sum(_length(piece) for piece in call.into)
-        while self._full(payload) and self.lost is None:
-            if len(self._waiting) >= WAITING_MAX:
-                raise error(Code.OVERLOADED, f"{WAITING_MAX} calls wait for {self.name}")
-            waiter: asyncio.Future[None] = self.loop.create_future()
-            self._waiting.append(waiter)
-            await waiter
-        if self.lost is not None:
-            raise error(self.lost.code, self.lost.message)
+        await self._admission.enter(payload)
         pending = _Pending(self.loop.create_future())
         pending.payload = payload
+        try:
+            inline = self._send(call, pending, staged)
+        except BaseException:
+            self._admission.leave(payload)
+            raise
+        try:
+            return await pending.future
+        except asyncio.CancelledError:
+            # Nobody waits any more: queued views of the caller's memory may still be sent, and an answer may still
+            # be landing in it, so its owner must not have it back while this connection lives.
+            if (inline and self.queued_bytes) or self._landing is pending:
+                self.close(error(Code.CANCELLED, "a call was given up while its payload moved"))
+            for memory in pending.shared:
+                memory.tainted = True
+            raise
+
+    def _send(self, call: Call, pending: _Pending, staged: StagedCall | None) -> bool:
+        """Queue a request that has entered; returns whether payload of its own is in the queue."""
         out: list[Segment] = []
         into: list[Segment] = []
         inline: list[Buffer] = []
         for piece in call.out:
             segment = self._shared(piece, pending)
             if segment is None:
-                view = piece.view if isinstance(piece, Slice) else piece
+                view = view_of(piece)
                 segment = (INLINE, len(view), 0)
                 inline.append(view)
             out.append(segment)
         for piece in call.into:
             segment = self._shared(piece, pending)
             if segment is None:
-                view = piece.view if isinstance(piece, Slice) else piece
+                view = view_of(piece)
                 segment = (INLINE, len(view), 0)
                 pending.into.append(view)
             else:
@@ -201,18 +204,8 @@ class _Connection(Stream):
         if staged is not None:
             pending.staged = staged
             staged.hold()  # until it is answered: a call that is given up may still be written to
-        self._payload += payload
         self.send([head, bytes(call.body), *inline])
-        try:
-            return await pending.future
-        except asyncio.CancelledError:
-            # Nobody waits any more: queued views of the caller's memory may still be sent, and an answer may still
-            # be landing in it, so its owner must not have it back while this connection lives.
-            if (inline and self.queued_bytes) or self._landing is pending:
-                self.close(error(Code.CANCELLED, "a call was given up while its payload moved"))
-            for memory in pending.shared:
-                memory.tainted = True
-            raise
+        return bool(inline)
 
     def _shared(self, piece: Piece, pending: _Pending) -> Segment | None:
         if not self.shares or not isinstance(piece, Slice) or not isinstance(piece.memory, SharedMemory):
@@ -220,19 +213,21 @@ class _Connection(Stream):
         memory = piece.memory
         if memory.closed:
             raise error(Code.INVALID, "a piece lies in memory that is closed")
-        if memory.region not in self._regions and not self._register(memory):
+        if memory.region not in self._regions and not self._register(memory, pending):
             return None
         pending.shared.append(memory)
         return (memory.region, piece.length, piece.offset)
 
-    def _register(self, memory: SharedMemory) -> bool:
+    def _register(self, memory: SharedMemory, pending: _Pending) -> bool:
         """Send the descriptor at once; False when something is queued before it or the table is full."""
         if self.closed or (self.queued_bytes and self._rdma is None):
             return False
         if len(self._regions) >= REGIONS_MAX:
-            if self._outstanding:
-                return False
-            self.withdraw(next(iter(self._regions.values())))
+            if not self._outstanding:
+                named = {each.region for each in pending.shared}
+                oldest = next((known for region, known in self._regions.items() if region not in named), None)
+                if oldest is not None:
+                    self.withdraw(oldest)
             return False  # this one time it travels on the socket; the place is free for the next
         if self._rdma is not None:
             shown = self._rdma.expose(memory)
@@ -260,6 +255,12 @@ class _Connection(Stream):
 
 def _length(piece: Piece) -> int:
     return piece.length if isinstance(piece, Slice) else len(piece)
+
+
+def _close_unused(dialing: asyncio.Future[Dialed]) -> None:
+    """What was dialed for a link that is closed."""
+    if not dialing.cancelled() and dialing.exception() is None:
+        dialing.result().close()
 
 
 class MultiplexLink(WithdrawListener):
@@ -297,21 +298,32 @@ class MultiplexLink(WithdrawListener):
         task = self._dialing.get(address)
         if task is None:
             task = self._dialing[address] = self._loop.create_task(self._dial(address))
-        # One caller's deadline must not end the connection that others wait for.
-        return await asyncio.shield(task)
+        try:
+            # One caller's deadline must not end the connection that others wait for.
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():  # by `close`; our caller is as it was
+                raise error(Code.CANCELLED, "the link is closed") from None
+            raise
 
     async def _dial(self, address: Address) -> _Connection:
+        dialing = asyncio.ensure_future(asyncio.to_thread(dial, self.identity, address, CONNECT_S_MAX))
         try:
-            dialed = await asyncio.to_thread(dial, self.identity, address, CONNECT_S_MAX)
+            dialed = await asyncio.shield(dialing)
+        except asyncio.CancelledError:
+            dialing.add_done_callback(_close_unused)  # the thread goes on
+            raise
         finally:
             self._dialing.pop(address, None)
-        if self._closed:
-            dialed.close()
-            raise error(Code.CANCELLED, "the link is closed")
-        connection = _Connection(asyncio.get_running_loop(), dialed, self._staging)
+        gone = functools.partial(self._forget, address)
+        connection = _Connection(asyncio.get_running_loop(), dialed, self._staging, gone)
         self._connections[address] = connection
         connection.start()
         return connection
+
+    def _forget(self, address: Address, connection: _Connection) -> None:
+        if self._connections.get(address) is connection:
+            del self._connections[address]
 
     async def close(self) -> None:
         self._closed = True
@@ -319,7 +331,6 @@ class MultiplexLink(WithdrawListener):
             task.cancel()
         for connection in list(self._connections.values()):
             connection.close(error(Code.CANCELLED, "the link is closed"))
-        self._connections.clear()
         self._staging.close()
 
     def memory_closed(self, memory: SharedMemory) -> None:
@@ -330,6 +341,6 @@ class MultiplexLink(WithdrawListener):
         loop.call_soon_threadsafe(self._withdraw, memory)
 
     def _withdraw(self, memory: SharedMemory) -> None:
-        for connection in self._connections.values():
+        for connection in list(self._connections.values()):  # one that is found lost goes
             if not connection.closed:
                 connection.withdraw(memory)

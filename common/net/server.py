@@ -26,9 +26,8 @@ from fireflyfs.common.net.buffers import BufferPool
 from fireflyfs.common.net.connection import Connection
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.methods import Method
-from fireflyfs.common.net.rdma.adapters import adapters
+from fireflyfs.common.net.rdma.adapters import adapters, check_link
 from fireflyfs.common.net.rdma.server import RdmaServer
-from fireflyfs.common.net.rdma.settings import LinkChoice
 from fireflyfs.common.net.request import Request
 
 log = logging.getLogger(__name__)
@@ -51,7 +50,10 @@ class LinkStats:
 
 
 class LinkServer:
-    """Serves `handlers` on `host:port` (0: any) and, with `unix_path`, on a Unix socket with shared memory."""
+    """Serves `handlers` on `host:port` (0: any) and, with `unix_path`, on a Unix socket with shared memory.
+
+    `identity.link` says what is offered beside tcp. Raises CONFIG when it demands what this machine does not have.
+    """
 
     def __init__(
         self,
@@ -71,14 +73,14 @@ class LinkServer:
         self.unix = ""
         self._host = host
         self._port = port
-        self._unix_path = unix_path
+        self._unix_path = unix_path if identity.link.tries_shm else ""
         self._listeners: list[socket.socket] = []
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         ours = adapters()
-        offered = ours.settings.link in (LinkChoice.AUTO, LinkChoice.RDMA) and ours.names
-        self.rdma: RdmaServer | None = RdmaServer(ours) if offered else None
+        check_link(identity.link)
+        self.rdma: RdmaServer | None = RdmaServer(ours) if identity.link.tries_rdma and ours.names else None
 
     @property
     def rdma_devices(self) -> str:

@@ -19,6 +19,7 @@ from typing import Final
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import KiB, MiB
 from fireflyfs.common.net.frame import HEADER_BYTES, Buffer, Header, check_magic, parse_header
+from fireflyfs.common.net.scatter import advance, fill
 
 INPUT_BYTES: Final = 64 * KiB
 SMALL_READ_BYTES: Final = 4 * KiB  # when payload follows the frames: what is not read here needs no second copy
@@ -228,7 +229,7 @@ class Stream:
             position = body_end
             if header.data_len:
                 self._sinks.extend(sink for sink in sinks if len(sink))
-                position += self._fill_sinks(view[position:end])
+                position += fill(self._sinks, view[position:end])
                 # Payload follows the frames on this connection: read little beyond a header, and land the rest.
                 self._read_bytes = SMALL_READ_BYTES if header.data_len > INPUT_BYTES else INPUT_BYTES
                 if self._sinks:
@@ -258,20 +259,6 @@ class Stream:
         self._end = left
         self._read_bytes = max(INPUT_BYTES, need)
 
-    def _fill_sinks(self, data: memoryview) -> int:
-        """Copy what was read together with a frame to where its payload belongs."""
-        taken = 0
-        while self._sinks and taken < len(data):
-            sink = self._sinks[0]
-            count = min(len(sink), len(data) - taken)
-            sink[:count] = data[taken : taken + count]
-            taken += count
-            if count == len(sink):
-                self._sinks.popleft()
-            else:
-                self._sinks[0] = sink[count:]
-        return taken
-
     def _land(self) -> None:
         """Receive straight into the sinks, until the socket is empty, they are full, or our turn ends."""
         sinks = self._sinks
@@ -287,14 +274,7 @@ class Stream:
             if not count:
                 raise error(Code.UNAVAILABLE, "connection closed by the peer inside a frame")
             landed += count
-            while count:
-                sink = sinks[0]
-                if count >= len(sink):
-                    count -= len(sink)
-                    sinks.popleft()
-                else:
-                    sinks[0] = sink[count:]
-                    count = 0
+            advance(sinks, count)
 
     def _landed(self) -> None:
         self._end = 0
@@ -333,14 +313,7 @@ class Stream:
                     count = self.sock.sendmsg(list(itertools.islice(queue, IOV_MAX)))
                 self.queued_bytes -= count
                 self._sent_total += count
-                while count:
-                    head = queue[0]
-                    if count >= len(head):
-                        count -= len(head)
-                        queue.popleft()
-                    else:
-                        queue[0] = memoryview(head)[count:]
-                        count = 0
+                advance(queue, count)
         except (BlockingIOError, InterruptedError):
             if not self._writing:
                 self._writing = True

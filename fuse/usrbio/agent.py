@@ -136,12 +136,17 @@ def main() -> None:
     parser.add_argument("--socket", type=int, required=True)
     parser.add_argument("--ends", type=int, required=True)
     parser.add_argument("--mgmtd", required=True)
+    parser.add_argument("--link", default="")
     parser.add_argument("--log-file", type=Path)
     options = parser.parse_args()
     set_up(options.log_file, "info")
     try:
         context = ClientContext.connect(
-            options.mgmtd.split(","), NODE_TYPE_FUSE, connect_timeout_s=CONNECT_S, description=f"agent {os.getpid()}"
+            options.mgmtd.split(","),
+            NODE_TYPE_FUSE,
+            connect_timeout_s=CONNECT_S,
+            description=f"agent {os.getpid()}",
+            link=options.link,
         )
     except FfsError as exc:
         log.error("cannot join the cluster: %s", exc)

@@ -87,6 +87,7 @@ class RingHost:
     ) -> None:
         self._volume = volume
         self._command = [sys.executable, "-P", "-m", "fireflyfs.fuse.usrbio.agent", f"--mgmtd={','.join(mgmtd)}"]
+        self._command.append(f"--link={volume.options.link}")
         self._log_file = log_file
         self._agents_max = agents_max
         self.files = Registrations(volume)

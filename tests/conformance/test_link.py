@@ -17,16 +17,14 @@ from pathlib import Path
 import pytest
 
 from fireflyfs.common.errors import Code, FfsError, error
-from fireflyfs.common.limits import FRAME_BODY_BYTES_MAX, KiB, MiB
+from fireflyfs.common.limits import FRAME_BODY_BYTES_MAX, REGIONS_MAX, KiB, MiB
 from fireflyfs.common.net.api import Address, Call, Reply, ServerRequest
 from fireflyfs.common.net.blocking import BlockingPool
 from fireflyfs.common.net.identity import Identity
+from fireflyfs.common.net.link_choice import LINK_ENV
 from fireflyfs.common.net.memory import SharedPool
 from fireflyfs.common.net.methods import Method
 from fireflyfs.common.net.multiplex import MultiplexLink
-from fireflyfs.common.net.rdma import adapters
-from fireflyfs.common.net.rdma.adapters import Adapters
-from fireflyfs.common.net.rdma.settings import LinkChoice, RdmaSettings
 from fireflyfs.common.net.rdma.verbs import device_names
 from fireflyfs.common.net.server import LinkServer
 
@@ -148,7 +146,7 @@ class AsyncFace:
         self.loop.close()
 
 
-LINKS = {"tcp": LinkChoice.TCP, "shm": LinkChoice.AUTO, "rdma": LinkChoice.RDMA}
+LINKS = {"tcp": "tcp", "shm": "auto", "rdma": "rdma"}
 
 
 @pytest.fixture
@@ -166,7 +164,7 @@ RDMA_DOORS = ["rdma-blocking", "rdma-multiplex"] if device_names() else []
 @pytest.fixture(params=[*RDMA_DOORS, "tcp-blocking", "shm-blocking", "tcp-multiplex", "shm-multiplex"])
 def door(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     # Of a machine with a device every tcp connection would be an rdma one.
-    monkeypatch.setattr(adapters, "_adapters", Adapters(RdmaSettings(LINKS[request.param.partition("-")[0]])))
+    monkeypatch.setenv(LINK_ENV, LINKS[request.param.partition("-")[0]])
     return request.param
 
 
@@ -388,6 +386,20 @@ def test_closed_memory_is_withdrawn(link, address, door, served) -> None:
         assert sum(len(c.regions) for c in served.server._connections) == 0
     with pytest.raises(FfsError):
         memories[0].slice(0, 5000)
+
+
+def test_a_call_that_names_more_memories_than_a_connection_registers(link, address) -> None:
+    memories = [link.pool.allocate(64) for _ in range(REGIONS_MAX + 20)]
+    for number, memory in enumerate(memories):
+        memory.view[:] = number.to_bytes(2, "little") * 32
+    pieces = [memory.slice(0, 64) for memory in memories]
+    digest = hashlib.sha256(b"".join(bytes(piece.view) for piece in pieces)).digest()
+    assert bytes(link.call(address, Call(DIGEST, b"", out=pieces)).body) == digest
+    # The oldest and a new one in one call: what goes to make room must not be the oldest.
+    both = [pieces[0], link.pool.allocate(64).slice(0, 64)]
+    assert list(link.call(address, Call(FILL, b"", into=both)).pushed) == [64, 64]
+    assert bytes(both[0].view) == b"\1" * 64
+    assert bytes(both[1].view) == b"\2" * 64
 
 
 def test_falls_back_to_tcp_when_the_path_does_not_open(link, served) -> None:

@@ -21,9 +21,10 @@ from fireflyfs.common.limits import KiB, MiB
 from fireflyfs.common.net.api import Address, Call
 from fireflyfs.common.net.blocking import BlockingPool
 from fireflyfs.common.net.identity import Identity
+from fireflyfs.common.net.link_choice import LinkChoice
 from fireflyfs.common.net.rdma import adapters
 from fireflyfs.common.net.rdma.adapters import Adapters
-from fireflyfs.common.net.rdma.settings import LinkChoice, RdmaSettings
+from fireflyfs.common.net.rdma.settings import RdmaSettings
 from fireflyfs.common.net.rdma.verbs import Region
 
 HERE = Path(__file__).parent
@@ -81,7 +82,8 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[LinkChoice], Adapters]:
     """use(link): what this process takes from now on."""
 
     def choose(link: LinkChoice) -> Adapters:
-        mine = Adapters(RdmaSettings(link))
+        monkeypatch.setenv("FFS_LINK", link.value)
+        mine = Adapters(RdmaSettings())
         monkeypatch.setattr(adapters, "_adapters", mine)
         return mine
 

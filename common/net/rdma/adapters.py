@@ -6,6 +6,7 @@ in the domain of its own cluster. Servers keep their buffers in a domain of thei
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -13,6 +14,8 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from fireflyfs.common.errors import Code, error
+from fireflyfs.common.net.link_choice import LinkChoice
 from fireflyfs.common.net.memory import SharedMemory
 from fireflyfs.common.net.rdma import verbs
 from fireflyfs.common.net.rdma.choice import Candidate, Choice, choose
@@ -36,8 +39,10 @@ class ClientMemory:
         self._regions: dict[int, tuple[Region, set[object]]] = {}
 
     def expose(self, memory: SharedMemory, user: object) -> Region:
-        """Register once for all connections. Raises OSError."""
-        with self._lock:
+        """Register once for all connections. Raises OSError, also for memory that its owner has closed meanwhile."""
+        with self._lock:  # who closes it says so first, and then revokes, which waits for us
+            if memory.closed:
+                raise OSError(errno.EBADF, "the memory is closed")
             known = self._regions.get(memory.region)
             if known is None:
                 known = self._regions[memory.region] = self.domain.register(memory.view, remote=True), set()
@@ -172,6 +177,16 @@ def adapters() -> Adapters:
         if _adapters is None:
             _adapters = Adapters(settings_from_environment())
         return _adapters
+
+
+def check_link(link: LinkChoice) -> None:
+    """Raises CONFIG when rdma is demanded of a machine that has none."""
+    if link is LinkChoice.RDMA and not adapters().names:
+        raise error(
+            Code.CONFIG,
+            "link rdma is demanded, and this machine has no rdma device that can be used: `ffs rdma check` says what "
+            "is missing, link auto would take what there is",
+        )
 
 
 def revoke(memory: SharedMemory) -> None:

@@ -59,7 +59,8 @@ class ClientEnd:
         try:
             region = self._memory.expose(memory, self._token)
         except OSError as exc:
-            log.warning("%s of shared memory cannot be registered with %s: %s", memory.length, self.device, exc)
+            if not memory.closed:
+                log.warning("%s of shared memory cannot be registered with %s: %s", memory.length, self.device, exc)
             return None
         self._shown.add(memory.region)
         return pack_expose(Exposed(memory.region, region.rkey, memory.length, region.address))
@@ -67,6 +68,11 @@ class ClientEnd:
     def withdraw(self, number: int) -> None:
         self._shown.discard(number)
         self._memory.release(number, self._token)
+
+    def abandon(self) -> None:
+        """In a forked child: all of it is the parent's. Takes no lock, for nobody here would give it back."""
+        self._closed = True
+        self._finalizer.detach()
 
     def close(self) -> None:
         if self._closed:

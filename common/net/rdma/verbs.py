@@ -153,8 +153,14 @@ def abandon_all() -> None:
         owned.abandon()
 
 
+def _after_fork() -> None:
+    global _fd_lock
+    _fd_lock = threading.Lock()  # a thread of the parent's may have held it
+    abandon_all()
+
+
 atexit.register(abandon_all)
-os.register_at_fork(after_in_child=abandon_all)
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Owned:

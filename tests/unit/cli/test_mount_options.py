@@ -11,9 +11,12 @@ from fireflyfs.client.cli.mount_options import parse, split
 
 def test_ours_the_kernels_and_those_for_others() -> None:
     parsed = parse(
-        ["ro,nosuid,noatime,attr_timeout=5", "_netdev,nofail,x-systemd.automount,allow_other,rw,defaults,,threads=8"]
+        [
+            "ro,nosuid,noatime,attr_timeout=5",
+            "_netdev,nofail,x-systemd.automount,allow_other,rw,defaults,,threads=8,link=tcp",
+        ]
     )
-    assert parsed.arguments == ["--noatime", "--attr-timeout=5", "--allow-other", "--threads=8"]
+    assert parsed.arguments == ["--noatime", "--attr-timeout=5", "--allow-other", "--threads=8", "--link=tcp"]
     assert parsed.kernel == ["ro", "nosuid"]
 
 

@@ -13,7 +13,7 @@ from fireflyfs.common.limits import REGION_BYTES_MAX
 from fireflyfs.common.net import frame
 from fireflyfs.common.net.frame import HEADER_BYTES, INLINE, Hello, Kind, LinkKind
 from fireflyfs.common.net.rdma import settings, wire
-from fireflyfs.common.net.rdma.settings import LinkChoice, settings_from_environment
+from fireflyfs.common.net.rdma.settings import settings_from_environment
 from fireflyfs.common.net.rdma.verbs import constants_of
 from fireflyfs.common.net.rdma.wire import Exposed, Parameters
 
@@ -94,21 +94,18 @@ def test_rdma_is_taken_where_both_offer_it_and_nothing_is_nearer() -> None:
 
 
 def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (settings.LINK_ENV, settings.DEVICES_ENV, settings.GID_INDEX_ENV):
+    for name in (settings.DEVICES_ENV, settings.GID_INDEX_ENV):
         monkeypatch.delenv(name, raising=False)
-    assert settings_from_environment().link is LinkChoice.AUTO
-    monkeypatch.setenv(settings.LINK_ENV, "RDMA")
+    assert settings_from_environment().devices == ()
     monkeypatch.setenv(settings.DEVICES_ENV, "mlx5_0:1, mlx5_1")
     monkeypatch.setenv(settings.GID_INDEX_ENV, "3")
     chosen = settings_from_environment()
-    assert (chosen.link, chosen.gid_index) == (LinkChoice.RDMA, 3)
+    assert chosen.gid_index == 3
     assert [chosen.allows(*at) for at in (("mlx5_0", 1), ("mlx5_0", 2), ("mlx5_1", 2))] == [True, False, True]
-    for name, value in ((settings.GID_INDEX_ENV, "-1"), (settings.LINK_ENV, "carrier pigeon")):
-        monkeypatch.setenv(name, value)
-        with pytest.raises(FfsError) as caught:
-            settings_from_environment()
-        assert caught.value.code is Code.CONFIG
-        monkeypatch.delenv(name)
+    monkeypatch.setenv(settings.GID_INDEX_ENV, "-1")
+    with pytest.raises(FfsError) as caught:
+        settings_from_environment()
+    assert caught.value.code is Code.CONFIG
 
 
 def test_constants_of_both_layouts() -> None:

@@ -16,6 +16,7 @@ import pytest
 from fireflyfs.client.cli import serving_mount
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.fuse.inodes import FileHandle, LiveInode
+from fireflyfs.fuse.options import MountOptions
 from fireflyfs.fuse.usrbio.ends import Ends
 from fireflyfs.fuse.usrbio.host import RingHost
 from fireflyfs.fuse.usrbio.known import Region
@@ -112,7 +113,7 @@ def test_a_registration_that_fails_leaves_the_writers_counted() -> None:
 def test_an_agent_that_writes_over_a_file_need_not_ask_each_time() -> None:
     volume: Any = OneFile()
     volume.clock = SimpleNamespace(monotonic_s=lambda: 100.0)
-    volume.options = SimpleNamespace(attr_timeout_s=1.0)
+    volume.options = MountOptions()
     volume.ensure_room = lambda live, end: None
     volume.live.inode.length = 5000
     host = RingHost(volume, [], None)

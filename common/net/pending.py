@@ -1,0 +1,43 @@
+"""A call of the blocking link on its way, and what came of it."""
+
+from __future__ import annotations
+
+from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.limits import DEADLINE_S_MAX
+from fireflyfs.common.net.api import Call, Piece, Reply, Slice
+from fireflyfs.common.net.memory import SharedMemory
+
+
+class Pending:
+    """`outcome` is set once."""
+
+    __slots__ = ("call", "deadline_s", "into", "outcome", "payload", "rooms", "shared", "staged", "staging")
+
+    def __init__(self, call: Call, now_s: float) -> None:
+        self.call = call
+        self.deadline_s = now_s + min(call.deadline_s, DEADLINE_S_MAX)
+        self.outcome: Reply | FfsError | None = None
+        self.rooms: list[int] = []
+        self.into: list[memoryview | None] = []  # where inline answers land; None: the server writes there itself
+        # (index of the into piece, where it lies, its bytes in the staging buffer)
+        self.staged: list[tuple[int, memoryview, memoryview]] = []
+        self.staging: SharedMemory | None = None
+        self.shared: list[SharedMemory] = []  # the caller's memory that the server may write
+        self.payload = 0
+
+    def regions(self) -> set[int]:
+        """Where those of its pieces lie that have been placed."""
+        named = {memory.region for memory in self.shared}
+        if self.staging is not None:
+            named.add(self.staging.region)
+        return named
+
+
+def view_of(piece: Piece) -> memoryview:
+    """Raises INVALID for a piece of memory that was closed."""
+    if not isinstance(piece, Slice):
+        return piece
+    view = piece.view
+    if len(view) != piece.length:
+        raise error(Code.INVALID, "a piece lies in memory that is closed")
+    return view
