@@ -17,7 +17,7 @@ from fireflyfs.common import collector
 from fireflyfs.common.errors import Code, error
 from fireflyfs.fuse.context import backend_of
 from fireflyfs.fuse.mount import Mount
-from fireflyfs.fuse.options import MountOptions
+from fireflyfs.fuse.options import THREADS_USUAL, MountOptions
 from fireflyfs.fuse.usrbio.host import RingHost
 from fireflyfs.proto.common_pb2 import NODE_TYPE_FUSE
 
@@ -43,6 +43,7 @@ def serve(
     _raise_descriptors()
     context = ClientContext.connect(addresses, NODE_TYPE_FUSE, connect_timeout_s=CONNECT_TIMEOUT_S)
     try:
+        options.setdefault("threads_max", max(options["threads"], THREADS_USUAL))
         mount_options = MountOptions(source=f"{FS_SOURCE}#{addresses[0]}", **options)
         if libfuse:
             _serve_with_libfuse(context, mountpoint, mount_options, kernel, ready_fd)
