@@ -69,13 +69,16 @@ def _build(schema: type[Any], data: dict[str, Any], prefix: str, problems: list[
     hints = typing.get_type_hints(schema)
     fields = {field.name: field for field in dataclasses.fields(schema)}
     values: dict[str, Any] = {}
+    strange = []  # like no key that there is: what there is, is told once for all of them
     for key, raw in data.items():
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(sorted(fields))}"
-            problems.append(f"unknown key {prefix}{key}{hint}")
-            continue
-        values[key] = _convert(hints[key], raw, prefix + key, problems)
+        if key in fields:
+            values[key] = _convert(hints[key], raw, prefix + key, problems)
+        elif near := difflib.get_close_matches(key, fields, n=1):
+            problems.append(f"unknown key {prefix}{key}; did you mean {prefix}{near[0]}?")
+        else:
+            strange.append(prefix + key)
+    if strange:
+        problems.append(f"unknown key {', '.join(strange)}; known: {', '.join(sorted(fields))}")
     missing = [
         name
         for name, field in fields.items()

@@ -9,6 +9,7 @@ from fireflyfs.common.limits import KiB, MiB
 from fireflyfs.common.net.link_choice import check_name
 
 THREADS_MAX: Final = 64
+THREADS_USUAL: Final = 24
 SUBTYPES: Final = ("fireflyfs", "hf3fs")
 
 
@@ -30,7 +31,7 @@ class MountOptions:
     kernel_readahead_kib: int = 4096  # set on the mount when we are root; 0: the kernel's own
     request_bytes_max: int = MiB  # one read or write request
     threads: int = 4  # service threads; more are started while all of them wait for servers
-    threads_max: int = 24
+    threads_max: int = THREADS_USUAL
     flush_threads: int = 2
     handles_max: int = 1 << 20
     list_entries: int = 1024  # asked from meta at once

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from fireflyfs.client.cli import connect, output
-from fireflyfs.client.cli.settings import Settings, pass_settings
+from fireflyfs.client.cli.settings import Amount, Settings, pass_settings
 from fireflyfs.common.limits import KiB, MiB
 
 BATCH = 128
@@ -26,7 +26,7 @@ SEED = 1
     "--size", "size_mib", type=click.IntRange(1), default=256, show_default=True, help="MiB of the test file."
 )
 @click.option("--files", type=click.IntRange(1), default=1000, show_default=True, help="For the metadata rows.")
-@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="For each timed row.")
+@click.option("--seconds", type=Amount(0.1), default=3.0, show_default=True, help="For each timed row.")
 @click.option("--only", type=click.Choice(["write", "read", "meta"]), multiple=True, help="Only these rows.")
 @pass_settings
 def bench(settings: Settings, size_mib: int, files: int, seconds: float, only: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fireflyfs.client.cli import connect, output
-from fireflyfs.client.cli.settings import Settings, pass_settings
+from fireflyfs.client.cli.settings import Amount, Settings, pass_settings
 from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.client.kvcache import KVCache, Namespace, Namespaces
 from fireflyfs.common.errors import Code, FfsError
@@ -106,7 +106,7 @@ def list_caches(settings: Settings) -> None:
 @click.option(
     "--capacity", type=click.IntRange(0), default=0, metavar="BYTES", help="Of all blocks; 0: as the targets have."
 )
-@click.option("--ttl", type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="After a put; 0: for ever.")
+@click.option("--ttl", type=Amount(0), default=0.0, metavar="SECONDS", help="After a put; 0: for ever.")
 @click.option("--fingerprint", default="", metavar="TEXT", help="Of the model and layout: others are refused.")
 @pass_settings
 def create(

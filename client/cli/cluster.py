@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fireflyfs.client.cli import connect, exits, output, views
-from fireflyfs.client.cli.settings import Settings, pass_settings
+from fireflyfs.client.cli.settings import Amount, Settings, pass_settings
 from fireflyfs.client.routing import Routing
 from fireflyfs.common.errors import Code, FfsError, error
 
 if TYPE_CHECKING:
     from fireflyfs.deploy.local import LocalCluster
 
+NODES = REPLICAS = 3  # of a cluster that is made
 HEALTHY_WAIT_S = 60.0
 HEALTHY_POLL_S = 0.2
 
@@ -28,29 +29,29 @@ def _local(settings: Settings) -> LocalCluster:
 
 
 @click.command()
-@click.option("--nodes", type=click.IntRange(1, 32), default=3, show_default=True, help="Storage nodes (first start).")
-@click.option(
-    "--replicas", type=click.IntRange(1, 16), default=3, show_default=True, help="Of each chunk (first start)."
-)
-@click.option(
-    "--trash-hours", type=click.FloatRange(0), default=0, help="Removed files can be restored so long (first start)."
-)
+@click.option("--nodes", type=click.IntRange(1, 32), help="Storage nodes (first start).  [default: 3]")
+@click.option("--replicas", type=click.IntRange(1, 16), help="Of each chunk (first start).  [default: 3]")
+@click.option("--trash-hours", type=Amount(0), help="Removed files can be restored so long (first start).")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until every replica serves.")
 @click.option("--mount", "mountpoint", type=click.Path(path_type=Path), help="Also mount there, in the background.")
 @pass_settings
-def up(settings: Settings, nodes: int, replicas: int, trash_hours: float, wait: bool, mountpoint: Path | None) -> None:
+def up(
+    settings: Settings,
+    nodes: int | None,
+    replicas: int | None,
+    trash_hours: float | None,
+    wait: bool,
+    mountpoint: Path | None,
+) -> None:
     """Start the local cluster, and make it the first time. A cluster that runs already is left as it is.
 
     Data, configuration and logs live in one folder, --root.
     """
-    if replicas > nodes:
-        raise click.UsageError(f"{replicas} replicas need as many storage nodes, --nodes is {nodes}")
     local = _local(settings)
-    if not local.exists():
-        from fireflyfs.deploy.local import ClusterSpec
-
-        local.create(ClusterSpec(storage_nodes=nodes, replicas=replicas, trash_keep_s=3600 * trash_hours))
-        _note(settings, f"made a cluster in {settings.root}: {nodes} storage nodes, {replicas} replicas")
+    if local.exists():
+        _refuse_other_choices(local, nodes, replicas, trash_hours)
+    else:
+        _make(settings, local, nodes or NODES, replicas or REPLICAS, trash_hours or 0.0)
     local.up()
     if wait:
         wait_healthy(settings)
@@ -59,6 +60,32 @@ def up(settings: Settings, nodes: int, replicas: int, trash_hours: float, wait: 
 
         mount_in_background(settings, mountpoint, [])
     _show_status(settings)
+
+
+def _make(settings: Settings, local: LocalCluster, nodes: int, replicas: int, trash_hours: float) -> None:
+    if replicas > nodes:
+        raise click.UsageError(f"{replicas} replicas need as many storage nodes, --nodes is {nodes}")
+    from fireflyfs.deploy.local import ClusterSpec
+
+    local.create(ClusterSpec(storage_nodes=nodes, replicas=replicas, trash_keep_s=3600 * trash_hours))
+    _note(settings, f"made a cluster in {settings.root}: {nodes} storage nodes, {replicas} replicas")
+
+
+def _refuse_other_choices(
+    local: LocalCluster, nodes: int | None, replicas: int | None, trash_hours: float | None
+) -> None:
+    """What was chosen when the cluster was made stays: whoever asks for something else must not take it for given."""
+    spec = local.plan().spec
+    for option, asked, made in (
+        ("--nodes", nodes, spec.storage_nodes),
+        ("--replicas", replicas, spec.replicas),
+        ("--trash-hours", trash_hours, spec.trash_keep_s / 3600),
+    ):
+        if asked is not None and asked != made:
+            raise error(
+                Code.EXISTS,
+                f"the cluster in {local.root} was made with {option} {made:g}, which stays: `ffs up` starts it",
+            )
 
 
 @click.command()
@@ -76,7 +103,7 @@ def down(settings: Settings) -> None:
 
 
 @click.command()
-@click.option("--wait", type=click.FloatRange(0), metavar="SECONDS", help="Wait this long for every replica to serve.")
+@click.option("--wait", type=Amount(0), metavar="SECONDS", help="Wait this long for every replica to serve.")
 @pass_settings
 def status(settings: Settings, wait: float | None) -> None:
     """Show processes, nodes and replicas. The exit code is 0 only when everything serves (1: degraded, 4: no mgmtd)."""
@@ -130,6 +157,7 @@ def _show_status(settings: Settings) -> bool:
         output.show_json(
             {
                 "cluster": cluster_id,
+                "mgmtd": connect.mgmtd_addresses(settings),
                 **facts,
                 "processes": processes,
                 "node_list": rows,
@@ -154,7 +182,7 @@ def _show_status(settings: Settings) -> bool:
         output.show_rows(settings, damaged, views.DAMAGE_COLUMNS, title="targets with damaged chunks")
     if refused:
         output.show_rows(settings, refused, views.REFUSED_COLUMNS, title="targets whose disks are refused")
-    click.echo(_summary(cluster_id, facts, routing))
+    click.echo(_summary(settings, cluster_id, facts, routing))
     for path in _mounts(settings):
         click.echo(f"mounted at {path}")
     return bool(facts["healthy"])
@@ -187,12 +215,14 @@ def _mounts(settings: Settings) -> list[Path]:
     return mounts_of(settings)
 
 
-def _summary(cluster_id: str, facts: dict[str, Any], routing: Routing) -> str:
+def _summary(settings: Settings, cluster_id: str, facts: dict[str, Any], routing: Routing) -> str:
     free = sum(row["free_bytes"] for row in views.space_rows(routing))
     word = "healthy" if facts["healthy"] else "DEGRADED"
+    at = ",".join(connect.mgmtd_addresses(settings))
+    down = "".join(f", node {node_id} is down" for node_id in facts["nodes_down"])
     return (
-        f"cluster {cluster_id}: {word}, {facts['replicas_serving']}/{facts['replicas']} replicas serve in "
-        f"{facts['chains']} chains, {output.bytes_text(free)} free, routing version {facts['routing_version']}"
+        f"cluster {cluster_id} at {at}: {word}{down}, {facts['replicas_serving']}/{facts['replicas']} replicas serve "
+        f"in {facts['chains']} chains, {output.bytes_text(free)} free, routing version {facts['routing_version']}"
     )
 
 

@@ -49,10 +49,10 @@ def get(settings: Settings, node_type: str, version: int) -> None:
 @pass_settings
 def set_config(settings: Settings, node_type: str, file: Path, description: str, if_version: int) -> None:
     """Make FILE (TOML, `-` for standard input) the new configuration of a node type."""
-    content = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     try:
+        content = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
         tomllib.loads(content)
-    except tomllib.TOMLDecodeError as exc:
+    except ValueError as exc:  # no UTF-8, or no TOML
         raise error(Code.CONFIG, f"{file} is not valid TOML: {exc}") from exc
     with connect.mgmtd(settings) as client:
         info = client.set_config(

@@ -20,7 +20,9 @@ def mgmtd_addresses(settings: Settings) -> list[str]:
 
     local = LocalCluster(settings.root)
     if not local.exists():
-        raise error(Code.UNAVAILABLE, f"no cluster in {settings.root}, and no --mgmtd")
+        raise error(
+            Code.UNAVAILABLE, f"no cluster in {settings.root}: `ffs up` makes one, --root and --mgmtd name others"
+        )
     return local.mgmtd_addresses()
 
 

@@ -81,6 +81,8 @@ def describe(exc: BaseException) -> str:
         if not isinstance(exc, ValueError | click.ClickException):
             text, hint = f"{type(exc).__name__}: {text}", "this is a bug; --verbose shows the trace"
     text = " ".join(text.split())
+    if "`ffs " in text:  # it says itself what to do
+        return text
     return f"{text} ({hint})" if hint else text
 
 

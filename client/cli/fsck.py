@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fireflyfs.client.cli import connect, exits, output
-from fireflyfs.client.cli.settings import Settings, pass_settings
+from fireflyfs.client.cli.settings import Amount, Settings, pass_settings
 
 if TYPE_CHECKING:
     from fireflyfs.client.fsck.check import Report
@@ -24,7 +24,7 @@ COLUMNS = [("kind", "what"), ("chain", "chain"), ("chunk", "inode.chunk"), ("see
 @click.option(
     "--pause",
     "pause_s",
-    type=click.FloatRange(0.1, 600),
+    type=Amount(0.1, 600),
     default=2.0,
     show_default=True,
     metavar="SECONDS",

@@ -22,6 +22,8 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
     path = Path(os.path.abspath(mountpoint))
     if not is_mounted(path):
         raise error(Code.INVALID, f"{mountpoint} is not mounted")
+    if path not in (mounted for mounted, _ in our_mounts()):
+        raise error(Code.INVALID, f"{mountpoint} is no mount of FireflyFS: umount(8) ends others")
     commands = [["fusermount3", "-u", *(["-z"] if lazy else []), str(path)]]
     if os.geteuid() == 0:
         commands.insert(0, ["umount", *(["-l"] if lazy else []), str(path)])

@@ -18,12 +18,13 @@ import click
 
 from fireflyfs.client.cli import connect, output
 from fireflyfs.client.cli.mount_table import our_mounts, unmount
-from fireflyfs.client.cli.settings import Settings, pass_settings
+from fireflyfs.client.cli.settings import Amount, Settings, pass_settings
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.net.link_choice import LINKS
 
 READY_WAIT_S = 30.0
 ERROR_BYTES_MAX = 64 << 10
+_AS_IT_IS = "mounted already at {}: it stays as it is, `ffs umount` first makes other options count"
 
 
 class _LikeMount(click.Command):
@@ -45,12 +46,8 @@ class _LikeMount(click.Command):
 )
 @click.option("--kernel", multiple=True, hidden=True)
 @click.option("--foreground", "-f", is_flag=True, help="Stay; Ctrl-C unmounts.")
-@click.option(
-    "--attr-timeout", type=click.FloatRange(0), default=1.0, show_default=True, help="Seconds attributes are cached."
-)
-@click.option(
-    "--entry-timeout", type=click.FloatRange(0), default=1.0, show_default=True, help="Seconds names are cached."
-)
+@click.option("--attr-timeout", type=Amount(0), default=1.0, show_default=True, help="Seconds attributes are cached.")
+@click.option("--entry-timeout", type=Amount(0), default=1.0, show_default=True, help="Seconds names are cached.")
 @click.option(
     "--threads", type=click.IntRange(1, 64), default=4, show_default=True, help="Threads that answer the kernel."
 )
@@ -124,8 +121,9 @@ def mount(
         options += [f"--kernel={option}" for option in kernel]
         options += ["--libfuse"] if libfuse else []
         options += [f"--log-file={log_file}"] if log_file else []
-        mount_in_background(settings, mountpoint, options)
-        output.done(settings, f"mounted at {mountpoint.resolve()}", mountpoint=str(mountpoint.resolve()))
+        made = mount_in_background(settings, mountpoint, options)
+        where = str(mountpoint.resolve())
+        output.done(settings, f"mounted at {where}" if made else _AS_IT_IS.format(where), mountpoint=where, made=made)
         return
     addresses = connect.mgmtd_addresses(settings)
     if ready_fd is None:  # else whoever started this process has met the cluster manager
@@ -158,14 +156,14 @@ def mount(
     )
 
 
-def mount_in_background(settings: Settings, mountpoint: Path, options: list[str]) -> None:
-    """Start a mount and return when it can be used. One that is there already is left alone.
+def mount_in_background(settings: Settings, mountpoint: Path, options: list[str]) -> bool:
+    """Start a mount and return when it can be used. One that is there already is left alone: False.
 
     Raises what the mount said when it cannot be made.
     """
     addresses = connect.mgmtd_addresses(settings)
     if _is_there(mountpoint, addresses):
-        return
+        return False
     connect.meet(addresses)
     try:
         mountpoint.mkdir(parents=True, exist_ok=True)
@@ -183,7 +181,7 @@ def mount_in_background(settings: Settings, mountpoint: Path, options: list[str]
     said = _read_until(read_end, b"ready\n", READY_WAIT_S)
     os.close(read_end)
     if said.endswith(b"ready\n"):
-        return
+        return True
     text = said.decode(errors="replace").strip().removeprefix("ffs: ")
     if not text and process.poll() is None:
         process.terminate()

@@ -18,7 +18,7 @@ from fireflyfs.common.errors import Code, error
 from fireflyfs.common.net.link_choice import choose_link
 from fireflyfs.fuse.context import backend_of
 from fireflyfs.fuse.mount import Mount
-from fireflyfs.fuse.options import MountOptions
+from fireflyfs.fuse.options import THREADS_USUAL, MountOptions
 from fireflyfs.fuse.usrbio.host import RingHost
 from fireflyfs.proto.common_pb2 import NODE_TYPE_FUSE
 
@@ -46,6 +46,7 @@ def serve(
     link = choose_link(link).value  # the agents of its rings take the same
     context = ClientContext.connect(addresses, NODE_TYPE_FUSE, link=link, connect_timeout_s=CONNECT_TIMEOUT_S)
     try:
+        options.setdefault("threads_max", max(options["threads"], THREADS_USUAL))
         mount_options = MountOptions(source=f"{FS_SOURCE}#{addresses[0]}", link=link, **options)
         if libfuse:
             _serve_with_libfuse(context, mountpoint, mount_options, kernel, ready_fd)

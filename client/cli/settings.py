@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,6 +24,21 @@ class Settings:
     def addresses(self) -> list[str]:
         """The named cluster managers. Raises UsageError for what is no HOST:PORT."""
         return [check_address(part) for part in self.mgmtd.split(",") if part.strip()]
+
+
+class Amount(click.FloatRange):
+    """A finite number within bounds: `nan` and `inf` are numbers to Python, and no seconds or hours to anybody."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 pass_settings = click.make_pass_decorator(Settings)

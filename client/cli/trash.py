@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fireflyfs.client.cli import connect, output
-from fireflyfs.client.cli.settings import Settings, pass_settings
+from fireflyfs.client.cli.settings import Amount, Settings, pass_settings
 from fireflyfs.client.trash import Trash, Trashed
 from fireflyfs.common.errors import Code, error
 
@@ -94,7 +94,7 @@ def restore(settings: Settings, number: int, to: str | None) -> None:
 @trash.command()
 @click.argument("ids", metavar="[ID]...", nargs=-1, type=click.IntRange(1))
 @click.option("--all", "every", is_flag=True, help="Everything.")
-@click.option("--older-than", type=click.FloatRange(0), metavar="HOURS", help="What was removed before so long.")
+@click.option("--older-than", type=Amount(0), metavar="HOURS", help="What was removed before so long.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_settings
 def empty(settings: Settings, ids: tuple[int, ...], every: bool, older_than: float | None, yes: bool) -> None:

@@ -18,6 +18,10 @@ from fireflyfs.meta.ops.resolve import Place, resolve, target
 from fireflyfs.meta.store import names
 from fireflyfs.proto import common_pb2, meta_pb2
 
+WHITEOUT = (
+    stat.S_IFCHR,
+    0,
+)  # no device at all: an overlay's mark of a removed name, which anybody may make (Linux 5.8)
 TYPES = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 PARENTS_MAX = 28  # directories that one request makes; each takes four of a transaction's writes
 
@@ -93,7 +97,7 @@ def make_node(op: Op, request: meta_pb2.MakeNodeRequest) -> meta_pb2.InodeReply:
     if place.must_be_dir and kind != stat.S_IFDIR and place.inode is None:
         raise error(Code.NO_ENTRY)
     parent = vacant(op, place)
-    if kind in (stat.S_IFCHR, stat.S_IFBLK) and op.who.uid != 0:
+    if kind in (stat.S_IFCHR, stat.S_IFBLK) and op.who.uid != 0 and (kind, request.rdev) != WHITEOUT:
         raise error(Code.NOT_PERMITTED)
     layout = rule_of(request.layout) if request.HasField("layout") else None
     device = request.rdev if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0

@@ -21,7 +21,8 @@ from fireflyfs.meta.ops.truncate import as_told, truncate_to
 from fireflyfs.proto import meta_pb2
 
 O_TMPFILE = os.O_TMPFILE
-_MASKS = {os.O_RDONLY: READ, os.O_WRONLY: WRITE, os.O_RDWR: READ | WRITE}
+# The last one, which asks for both rights and neither reads nor writes, is Linux's own: open(2).
+_MASKS = {os.O_RDONLY: READ, os.O_WRONLY: WRITE, os.O_RDWR: READ | WRITE, os.O_ACCMODE: READ | WRITE}
 
 
 def only_looks(request: meta_pb2.OpenRequest) -> bool:

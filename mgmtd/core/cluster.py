@@ -13,7 +13,7 @@ from fireflyfs.mgmtd.core.draft import Draft
 from fireflyfs.mgmtd.core.records import Changes, NodeRecord, Stored, TargetRecord, WorkerRecord
 from fireflyfs.mgmtd.core.state import ClusterState, Seen
 from fireflyfs.proto import mgmtd_pb2
-from fireflyfs.proto.common_pb2 import NODE_TYPE_STORAGE
+from fireflyfs.proto.common_pb2 import NODE_TYPE_STORAGE, NodeType
 
 WORKERS_MAX = 256
 # Of the time after which a silent worker is given up: by then it has fenced itself, whatever its clock does.
@@ -45,7 +45,7 @@ class Cluster(ClusterState):
         if node.disabled:
             raise error(Code.NODE_DISABLED, f"node {node.node_id} is disabled")
         if node.type != request.type:
-            raise error(Code.INVALID, f"node {node.node_id} is registered as type {node.type}, not {request.type}")
+            raise error(Code.INVALID, f"node {node.node_id} is registered as a {_kind(node.type)} node")
         if request.worker >= WORKERS_MAX:
             raise error(Code.INVALID, f"a worker number is below {WORKERS_MAX}, not {request.worker}")
         old = node.worker(request.worker)
@@ -160,7 +160,7 @@ class Cluster(ClusterState):
         if old is None:
             draft.node(NodeRecord(node_id, node_type, hostname))
         elif old.type != node_type:
-            raise error(Code.EXISTS, f"node {node_id} is registered as type {old.type}")
+            raise error(Code.EXISTS, f"node {node_id} is registered already, as a {_kind(old.type)} node")
         elif hostname and hostname != old.hostname:
             draft.node(replace(old, hostname=hostname))
         return draft.changes
@@ -249,3 +249,7 @@ def _reported(target: TargetRecord, worker: int, local: Local, report: mgmtd_pb2
         resync_total_chunks=report.resync_total_chunks,
         scrub=report.scrub,
     )
+
+
+def _kind(node_type: int) -> str:
+    return NodeType.Name(NodeType.ValueType(node_type)).removeprefix("NODE_TYPE_").lower()

@@ -122,14 +122,31 @@ def test_changes_say_what_they_did_in_json(ffs: Ffs) -> None:
     assert json.loads(ffs("--json", "rm", "-r", "/json").stdout) == {"removed": ["/json"]}
 
 
-def test_status_says_healthy(ffs: Ffs) -> None:
+def test_status_says_healthy(cluster: LocalCluster, ffs: Ffs) -> None:
     facts = json.loads(ffs("--json", "status", "--wait", "30").stdout)
     assert facts["healthy"]
     assert facts["replicas"] == facts["replicas_serving"] == 3 * facts["chains"]
     assert {process["state"] for process in facts["processes"]} == {"up"}
     text = ffs("status").stdout
-    assert "healthy" in text
+    assert f"at {cluster.mgmtd_addresses()[0]}: healthy" in text
     assert "storage-3" in text
+
+
+def test_a_node_that_is_down_is_named(cluster: LocalCluster, ffs: Ffs) -> None:
+    ffs("nodes", "register", 77, "--type", "storage")
+    try:
+        status = subprocess.run(command(cluster.root, "status"), capture_output=True, text=True, check=False)
+        assert status.returncode == exits.FAILED
+        assert "DEGRADED, node 77 is down" in status.stdout
+        assert "registered already, as a storage" in ffs("nodes", "register", 77, "--type", "meta", code=5).stderr
+    finally:
+        ffs("nodes", "unregister", 77, "--yes")
+
+
+def test_a_cluster_that_was_made_is_not_made_differently(ffs: Ffs) -> None:
+    ffs("up", "--nodes", 3, "--replicas", 3)
+    assert "was made with --nodes 3" in ffs("up", "--nodes", 4, code=exits.REFUSED).stderr
+    assert "was made with --trash-hours 0" in ffs("up", "--trash-hours", 1, code=exits.REFUSED).stderr
 
 
 def test_a_tree_goes_in_and_comes_out_the_same(ffs: Ffs, tree: Path, tmp_path: Path) -> None:
@@ -245,7 +262,7 @@ def test_mount_and_umount(cluster: LocalCluster, ffs: Ffs, tmp_path: Path) -> No
         (point / "seen").write_text("both ways")
         assert ffs("cat", "/seen").stdout == "both ways"
         assert str(point) in ffs("status").stdout
-        ffs("mount", point)  # it is there already
+        assert "mounted already" in ffs("mount", "--strict", point).stdout
         with open(point / "seen"):
             assert "in use" in ffs("umount", point, code=exits.REFUSED).stderr
     finally:
@@ -255,7 +272,7 @@ def test_mount_and_umount(cluster: LocalCluster, ffs: Ffs, tmp_path: Path) -> No
     (point / "in the way").touch()
     assert "not empty" in ffs("mount", point, code=exits.REFUSED).stderr
     (point / "in the way").unlink()
-    ffs("mount", "-o", "ro,noexec,nofail", point)
+    ffs("mount", "-o", "ro,noexec,nofail,threads=64", point)
     try:
         assert os.statvfs(point).f_flag & (os.ST_NOEXEC | os.ST_RDONLY) == os.ST_NOEXEC | os.ST_RDONLY
         assert (point / "seen").read_text() == "both ways"

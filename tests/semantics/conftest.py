@@ -54,7 +54,10 @@ def mounted(system: str) -> Iterator[Path]:
             finally:
                 subprocess.run(["umount", "-l", str(point)], check=True)
         else:
-            environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+            environment = {
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", str(TESTS))]),
+            }
             command = [sys.executable, "-m", "semantics.memory_mount", str(point)]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd="/")
             assert process.stdout is not None

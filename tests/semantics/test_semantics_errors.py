@@ -251,6 +251,16 @@ def test_kinds_that_do_not_go_together(root: Path) -> None:
     assert fails(opens(os.O_RDONLY), root / "s") == "ENXIO"
 
 
+def test_an_open_that_neither_reads_nor_writes(root: Path) -> None:
+    (root / "file").write_bytes(b"bytes")
+    neither = os.open(root / "file", os.O_ACCMODE)
+    assert (fails(os.read, neither, 1), fails(os.write, neither, b"x")) == ("EBADF", "EBADF")
+    os.close(neither)
+    (root / "file").chmod(0o644)
+    assert Actor(1001, 2001).fails(os.open, root / "file", os.O_ACCMODE) == "EACCES"
+    assert (root / "file").read_bytes() == b"bytes"
+
+
 def test_open_flags_about_links(root: Path) -> None:
     (root / "f").touch()
     (root / "d").mkdir()

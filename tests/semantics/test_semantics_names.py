@@ -227,6 +227,15 @@ def test_files_without_a_name(root: Path) -> None:
     assert (root / "named").stat().st_ino == found.st_ino
 
 
+def test_no_file_without_a_name_in_a_removed_directory(root: Path) -> None:
+    (root / "gone").mkdir()
+    held = os.open(root / "gone", os.O_RDONLY)
+    (root / "gone").rmdir()
+    # ext4's word is EPERM, as for no other name.
+    assert fails(os.open, f"/proc/self/fd/{held}", os.O_TMPFILE | os.O_RDWR) in ("ENOENT", "EPERM")
+    os.close(held)
+
+
 def test_a_file_without_a_name_that_may_get_none(root: Path) -> None:
     fd = os.open(root, os.O_TMPFILE | os.O_RDWR | os.O_EXCL, 0o640)
     assert fails(linkat, f"/proc/self/fd/{fd}", root / "named", AT_SYMLINK_FOLLOW) == "ENOENT"

@@ -304,6 +304,9 @@ def test_special_files(root: Path) -> None:
         found = name.lstat()
         assert (stat.S_IFMT(found.st_mode), found.st_rdev, found.st_nlink) == (kind, device, 1)
         assert ME.fails(os.mknod, root / "mine", kind | 0o640, device) == "EPERM"
+    ME(os.mknod, root / "whiteout", stat.S_IFCHR | 0o600, 0)  # an overlay's mark of a removed name: Linux 5.8
+    assert ((root / "whiteout").lstat().st_rdev, (root / "whiteout").lstat().st_uid) == (0, ME.uid)
+    assert ME.fails(os.mknod, root / "mine", stat.S_IFBLK | 0o600, 0) == "EPERM"
     ME(os.mkfifo, root / "pipe")
     ME(os.mknod, root / "sock", stat.S_IFSOCK | 0o644)
     assert stat.S_ISSOCK((root / "sock").lstat().st_mode)

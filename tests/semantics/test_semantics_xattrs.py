@@ -23,7 +23,8 @@ def thing(root: Path) -> Path:
     return root / "f"
 
 
-def test_values(thing: Path) -> None:
+def test_values(root: Path, thing: Path) -> None:
+    (root / "without any").touch()
     for value in (b"", b"\0", bytes(range(256)), b"x" * 3000):
         os.setxattr(thing, "user.a", value)
         assert os.getxattr(thing, "user.a") == value
@@ -35,6 +36,10 @@ def test_values(thing: Path) -> None:
     assert fails(os.setxattr, thing, "user.", b"") == "EINVAL"
     assert fails(os.setxattr, thing, "", b"") == "ERANGE"
     assert fails(os.setxattr, thing, "nothing.a", b"") == "ENOTSUP"
+    for call in (os.getxattr, os.removexattr):
+        for name, says in (("nothing.a", "ENOTSUP"), ("user", "ENOTSUP"), ("system.x", "ENOTSUP"), ("user.", "EINVAL")):
+            assert fails(call, thing, name) == says
+            assert fails(call, root / "without any", name) == says
     assert fails(os.getxattr, thing, "user.none") == "ENODATA"
     assert fails(os.removexattr, thing, "user.none") == "ENODATA"
 

@@ -40,6 +40,7 @@ def test_dump_reads_back() -> None:
     ("text", "says"),
     [
         ('name = "a"\n[inner]\nprot = 1', "unknown key inner.prot; did you mean inner.port?"),
+        ('name = "a"\nxyz = 1\nqqqq = 2', "unknown key xyz, qqqq; known: inner, items, name, on, ratio"),
         ("ratio = 1.0", "missing key name"),
         ('name = "a"\n[inner]\nport = "x"', "inner.port must be int, got 'x'"),
         ('name = "a"\n[inner]\nport = true', "inner.port must be int, got True"),

@@ -14,10 +14,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from fireflyfs.client.cli import exits, main
+from fireflyfs.client.cli import exits, main, mount_table
 from fireflyfs.client.cli.run import serve_until_signal
 from fireflyfs.client.cli.settings import check_address
-from fireflyfs.common.errors import MEANINGS, Code, error
+from fireflyfs.common.errors import MEANINGS, Code, FfsError, error
 
 
 def test_help_loads_no_heavy_module() -> None:
@@ -61,6 +61,32 @@ def test_an_error_is_one_line_with_a_hint() -> None:
     text = exits.describe(error(Code.UNAVAILABLE, "127.0.0.1:7400\ndoes not answer"))
     assert "\n" not in text
     assert "ffs up" in text
+    text = exits.describe(error(Code.UNAVAILABLE, "no cluster here: `ffs up` makes one"))
+    assert text == "no cluster here: `ffs up` makes one", "what says itself what to do is given no second hint"
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "soon"])
+@pytest.mark.parametrize(
+    "option", [("mount", "/nowhere", "--attr-timeout"), ("up", "--trash-hours"), ("status", "--wait")]
+)
+def test_what_is_no_number_of_seconds_is_wrong_usage(option: tuple[str, ...], text: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main.app, ["--root", str(tmp_path), *option, text])
+    assert result.exit_code == exits.USAGE
+    assert text in result.output
+
+
+def test_a_configuration_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"\xd0\xff")
+    result = CliRunner().invoke(main.app, ["--mgmtd", "127.0.0.1:1", "config", "set", "client", str(tmp_path / "file")])
+    assert result.exit_code == exits.USAGE
+    assert str(tmp_path / "file") in result.output
+
+
+def test_what_others_mounted_is_not_ended(tmp_path: Path) -> None:
+    with pytest.raises(FfsError, match="no mount of FireflyFS"):
+        mount_table.unmount(Path("/proc"))
+    with pytest.raises(FfsError, match="not mounted"):
+        mount_table.unmount(tmp_path)
 
 
 def test_oserror_names_the_file() -> None:
