@@ -18,6 +18,7 @@ import pytest
 
 from fireflyfs.common.clock import ManualClock
 from fireflyfs.fuse.mount import RingHost
+from fireflyfs.fuse.options import MountOptions
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces")
 
@@ -73,7 +74,7 @@ def application() -> Iterator[Application]:
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[RingHost]:
     monkeypatch.setattr("fireflyfs.fuse.usrbio.memory.OPEN_S", 0.5, raising=False)
-    volume: Any = SimpleNamespace(clock=ManualClock())
+    volume: Any = SimpleNamespace(clock=ManualClock(), options=MountOptions())
     host = RingHost(volume, [], None)
     yield host
     host.stop()
