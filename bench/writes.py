@@ -1,6 +1,6 @@
 """Replicated writes through the client library: how many, beside the disk, and what they cost in processor time.
 
-    python bench/writes.py [--mib 256] [--seconds 3] [--rounds 5] [--only TEXT] [--folder DIR] [--json]
+    python bench/writes.py [--mib 256] [--seconds 3] [--rounds 5] [--workers 1] [--only TEXT] [--folder DIR] [--json]
 
 A local cluster of three storage nodes with three replicas, and a file with chunks of 1 MiB that is written over. Each
 round measures every row and its limit once, one after the other; each figure is the median of the rounds, because other
@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=256, help="of the file; a multiple of 8")
     parser.add_argument("--seconds", type=float, default=3.0, help="of one figure of one round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=1, help="storage processes of each of the three nodes")
     parser.add_argument("--only", default="", help="rows whose names hold this")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--json", action="store_true")
@@ -214,7 +215,7 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="ffs-bench-", dir=options.folder))
     cluster = LocalCluster(root / "cluster")
     try:
-        cluster.create(ClusterSpec(replicas=3))
+        cluster.create(ClusterSpec(replicas=3, workers_per_node=options.workers))
         cluster.up()
         with FileSystem.connect(",".join(cluster.mgmtd_addresses())) as fs:
             replicas = cluster.plan().spec.replicas
