@@ -172,11 +172,11 @@ class Volume:
         if lost is not None:
             raise lost
 
-    def before_truncation(self, live: LiveInode) -> None:
-        """Before the length is set, and under the lock until that is done: called under `live.lock`."""
+    def before_truncation(self, live: LiveInode, request: Request) -> None:
+        """Before `request` sets the length, and under the lock until that is done: called under `live.lock`."""
         self.write_behind.flush(live.id)  # bytes under way must not come after the truncation
-        if self.rings is not None:
-            self.rings.files.record(live)  # or meta would take a shrinking for growth
+        if self.rings is not None and self.rings.files.tell_meta(live):  # or meta would take a shrinking for growth
+            request.after_reply = protocol.encode_inval_inode(live.id, 0, 0)  # reads of pages may wait for the lock
 
     def truncated(self, live: LiveInode) -> None:
         """The length was set, later than any write before. Called under `live.lock`."""

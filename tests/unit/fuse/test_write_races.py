@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from fireflyfs.fuse.operations import attributes, files, ranges
 from fireflyfs.fuse.options import MountOptions
 from fireflyfs.fuse.protocol import SetAttr
 from fireflyfs.fuse.request import Request
+from fireflyfs.fuse.usrbio.ends import Ends
+from fireflyfs.fuse.usrbio.registrations import Registrations
 from fireflyfs.fuse.volume import Volume
 from fireflyfs.proto import meta_pb2 as m
 from fireflyfs.proto.common_pb2 import Caller
@@ -44,9 +47,16 @@ class Bench:
         request.body = segment.view[: len(body)]
         return request
 
+    def answered(self, operation: Callable[[Volume, Request], Any], body: bytes) -> Any:
+        request = self.request(body)
+        answer = operation(self.volume, request)
+        if request.after_reply is not None:
+            self.volume.notify(request.after_reply)
+        return answer
+
     def open(self, flags: int = os.O_RDWR) -> int:
-        answer = files.open_(self.volume, self.request(protocol.OPEN_IN.pack(flags, 0)))
-        return int(protocol.OPEN_OUT.unpack(answer)[0])  # type: ignore[arg-type]
+        answer = self.answered(files.open_, protocol.OPEN_IN.pack(flags, 0))
+        return int(protocol.OPEN_OUT.unpack(answer)[0])
 
     def write(self, fh: int, offset: int, data: bytes) -> None:
         head = protocol.WRITE_IN.pack(fh, offset, len(data), 0, 0, os.O_RDWR, 0)
@@ -54,7 +64,7 @@ class Bench:
 
     def truncate(self, length: int) -> None:
         asked = protocol.SETATTR_IN.pack(int(SetAttr.SIZE), 0, 0, length, *[0] * 12)
-        attributes.setattr_(self.volume, self.request(asked))
+        self.answered(attributes.setattr_, asked)
 
     def read(self, fh: int, offset: int, size: int) -> bytes:
         answer = files.read(self.volume, self.request(protocol.READ_IN.pack(fh, offset, size, 0, 0, 0, 0)))
@@ -191,3 +201,46 @@ def test_fallocate_takes_nothing_of_what_others_have_not_recorded(bench: Bench) 
     bench.backend.meta.set_attr(m.SetAttrRequest(caller=Caller(), at=m.PathAt(dir=bench.id), length=0))
     bench.allocate(fh, 0, 150)  # the mount has not heard of the truncation
     assert (bench.recorded, bench.length(), bench.stored) == (150, 150, b"")
+
+
+class Agent:
+    """Of rings: what it wrote, it says in its table."""
+
+    def __init__(self) -> None:
+        self.ends = Ends()
+        self.free_slots = [0]
+
+    def forget_file(self, token: int) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("truncate", [_truncate_by_open, lambda bench: bench.truncate(10)], ids=["open", "truncate"])
+def test_pages_are_dropped_when_no_read_of_them_can_wait_for_us(
+    bench: Bench, truncate: Callable[[Bench], None]
+) -> None:
+    """The kernel waits for pages that it reads to be read, and reading asks how long the file is: with its lock."""
+    fh = bench.open()
+    known = Registrations(bench.volume)
+    bench.volume.rings = SimpleNamespace(files=known)  # type: ignore[assignment]
+    token = known.register(bench.volume.handles.file(fh))
+    agent = Agent()
+    _, slot = known.resolve(token, agent)
+    live = bench.volume.handles.file(fh).live
+    bench.backend.data.files[bench.id] = bytearray(b"r" * 300)
+    agent.ends.wrote(slot, 300)
+    told: list[bool] = []
+
+    def reads() -> None:
+        told.append(live.lock.acquire(timeout=1))
+        if told[-1]:
+            live.lock.release()
+
+    def notify(message: bytes) -> None:
+        if message != protocol.encode_inval_inode(bench.id, -1, 0):  # which is of attributes alone
+            assert message == protocol.encode_inval_inode(bench.id, 0, 0)
+            bench.beside(reads).join(30)
+
+    bench.volume.notify = notify
+    truncate(bench)
+    assert told == [True]
+    known.stop()
