@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from fireflyfs.common.clock import SystemClock
+from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.inodes import attributes_of
-from fireflyfs.fuse.operations import attributes, files, ranges
+from fireflyfs.fuse.operations import attributes, files, names, ranges
 from fireflyfs.fuse.options import MountOptions
 from fireflyfs.fuse.protocol import SetAttr
 from fireflyfs.fuse.request import Request
@@ -70,9 +71,12 @@ class Bench:
         answer = files.read(self.volume, self.request(protocol.READ_IN.pack(fh, offset, size, 0, 0, 0, 0)))
         return b"".join(answer or ())  # type: ignore[arg-type]
 
-    def length(self) -> int:
+    def attributes(self) -> protocol.Attributes:
         inode, _ = attributes._attributes(self.volume, self.request(b""))
-        return attributes_of(inode, self.volume.table.get(self.id)).size
+        return attributes_of(inode, self.volume.table.get(self.id))
+
+    def length(self) -> int:
+        return self.attributes().size
 
     def allocate(self, fh: int, offset: int, length: int) -> None:
         ranges.fallocate(self.volume, self.request(protocol.FALLOCATE_IN.pack(fh, offset, length, 0, 0)))
@@ -244,3 +248,33 @@ def test_pages_are_dropped_when_no_read_of_them_can_wait_for_us(
     truncate(bench)
     assert told == [True]
     known.stop()
+
+
+def test_a_removal_that_is_refused_leaves_the_link_count(bench: Bench) -> None:
+    fh = bench.open()
+    bench.backend.meta.open(
+        m.OpenRequest(caller=Caller(), at=m.PathAt(dir=1, path=b"new"), flags=os.O_CREAT | os.O_RDWR, mode=0o644)
+    )
+
+    def refuse(_: object) -> None:
+        raise error(Code.QUOTA_EXCEEDED)
+
+    bench.backend.meta.remove = bench.backend.meta.rename = refuse
+    for operation, body in (
+        (names.unlink, b"f\0"),
+        (names.rename, protocol.RENAME_IN.pack(1) + b"new\0f\0"),
+    ):
+        request = bench.request(body)
+        request.nodeid = 1
+        with pytest.raises(FfsError):
+            operation(bench.volume, request)
+        assert bench.attributes().nlink == 1
+    del bench.backend.meta.remove, bench.backend.meta.rename
+    request = bench.request(b"f\0")
+    request.nodeid = 1
+    names.unlink(bench.volume, request)
+    assert bench.attributes().nlink == 0
+    bench.write(fh, 0, b"kept")
+    bench.flush(fh)
+    assert bench.stored == b"kept"
+    bench.release(fh)
