@@ -41,7 +41,8 @@ class LiveInode:
     `inode` is what meta said last, `checked_s` when. `written_end` is the largest end written here that meta does not
     know (-1: none), `mtime_ns` the time of the last such write (0: none), `atime_ns` that of a read; `unsure`: a
     truncation elsewhere may have cut off some of these writes and not others, which only storage knows. `sessions` are
-    what meta holds for us: one is there while we have unrecorded writes, or while the file is removed but open.
+    what meta holds for us: one is there while we have unrecorded writes, or while the file is removed but open, or may
+    be soon: `leaving` counts the requests under way that remove a name of it.
     """
 
     __slots__ = (
@@ -53,6 +54,7 @@ class LiveInode:
         "handles",
         "id",
         "inode",
+        "leaving",
         "limit",
         "lock",
         "mtime_ns",
@@ -71,6 +73,7 @@ class LiveInode:
         self.checked_s = now_s
         self.handles = 0
         self.writers = 0
+        self.leaving = 0
         self.sessions: list[bytes] = []
         self.written_end = -1
         self.mtime_ns = 0

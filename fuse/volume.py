@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -172,11 +173,11 @@ class Volume:
         if lost is not None:
             raise lost
 
-    def before_truncation(self, live: LiveInode) -> None:
-        """Before the length is set, and under the lock until that is done: called under `live.lock`."""
+    def before_truncation(self, live: LiveInode, request: Request) -> None:
+        """Before `request` sets the length, and under the lock until that is done: called under `live.lock`."""
         self.write_behind.flush(live.id)  # bytes under way must not come after the truncation
-        if self.rings is not None:
-            self.rings.files.record(live)  # or meta would take a shrinking for growth
+        if self.rings is not None and self.rings.files.tell_meta(live):  # or meta would take a shrinking for growth
+            request.after_reply = protocol.encode_inval_inode(live.id, 0, 0)  # reads of pages may wait for the lock
 
     def truncated(self, live: LiveInode) -> None:
         """The length was set, later than any write before. Called under `live.lock`."""
@@ -260,7 +261,8 @@ class Volume:
                 self.session_ender.add(live.id, live.sessions)
                 live.sessions.clear()
                 return
-            end_session = live.sessions and (last or (not keep and live.writers <= 1 and live.inode.nlink > 0))
+            stays = live.inode.nlink > 0 and not live.leaving
+            end_session = live.sessions and (last or (not keep and live.writers <= 1 and stays))
             inode: m.Inode | None = None
             if durable or not end_session:
                 inode = self.meta.sync(
@@ -325,23 +327,34 @@ class Volume:
             if self.table.leave(live):
                 self.write_behind.forget(live.id)
 
-    def hold_removed(self, parent: int, name: bytes) -> None:
-        """Before a name goes: if its inode is open here without a session, get one, so that its data stays."""
-        if not len(self.table):
-            return
-        try:
-            inode = self.meta.lookup(m.LookupRequest(caller=self.callers.root, parent=parent, name=name)).inode
-        except FfsError:
-            return  # the removal itself will say what is wrong
-        live = self.table.hold(inode.id)
+    @contextmanager
+    def removing(self, parent: int, name: bytes) -> Iterator[None]:
+        """While a name goes, or fails to: if its inode is open here, it has a session, so that its data stays."""
+        live = self._live_of(parent, name)
         if live is None:
+            yield
             return
         try:
             with live.lock:
                 self.ensure_session(live)
-                live.inode.nlink = max(0, inode.nlink - 1)  # until meta is asked again: keeps `record` from ending it
+                live.leaving += 1  # keeps `record` from ending it
+            try:
+                yield
+            finally:
+                with live.lock:
+                    live.leaving -= 1
         finally:
             self.release(live, writes=False)
+
+    def _live_of(self, parent: int, name: bytes) -> LiveInode | None:
+        """What is open here under a name, with one handle more."""
+        if not len(self.table):
+            return None
+        try:
+            inode = self.meta.lookup(m.LookupRequest(caller=self.callers.root, parent=parent, name=name)).inode
+        except FfsError:
+            return None  # the removal itself will say what is wrong
+        return self.table.hold(inode.id)
 
     def statistics(self) -> dict[str, int]:
         """Counts since the start, for logs and the status command."""

@@ -92,7 +92,7 @@ def _set(volume: Volume, request: Request, live: LiveInode | None) -> m.Inode:
     if valid & SetAttr.SIZE:
         change.length = asked.size
         if live is not None:
-            volume.before_truncation(live)
+            volume.before_truncation(live, request)
             handle = volume.handles.file_or_none(asked.fh) if valid & SetAttr.FH else None
             if handle is not None and handle.writes:
                 change.session = volume.ensure_session(live)

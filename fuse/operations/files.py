@@ -42,7 +42,7 @@ def open_(volume: Volume, request: Request) -> Reply:
                 return opened(volume, live, reply, asked.session, flags, writes)
         with live.lock:
             if flags & os.O_TRUNC:
-                volume.before_truncation(live)
+                volume.before_truncation(live, request)
             session = b""
             if writes:
                 session = live.sessions[0] if live.sessions else new_session_id()

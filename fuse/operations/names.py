@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from contextlib import nullcontext
 
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import NAME_BYTES_MAX
@@ -90,11 +91,11 @@ def mkdir(volume: Volume, request: Request) -> Reply:
 
 def unlink(volume: Volume, request: Request) -> Reply:
     name = _name(request.body, 0)
-    volume.hold_removed(request.nodeid, name)
     at = m.PathAt(dir=request.nodeid, path=name)
-    reply = volume.meta.remove(m.RemoveRequest(caller=volume.caller(request), at=at, kind=m.REMOVE_UNLINK))
+    with volume.removing(request.nodeid, name):
+        reply = volume.meta.remove(m.RemoveRequest(caller=volume.caller(request), at=at, kind=m.REMOVE_UNLINK))
+        volume.changed_inode(reply.inode)
     volume.changed_directory(reply.directory)
-    volume.changed_inode(reply.inode)
     volume.handles.name_gone(request.nodeid)
     return b""
 
@@ -119,21 +120,19 @@ def _rename(volume: Volume, request: Request, new_parent: int, flags: int, offse
     if new_parent >= protocol.VIRTUAL_BASE:
         virtual.rename_into(volume, request, new_parent, old)
         return b""
-    if not flags:
-        volume.hold_removed(new_parent, new)
     volume.changed.clear()  # what moves may be a directory that was changed, and is changed now
-    reply = volume.meta.rename(
-        m.RenameRequest(
-            caller=volume.caller(request),
-            old=m.PathAt(dir=request.nodeid, path=old),
-            new=m.PathAt(dir=new_parent, path=new),
-            flags=flags,
-        )
+    asked = m.RenameRequest(
+        caller=volume.caller(request),
+        old=m.PathAt(dir=request.nodeid, path=old),
+        new=m.PathAt(dir=new_parent, path=new),
+        flags=flags,
     )
+    with nullcontext() if flags else volume.removing(new_parent, new):
+        reply = volume.meta.rename(asked)
+        volume.changed_inode(reply.other)
     volume.changed_directory(reply.old_directory)
     volume.changed_directory(reply.new_directory)
     volume.changed_inode(reply.inode)
-    volume.changed_inode(reply.other)
     volume.handles.name_gone(request.nodeid)
     volume.handles.name_gone(new_parent)
     return b""

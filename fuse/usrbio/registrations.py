@@ -212,11 +212,18 @@ class Registrations:
                 agent.ends.shortened(slot)
 
     def record(self, live: LiveInode) -> bool:
-        """Tell meta what agents have written of the file, if it does not know; whether there was anything to tell.
+        """As `tell_meta`, and the kernel hears that its pages and attributes are old.
 
-        The kernel hears too that its pages and attributes are old: not to be called where it may hold pages locked,
-        while it reads or writes.
+        Not to be called where it may hold pages locked, while it reads or writes, nor under the inode's lock, for which
+        reading may wait.
         """
+        if not self.tell_meta(live):
+            return False
+        self._volume.notify(protocol.encode_inval_inode(live.id, 0, 0))
+        return True
+
+    def tell_meta(self, live: LiveInode) -> bool:
+        """Tell meta what agents have written of the file, if it does not know; whether there was anything to tell."""
         self.collect(live)
         untold = [known for known in self._by_inode.get(live.id, ()) if not known.recorded]
         if not untold:
@@ -233,7 +240,6 @@ class Registrations:
                     known.recorded = False
                 raise
         volume.table.pages_unknown(live.id)
-        volume.notify(protocol.encode_inval_inode(live.id, 0, 0))
         return True
 
     def run(self) -> None:

@@ -267,7 +267,13 @@ class MemoryMeta:
         inode.ctime_ns = time.time_ns()
         self._touch(request.old.dir)
         self._touch(request.new.dir)
-        return m.RenameReply(old_directory=self.inodes[request.old.dir], new_directory=self.inodes[request.new.dir])
+        other = target if new else None
+        return m.RenameReply(
+            old_directory=self.inodes[request.old.dir],
+            new_directory=self.inodes[request.new.dir],
+            inode=inode,
+            other=other,
+        )
 
     def list(self, request):
         directory = self._at(request.at)

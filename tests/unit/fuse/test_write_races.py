@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fireflyfs.common.clock import SystemClock
+from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.inodes import attributes_of
-from fireflyfs.fuse.operations import attributes, files, ranges
+from fireflyfs.fuse.operations import attributes, files, names, ranges
 from fireflyfs.fuse.options import MountOptions
 from fireflyfs.fuse.protocol import SetAttr
 from fireflyfs.fuse.request import Request
+from fireflyfs.fuse.usrbio.ends import Ends
+from fireflyfs.fuse.usrbio.registrations import Registrations
 from fireflyfs.fuse.volume import Volume
 from fireflyfs.proto import meta_pb2 as m
 from fireflyfs.proto.common_pb2 import Caller
@@ -44,9 +48,16 @@ class Bench:
         request.body = segment.view[: len(body)]
         return request
 
+    def answered(self, operation: Callable[[Volume, Request], Any], body: bytes) -> Any:
+        request = self.request(body)
+        answer = operation(self.volume, request)
+        if request.after_reply is not None:
+            self.volume.notify(request.after_reply)
+        return answer
+
     def open(self, flags: int = os.O_RDWR) -> int:
-        answer = files.open_(self.volume, self.request(protocol.OPEN_IN.pack(flags, 0)))
-        return int(protocol.OPEN_OUT.unpack(answer)[0])  # type: ignore[arg-type]
+        answer = self.answered(files.open_, protocol.OPEN_IN.pack(flags, 0))
+        return int(protocol.OPEN_OUT.unpack(answer)[0])
 
     def write(self, fh: int, offset: int, data: bytes) -> None:
         head = protocol.WRITE_IN.pack(fh, offset, len(data), 0, 0, os.O_RDWR, 0)
@@ -54,15 +65,18 @@ class Bench:
 
     def truncate(self, length: int) -> None:
         asked = protocol.SETATTR_IN.pack(int(SetAttr.SIZE), 0, 0, length, *[0] * 12)
-        attributes.setattr_(self.volume, self.request(asked))
+        self.answered(attributes.setattr_, asked)
 
     def read(self, fh: int, offset: int, size: int) -> bytes:
         answer = files.read(self.volume, self.request(protocol.READ_IN.pack(fh, offset, size, 0, 0, 0, 0)))
         return b"".join(answer or ())  # type: ignore[arg-type]
 
-    def length(self) -> int:
+    def attributes(self) -> protocol.Attributes:
         inode, _ = attributes._attributes(self.volume, self.request(b""))
-        return attributes_of(inode, self.volume.table.get(self.id)).size
+        return attributes_of(inode, self.volume.table.get(self.id))
+
+    def length(self) -> int:
+        return self.attributes().size
 
     def allocate(self, fh: int, offset: int, length: int) -> None:
         ranges.fallocate(self.volume, self.request(protocol.FALLOCATE_IN.pack(fh, offset, length, 0, 0)))
@@ -191,3 +205,76 @@ def test_fallocate_takes_nothing_of_what_others_have_not_recorded(bench: Bench) 
     bench.backend.meta.set_attr(m.SetAttrRequest(caller=Caller(), at=m.PathAt(dir=bench.id), length=0))
     bench.allocate(fh, 0, 150)  # the mount has not heard of the truncation
     assert (bench.recorded, bench.length(), bench.stored) == (150, 150, b"")
+
+
+class Agent:
+    """Of rings: what it wrote, it says in its table."""
+
+    def __init__(self) -> None:
+        self.ends = Ends()
+        self.free_slots = [0]
+
+    def forget_file(self, token: int) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("truncate", [_truncate_by_open, lambda bench: bench.truncate(10)], ids=["open", "truncate"])
+def test_pages_are_dropped_when_no_read_of_them_can_wait_for_us(
+    bench: Bench, truncate: Callable[[Bench], None]
+) -> None:
+    """The kernel waits for pages that it reads to be read, and reading asks how long the file is: with its lock."""
+    fh = bench.open()
+    known = Registrations(bench.volume)
+    bench.volume.rings = SimpleNamespace(files=known)  # type: ignore[assignment]
+    token = known.register(bench.volume.handles.file(fh))
+    agent = Agent()
+    _, slot = known.resolve(token, agent)
+    live = bench.volume.handles.file(fh).live
+    bench.backend.data.files[bench.id] = bytearray(b"r" * 300)
+    agent.ends.wrote(slot, 300)
+    told: list[bool] = []
+
+    def reads() -> None:
+        told.append(live.lock.acquire(timeout=1))
+        if told[-1]:
+            live.lock.release()
+
+    def notify(message: bytes) -> None:
+        if message != protocol.encode_inval_inode(bench.id, -1, 0):  # which is of attributes alone
+            assert message == protocol.encode_inval_inode(bench.id, 0, 0)
+            bench.beside(reads).join(30)
+
+    bench.volume.notify = notify
+    truncate(bench)
+    assert told == [True]
+    known.stop()
+
+
+def test_a_removal_that_is_refused_leaves_the_link_count(bench: Bench) -> None:
+    fh = bench.open()
+    bench.backend.meta.open(
+        m.OpenRequest(caller=Caller(), at=m.PathAt(dir=1, path=b"new"), flags=os.O_CREAT | os.O_RDWR, mode=0o644)
+    )
+
+    def refuse(_: object) -> None:
+        raise error(Code.QUOTA_EXCEEDED)
+
+    bench.backend.meta.remove = bench.backend.meta.rename = refuse
+    for operation, body in (
+        (names.unlink, b"f\0"),
+        (names.rename, protocol.RENAME_IN.pack(1) + b"new\0f\0"),
+    ):
+        request = bench.request(body)
+        request.nodeid = 1
+        with pytest.raises(FfsError):
+            operation(bench.volume, request)
+        assert bench.attributes().nlink == 1
+    del bench.backend.meta.remove, bench.backend.meta.rename
+    request = bench.request(b"f\0")
+    request.nodeid = 1
+    names.unlink(bench.volume, request)
+    assert bench.attributes().nlink == 0
+    bench.write(fh, 0, b"kept")
+    bench.flush(fh)
+    assert bench.stored == b"kept"
+    bench.release(fh)
