@@ -267,11 +267,11 @@ class LocalCluster:
         def serving() -> bool:
             routing = self._current(client)
             chains = routing.chains.values()
-            return (
-                all(_heard(routing, name, since_ns) for name in started)
-                and bool(chains and routing.meta_servers())
-                and all(len(chain.serving) == len(chain.targets) for chain in chains)
-            )
+            if not all(_heard(routing, name, since_ns) for name in started) or not chains or not routing.meta_servers():
+                return False
+            if away := [target for chain in chains for target, _ in chain.targets if target not in chain.serving]:
+                raise error(Code.TARGET_OFFLINE, f"these targets do not: {', '.join(map(str, away))}")
+            return True
 
         self._wait(names, deadline_s, "not everything serves", serving)
 

@@ -80,7 +80,9 @@ def test_a_process_that_ends_tells_why(tmp_path: Path) -> None:
         while process.pid():
             assert time.monotonic() < deadline
             time.sleep(0.02)
+    (tmp_path / "log" / "mgmtd-worker0.log").write_text("what a worker said\n")
     failure = str(process.failure("it ended"))
+    assert "what a worker said" in failure
     assert "has ended" in failure
     assert "missing.toml" in failure
     assert sorted(path.name for path in (tmp_path / "log").glob("*.err*")) == [
@@ -88,6 +90,12 @@ def test_a_process_that_ends_tells_why(tmp_path: Path) -> None:
         "mgmtd.err.1",
         "mgmtd.err.2",
     ]
+
+
+def test_the_end_of_a_log_says_each_thing_once(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("early\n" + "a\nb\nc\n" + "no disk\n" * 50 + "c\n")
+    assert tail(tmp_path / "log") == "b\nno disk\nc"
+    assert tail(tmp_path / "nothing") == ""
 
 
 def test_a_plan_is_kept_and_gives_valid_configurations(tmp_path: Path) -> None:
