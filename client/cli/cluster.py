@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fireflyfs.client.cli import connect, exits, output, views
+from fireflyfs.client.cli import connect, exits, mount_table, output, views
 from fireflyfs.client.cli.settings import Amount, Settings, pass_settings
 from fireflyfs.client.routing import Routing
 from fireflyfs.common.errors import Code, FfsError, error
@@ -167,6 +167,7 @@ def _show_status(settings: Settings) -> bool:
                 "refused": refused,
                 "space": views.space_rows(routing),
                 "mounts": [str(path) for path in _mounts(settings)],
+                "mounts_dead": [str(path) for path in _mounts(settings) if mount_table.is_dead(path)],
             }
         )
         return bool(facts["healthy"])
@@ -184,7 +185,8 @@ def _show_status(settings: Settings) -> bool:
         output.show_rows(settings, refused, views.REFUSED_COLUMNS, title="targets whose disks are refused")
     click.echo(_summary(settings, cluster_id, facts, routing))
     for path in _mounts(settings):
-        click.echo(f"mounted at {path}")
+        dead = mount_table.is_dead(path)
+        click.echo(f"the mount at {path} has died: `ffs mount {path}` makes it anew" if dead else f"mounted at {path}")
     return bool(facts["healthy"])
 
 
@@ -210,9 +212,7 @@ def _processes(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _mounts(settings: Settings) -> list[Path]:
-    from fireflyfs.client.cli.mount_table import mounts_of
-
-    return mounts_of(settings)
+    return mount_table.mounts_of(settings)
 
 
 def _facts(routing: Routing, processes: list[dict[str, Any]]) -> dict[str, Any]:

@@ -299,7 +299,9 @@ def test_a_mount_that_died_is_mounted_again(ffs: Ffs, tmp_path: Path) -> None:
             if f"mount\0{point}".encode() in (process / "cmdline").read_bytes():
                 os.kill(int(process.name), signal.SIGKILL)
     time.sleep(0.5)
+    assert f"the mount at {point} has died" in ffs("status").stdout
     ffs("mount", point)
+    assert f"mounted at {point}" in ffs("status").stdout
     assert os.path.ismount(point)
     ffs("umount", point)
 
