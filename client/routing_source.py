@@ -23,6 +23,16 @@ ROLLED_BACK = "mgmtd is at routing version %d, behind the %d known here: has its
 log = logging.getLogger(__name__)
 
 
+def _not_in_time(routing: Routing, timeout_s: float) -> FfsError:
+    if not routing.version:
+        lacks = "nothing was heard of it"
+    elif not routing.meta_servers():
+        lacks = "no metadata server is up"
+    else:
+        lacks = f"its state is still that of routing version {routing.version}"
+    return error(Code.UNAVAILABLE, f"waited {timeout_s:g} s for the cluster: {lacks}")
+
+
 class Pauses:
     """Growing pauses with jitter between attempts of a loop that never gives up."""
 
@@ -85,8 +95,7 @@ class RoutingSource:
         with self._changed:
             done = self._changed.wait_for(lambda: predicate(self._routing) or self._closed.is_set(), timeout_s)
             if not done or not predicate(self._routing):
-                known = f"routing version {self._routing.version}" if self._routing.version else "no routing at all"
-                raise error(Code.UNAVAILABLE, f"waited {timeout_s:g} s for the cluster; so far: {known}")
+                raise _not_in_time(self._routing, timeout_s)
             return self._routing
 
     def close(self) -> None:
@@ -173,8 +182,7 @@ class AsyncRoutingSource:
         """The first routing seen that `predicate` accepts. Raises UNAVAILABLE after `timeout_s`."""
         routing = await self._wait(predicate, timeout_s)
         if not predicate(routing):
-            known = f"routing version {routing.version}" if routing.version else "no routing at all"
-            raise error(Code.UNAVAILABLE, f"waited {timeout_s:g} s for the cluster; so far: {known}")
+            raise _not_in_time(routing, timeout_s)
         return routing
 
     async def _wait(self, predicate: Callable[[Routing], bool], timeout_s: float) -> Routing:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from fireflyfs.deploy.process import ProcessStatus, ServerProcess
 from fireflyfs.proto import mgmtd_pb2
 from fireflyfs.proto.common_pb2 import NODE_TYPE_META, NODE_TYPE_STORAGE, NodeType
 from fireflyfs.storage.engine.store import create_target
+from fireflyfs.storage.server import StorageConfig
 
 READY_TIMEOUT_S = 60.0
 STOP_GRACE_S = 25.0  # a storage node waits for its workers
@@ -195,9 +197,7 @@ class LocalCluster:
             storage = planning.storage_config(plan, self.root, node)
             planning.save(config / f"{name}.toml", storage)
             if name in down and not (self.root / "data" / name).exists():
-                for worker in storage.workers:
-                    for target in worker.targets:
-                        create_target(Path(target.path), plan.spec.cluster_id, target.target_id)
+                self._make_targets(name, storage)
         return plan
 
     def _start(self, name: str) -> bool:
@@ -267,11 +267,11 @@ class LocalCluster:
         def serving() -> bool:
             routing = self._current(client)
             chains = routing.chains.values()
-            return (
-                all(_heard(routing, name, since_ns) for name in started)
-                and bool(chains and routing.meta_servers())
-                and all(len(chain.serving) == len(chain.targets) for chain in chains)
-            )
+            if not all(_heard(routing, name, since_ns) for name in started) or not chains or not routing.meta_servers():
+                return False
+            if away := [target for chain in chains for target, _ in chain.targets if target not in chain.serving]:
+                raise error(Code.TARGET_OFFLINE, f"these targets do not: {', '.join(map(str, away))}")
+            return True
 
         self._wait(names, deadline_s, "not everything serves", serving)
 
@@ -282,6 +282,16 @@ class LocalCluster:
             else:
                 heard = lambda: _heard(self._current(client), name, since_ns)  # noqa: E731
                 self._wait([name], deadline_s, "mgmtd does not hear of it", heard)
+
+    def _make_targets(self, name: str, storage: StorageConfig) -> None:
+        """All of a node's empty targets or none: later on, one that is not there is a disk that was lost."""
+        folder = self.root / "data" / name
+        new = folder.with_name(f"{name}.new")
+        shutil.rmtree(new, ignore_errors=True)  # a start that was interrupted
+        for worker in storage.workers:
+            for target in worker.targets:
+                create_target(new / Path(target.path).relative_to(folder), storage.cluster_id, target.target_id)
+        new.rename(folder)
 
     def _wait(self, names: list[str], deadline_s: float, what: str, ready: Callable[[], bool]) -> None:
         """Until `ready()`. Raises the failure of a process of `names` that ended, or of the first when time is up."""

@@ -22,7 +22,7 @@ from fireflyfs.common.net.host import host_id
 
 START_LOGS_KEPT = 2  # of what a process wrote to stderr, older starts beside the present one
 LOG_TAIL_BYTES = 4096
-LOG_TAIL_LINES = 20
+LOG_TAIL_LINES = 3  # they end in a message of one line
 POLL_S = 0.02
 
 
@@ -132,7 +132,8 @@ class ServerProcess:
     def failure(self, what: str) -> Exception:
         """An error that says what was waited for, and shows the end of the logs."""
         state = "runs" if self.pid() else "has ended"
-        tails = [f"--- {path}\n{text}" for path in (self.errors, self.log) if (text := tail(path))]
+        workers = sorted(self.log.parent.glob(f"{self.name}-worker*.log"))
+        tails = [f"--- {path}\n{text}" for path in (self.errors, self.log, *workers) if (text := tail(path))]
         shown = "\n".join(tails) or f"nothing was logged in {self.log}"
         return error(Code.UNAVAILABLE, f"{self.name} ({state}): {what}\n{shown}")
 
@@ -148,14 +149,15 @@ def start_time(pid: int) -> int:
 
 
 def tail(path: Path) -> str:
-    """The last lines of a log; empty when there are none."""
+    """The last different lines of a log, a repeated one in its last place; empty when there are none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
             data = file.read()
     except OSError:
         return ""
-    return "\n".join(data.decode(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+    newest_first = dict.fromkeys(reversed(data.decode(errors="replace").splitlines()))
+    return "\n".join(reversed(list(newest_first)[:LOG_TAIL_LINES]))
 
 
 def _rotate(path: Path) -> None:

@@ -27,7 +27,8 @@ else
   echo "wrote and read back /hello.txt: $($ffs cat /hello.txt)"
 fi
 try=$ffs
-[ "$FFS_ROOT" = "$PWD/.ffs" ] || try="$ffs --root $FFS_ROOT"
+down="make down"
+[ "$FFS_ROOT" = "$PWD/.ffs" ] || { try="$ffs --root $FFS_ROOT" && down="make down FFS_ROOT=$FFS_ROOT"; }
 cat <<X
 
 What next:
@@ -40,5 +41,5 @@ cat <<X
   $try status                 # processes, nodes, replicas
   $try chains list            # where data lives
   $try bench                  # a first look at the speed
-  make down                             # stop; the data stays in ${FFS_ROOT#"$PWD"/}
+  $down                   # stop; the data stays in ${FFS_ROOT#"$PWD"/}
 X

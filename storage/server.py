@@ -17,7 +17,7 @@ from fireflyfs.client.membership import Membership, report_death
 from fireflyfs.client.mgmtd_client import AsyncMgmtdClient
 from fireflyfs.common import config as configuration
 from fireflyfs.common.clock import Clock, LeaseClock, SystemClock
-from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.errors import Code, FfsError, error, from_oserror
 from fireflyfs.common.net.control import ControlServer
 from fireflyfs.common.net.dual import link_handlers
 from fireflyfs.common.net.identity import Identity
@@ -28,7 +28,8 @@ from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.common_pb2 import NODE_TYPE_STORAGE, Endpoint
 from fireflyfs.storage.background.scrub import SCRUB_BYTES_S, SCRUB_EVERY_S
 from fireflyfs.storage.core.fence import FENCE_S
-from fireflyfs.storage.engine.store import create_target, open_engine
+from fireflyfs.storage.engine.identity import create_target, require_identity
+from fireflyfs.storage.engine.store import open_engine
 from fireflyfs.storage.service.evictor import ROOM_BYTES_MAX, ROOM_PART
 from fireflyfs.storage.service.local_target import LocalTarget
 from fireflyfs.storage.worker import StorageWorker
@@ -40,6 +41,7 @@ RESTART_FIRST_S = 0.5
 RESTART_MAX_S = 10.0
 HEALTHY_AFTER_S = 20.0  # a worker that ran this long starts again without delay
 STOP_GRACE_S = 20.0
+LOOK_AGAIN_S = 5.0  # whether a disk that was not there is back
 _PR_SET_PDEATHSIG = 1
 
 
@@ -99,26 +101,62 @@ class StorageConfig:
                 raise ValueError(f"{name} must not be negative")
 
 
-def _open(config: StorageConfig, worker: WorkerConfig) -> list[LocalTarget]:
-    """Raises FfsError when one cannot be opened; none stays open then."""
+def open_targets(config: StorageConfig, worker: WorkerConfig) -> tuple[list[LocalTarget], list[TargetConfig]]:
+    """The worker's targets, and those whose folders do not hold them: a disk that is not there must not keep the others
+    of its worker from serving. mgmtd takes what is not reported for offline.
+
+    Raises the first failure when none can be opened; none stays open when it raises.
+    """
     opened: list[LocalTarget] = []
+    absent: list[TargetConfig] = []
+    first: FfsError | None = None
     try:
         for target in worker.targets:
-            path = Path(target.path)
-            if config.create_targets:
-                create_target(path, config.cluster_id, target.target_id)
-            engine = open_engine(
-                path,
-                capacity_bytes=target.capacity_bytes,
-                cluster_id=config.cluster_id,
-                target_id=target.target_id,
-            )
-            opened.append(LocalTarget(target.target_id, engine, path=path, threads=config.threads))
+            try:
+                opened.append(_open(config, target))
+            except FfsError as exc:
+                first = first or exc
+                log.error("target %d is left out: %s", target.target_id, exc.message)
+                if not _is_there(config, target):
+                    absent.append(target)
     except BaseException:
         for local in opened:
             local.close()
         raise
-    return opened
+    if first is not None and not opened:
+        raise first
+    return opened, absent
+
+
+def _open(config: StorageConfig, target: TargetConfig) -> LocalTarget:
+    path = Path(target.path)
+    try:
+        if config.create_targets:
+            create_target(path, config.cluster_id, target.target_id)
+        engine = open_engine(
+            path, capacity_bytes=target.capacity_bytes, cluster_id=config.cluster_id, target_id=target.target_id
+        )
+    except OSError as exc:
+        raise from_oserror(exc) from exc
+    return LocalTarget(target.target_id, engine, path=path, threads=config.threads)
+
+
+def _is_there(config: StorageConfig, target: TargetConfig) -> bool:
+    try:
+        require_identity(Path(target.path), config.cluster_id, target.target_id)
+    except FfsError:
+        return False
+    return True
+
+
+async def _one_is_back(config: StorageConfig, absent: list[TargetConfig]) -> None:
+    """Returns when the folder of an absent target holds it again; never where none is absent."""
+    while True:
+        await asyncio.sleep(LOOK_AGAIN_S)
+        for target in absent:
+            if await asyncio.to_thread(_is_there, config, target):
+                log.info("target %d is there again: the worker starts anew with it", target.target_id)
+                return
 
 
 async def serve_worker(config: StorageConfig, worker: int, stop: asyncio.Event) -> None:
@@ -129,7 +167,7 @@ async def serve_worker(config: StorageConfig, worker: int, stop: asyncio.Event) 
     mine = config.workers[worker]
     lease_clock = LeaseClock()  # a suspended worker must know when it wakes that it was taken out of its chains
     identity = Identity(config.cluster_id, link=choose_link(configured=config.link))
-    targets = await asyncio.to_thread(_open, config, mine)
+    targets, absent = await asyncio.to_thread(open_targets, config, mine)
     membership: Membership | None = None
     storage = StorageWorker(
         targets,
@@ -184,7 +222,10 @@ async def serve_worker(config: StorageConfig, worker: int, stop: asyncio.Event) 
             endpoint.tcp,
             endpoint.unix or "none",
         )
-        await stop.wait()
+        ends = [asyncio.create_task(stop.wait()), asyncio.create_task(_one_is_back(config, absent))]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
         log.info("storage worker %d.%d stops", config.node_id, worker)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fireflyfs.client.cli import connect, exits, output, views
+from fireflyfs.client.cli import connect, exits, mount_table, output, views
 from fireflyfs.client.cli.settings import Amount, Settings, pass_settings
 from fireflyfs.client.routing import Routing
 from fireflyfs.common.errors import Code, FfsError, error
@@ -124,11 +124,11 @@ def wait_healthy(settings: Settings, timeout_s: float = HEALTHY_WAIT_S) -> None:
         while True:
             try:
                 routing = connect.routing_of(client)
-                facts = views.health(routing)
+                facts = _facts(routing, _processes(settings))
                 if facts["healthy"] and routing.meta_servers():
                     return
-                last = f"{facts['replicas_serving']} of {facts['replicas']} replicas serve, nodes down: " + (
-                    ", ".join(map(str, facts["nodes_down"])) or "none"
+                last = (
+                    f"{facts['replicas_serving']} of {facts['replicas']} replicas serve, down: {_down(facts) or 'none'}"
                 )
             except FfsError as exc:
                 last = exc.message
@@ -148,7 +148,7 @@ def _show_status(settings: Settings) -> bool:
         if processes and not settings.json:
             output.show_rows(settings, processes, _PROCESS_COLUMNS, title="processes")
         raise
-    facts = views.health(routing)
+    facts = _facts(routing, processes)
     rows = views.node_rows(routing, time.time_ns())
     targets = views.target_rows(routing)
     damaged = [row for row in targets if row["damaged"]]
@@ -167,6 +167,7 @@ def _show_status(settings: Settings) -> bool:
                 "refused": refused,
                 "space": views.space_rows(routing),
                 "mounts": [str(path) for path in _mounts(settings)],
+                "mounts_dead": [str(path) for path in _mounts(settings) if mount_table.is_dead(path)],
             }
         )
         return bool(facts["healthy"])
@@ -184,7 +185,8 @@ def _show_status(settings: Settings) -> bool:
         output.show_rows(settings, refused, views.REFUSED_COLUMNS, title="targets whose disks are refused")
     click.echo(_summary(settings, cluster_id, facts, routing))
     for path in _mounts(settings):
-        click.echo(f"mounted at {path}")
+        dead = mount_table.is_dead(path)
+        click.echo(f"the mount at {path} has died: `ffs mount {path}` makes it anew" if dead else f"mounted at {path}")
     return bool(facts["healthy"])
 
 
@@ -210,16 +212,25 @@ def _processes(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _mounts(settings: Settings) -> list[Path]:
-    from fireflyfs.client.cli.mount_table import mounts_of
+    return mount_table.mounts_of(settings)
 
-    return mounts_of(settings)
+
+def _facts(routing: Routing, processes: list[dict[str, Any]]) -> dict[str, Any]:
+    """The cluster's health as mgmtd knows it, which misses a server some seconds late, and this machine's processes."""
+    facts = views.health(routing)
+    down = [row["name"] for row in processes if row["state"] == "down"]
+    return {**facts, "healthy": facts["healthy"] and not down, "processes_down": down}
+
+
+def _down(facts: dict[str, Any]) -> str:
+    return ", ".join([*facts["processes_down"], *(f"node {node_id}" for node_id in facts["nodes_down"])])
 
 
 def _summary(settings: Settings, cluster_id: str, facts: dict[str, Any], routing: Routing) -> str:
     free = sum(row["free_bytes"] for row in views.space_rows(routing))
     word = "healthy" if facts["healthy"] else "DEGRADED"
     at = ",".join(connect.mgmtd_addresses(settings))
-    down = "".join(f", node {node_id} is down" for node_id in facts["nodes_down"])
+    down = f", down: {names}" if (names := _down(facts)) else ""
     return (
         f"cluster {cluster_id} at {at}: {word}{down}, {facts['replicas_serving']}/{facts['replicas']} replicas serve "
         f"in {facts['chains']} chains, {output.bytes_text(free)} free, routing version {facts['routing_version']}"

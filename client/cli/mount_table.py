@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from fireflyfs.client.cli.settings import Settings
 from fireflyfs.common.errors import Code, FfsError, error
 
 UNMOUNT_WAIT_S = 30.0
+ANSWER_WAIT_S = 0.5  # for a mount that may wait for its servers
 FS_TYPES = ("fuse.fireflyfs", "fuse.hf3fs")
 FS_SOURCE = "fireflyfs"  # then `#` and the address of a cluster manager
 
@@ -70,6 +73,23 @@ def mounts_of(settings: Settings) -> list[Path]:
 def is_mounted(path: Path) -> bool:
     """Whether something is mounted at just `path`, also when the server behind it died."""
     return any(mounted == path for mounted, _, _ in _mount_table())
+
+
+def is_dead(path: Path) -> bool:
+    """Whether the process behind a mount is gone. One that waits for its servers lives, and does not answer in time."""
+    dead = threading.Event()
+
+    def look() -> None:
+        try:
+            os.statvfs(path)
+        except OSError as exc:
+            if exc.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+                dead.set()
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(ANSWER_WAIT_S)
+    return dead.is_set()
 
 
 def our_mounts() -> list[tuple[Path, str]]:

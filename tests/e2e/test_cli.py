@@ -137,10 +137,19 @@ def test_a_node_that_is_down_is_named(cluster: LocalCluster, ffs: Ffs) -> None:
     try:
         status = subprocess.run(command(cluster.root, "status"), capture_output=True, text=True, check=False)
         assert status.returncode == exits.FAILED
-        assert "DEGRADED, node 77 is down" in status.stdout
+        assert "DEGRADED, down: node 77" in status.stdout
         assert "registered already, as a storage" in ffs("nodes", "register", 77, "--type", "meta", code=5).stderr
     finally:
         ffs("nodes", "unregister", 77, "--yes")
+
+
+def test_a_server_that_was_killed_is_missed_at_once(cluster: LocalCluster, ffs: Ffs) -> None:
+    cluster.kill("storage-2")
+    status = subprocess.run(command(cluster.root, "status"), capture_output=True, text=True, check=False)
+    assert status.returncode == exits.FAILED, "mgmtd misses it some seconds later"
+    assert "DEGRADED, down: storage-2" in status.stdout
+    ffs("up")
+    ffs("status")
 
 
 def test_a_cluster_that_was_made_is_not_made_differently(ffs: Ffs) -> None:
@@ -290,7 +299,9 @@ def test_a_mount_that_died_is_mounted_again(ffs: Ffs, tmp_path: Path) -> None:
             if f"mount\0{point}".encode() in (process / "cmdline").read_bytes():
                 os.kill(int(process.name), signal.SIGKILL)
     time.sleep(0.5)
+    assert f"the mount at {point} has died" in ffs("status").stdout
     ffs("mount", point)
+    assert f"mounted at {point}" in ffs("status").stdout
     assert os.path.ismount(point)
     ffs("umount", point)
 

@@ -12,6 +12,7 @@ import pytest
 
 from fireflyfs.client.cli.formatting import format_target
 from fireflyfs.client.filesystem import FileSystem
+from fireflyfs.client.routing import SERVING
 from fireflyfs.deploy.local import LocalCluster
 
 pytestmark = pytest.mark.e2e
@@ -100,3 +101,25 @@ def test_one_of_three_comes_back_empty(
         assert refused(cluster) == []
         assert fs.read_bytes("/file") == DATA
     assert ffs_json(cluster, "fsck")["findings"] == []
+
+
+def test_a_disk_that_is_missing_at_the_start_takes_only_its_own_target_out(
+    cluster_factory: Callable[..., LocalCluster],
+) -> None:
+    cluster = cluster_factory(storage_nodes=2, replicas=2)
+    addresses = ",".join(cluster.mgmtd_addresses())
+    folder = folder_of(cluster, 1001)
+    cluster.kill("storage-1")
+    folder.rename(folder.with_name("pulled"))
+    cluster.restart("storage-1")
+
+    def serving() -> set[int]:
+        states = cluster.routing().chains.values()
+        return {target for chain in states for target, state in chain.targets if state == SERVING}
+
+    wait_for("the other target of its worker serves", lambda: serving() == {1002, 2001, 2002})
+    with FileSystem.connect(addresses) as fs:
+        fs.write_bytes("/file", DATA)
+        folder.with_name("pulled").rename(folder)
+        wait_for("the disk is back", lambda: serving() == {1001, 1002, 2001, 2002})
+        assert fs.read_bytes("/file") == DATA

@@ -22,6 +22,7 @@ from fireflyfs.deploy.plan import ClusterSpec
 from fireflyfs.deploy.process import ServerProcess, start_time, tail
 from fireflyfs.meta.server import MetaConfig
 from fireflyfs.mgmtd.server import MgmtdConfig
+from fireflyfs.storage.engine.store import create_target
 from fireflyfs.storage.server import StorageConfig
 
 
@@ -80,7 +81,9 @@ def test_a_process_that_ends_tells_why(tmp_path: Path) -> None:
         while process.pid():
             assert time.monotonic() < deadline
             time.sleep(0.02)
+    (tmp_path / "log" / "mgmtd-worker0.log").write_text("what a worker said\n")
     failure = str(process.failure("it ended"))
+    assert "what a worker said" in failure
     assert "has ended" in failure
     assert "missing.toml" in failure
     assert sorted(path.name for path in (tmp_path / "log").glob("*.err*")) == [
@@ -88,6 +91,33 @@ def test_a_process_that_ends_tells_why(tmp_path: Path) -> None:
         "mgmtd.err.1",
         "mgmtd.err.2",
     ]
+
+
+def test_a_first_start_that_is_interrupted_leaves_no_node_with_some_of_its_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = LocalCluster(tmp_path / "c")
+    cluster.create(ClusterSpec(storage_nodes=1, replicas=1))
+    made: list[Path] = []
+
+    def interrupted(path: Path, cluster_id: str, target_id: int) -> None:
+        if made:
+            raise KeyboardInterrupt
+        create_target(path, cluster_id, target_id)
+        made.append(path)
+
+    monkeypatch.setattr("fireflyfs.deploy.local.create_target", interrupted)
+    for _ in range(2):  # the second start finds what the first one left
+        with pytest.raises(KeyboardInterrupt):
+            cluster.up()
+        assert not (cluster.root / "data" / "storage-1").exists()
+        assert made.pop().exists()
+
+
+def test_the_end_of_a_log_says_each_thing_once(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("early\n" + "a\nb\nc\n" + "no disk\n" * 50 + "c\n")
+    assert tail(tmp_path / "log") == "b\nno disk\nc"
+    assert tail(tmp_path / "nothing") == ""
 
 
 def test_a_plan_is_kept_and_gives_valid_configurations(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.proto.storage_wire import EXTENT, UPDATE_HEADER, UPDATE_ITEM, UpdateKind
 from fireflyfs.storage import server
+from fireflyfs.storage.engine.identity import create_target
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Writer
-from fireflyfs.storage.server import StorageConfig, TargetConfig, WorkerConfig
+from fireflyfs.storage.server import StorageConfig, TargetConfig, WorkerConfig, open_targets
 from fireflyfs.storage.service.wire import Item, decode_reads, decode_update, encode_update
 from fireflyfs.storage.worker import StorageWorker
 
@@ -49,7 +51,7 @@ def test_a_worker_whose_machine_was_suspended_is_fenced(
 
     monkeypatch.setattr(server, "Membership", Heard)
     monkeypatch.setattr(server, "StorageWorker", made)
-    monkeypatch.setattr(server, "_open", lambda *_: [])
+    monkeypatch.setattr(server, "open_targets", lambda *_: ([], []))
     config = StorageConfig("c", 7, ["127.0.0.1:1"], [WorkerConfig([TargetConfig(7001, "/a")])])
 
     async def serve() -> None:
@@ -80,6 +82,19 @@ def test_a_configuration_that_cannot_work_is_refused(text: str) -> None:
     with pytest.raises(FfsError) as caught:
         configuration.parse(StorageConfig, 'cluster_id = "c"\nnode_id = 1\nmgmtd = []\n' + text)
     assert caught.value.code is Code.CONFIG
+
+
+def test_a_disk_that_is_not_there_leaves_its_target_out(tmp_path: Path) -> None:
+    worker = WorkerConfig([TargetConfig(number, str(tmp_path / str(number))) for number in (7001, 7002, 7003)])
+    config = StorageConfig("c", 7, ["127.0.0.1:1"], [worker], create_targets=False)
+    with pytest.raises(FfsError, match="7001"):
+        open_targets(config, worker)
+    create_target(tmp_path / "7002", "c", 7002)
+    create_target(tmp_path / "7003", "another cluster", 7003)
+    opened, absent = open_targets(config, worker)
+    assert ([local.target_id for local in opened], [target.target_id for target in absent]) == ([7002], [7001, 7003])
+    for local in opened:
+        local.close()
 
 
 def good() -> tuple[bytes, list[int]]:
