@@ -16,6 +16,9 @@ WRITE_BUFFERS_BYTES = 32 * MiB  # the same: beyond, the fullest memtable is writ
 WRITE_BUFFER_BYTES = 8 * MiB  # one memtable
 WRITE_BUFFERS_MAX = 3  # of one target
 OPEN_FILES_MAX = 256
+# Files of level 0 that are merged into the next one. RocksDB's own choice is 4: each merge writes all of level 1 again,
+# and most of what overwrites log is dead soon. Each file more costs a look-up one filter.
+LEVEL_0_FILES = 8
 
 __all__ = ["MetaStore", "WriteBatch", "new_batch"]
 
@@ -38,6 +41,7 @@ def _options() -> Options:
     options.set_max_write_buffer_number(WRITE_BUFFERS_MAX)
     options.set_write_buffer_manager(write_buffers)
     options.set_max_open_files(OPEN_FILES_MAX)
+    options.set_level_zero_file_num_compaction_trigger(LEVEL_0_FILES)
     options.set_keep_log_file_num(4)
     options.set_max_log_file_size(4 * MiB)
     options.set_stats_dump_period_sec(0)
