@@ -406,6 +406,9 @@ class MemoryBackend:
         self.lease_now = (0, float("inf"))
         self.locks_dropped = False
 
+    def traffic(self) -> list[dict[str, str | int]]:
+        return []
+
     def lease(self) -> tuple[int, float]:
         return self.lease_now
 
