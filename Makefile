@@ -75,8 +75,8 @@ sim: dev
 	  --world $(WORLD) $(if $(FAULTS),--faults $(FAULTS))
 
 # Faults done to real clusters, with another seed each time, until SOAK_MINUTES are over or something is found; then
-# programs that are hard on a file system (half an hour), and 100,000 random calls.
-soak: dev
+# programs that are hard on a file system (half an hour), 100,000 random calls, and the rdma link (ten minutes).
+soak: dev test-packages
 	@deploy/debian-packages.sh soak
 	@tests/soak.sh $(SOAK_MINUTES)
 

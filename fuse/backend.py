@@ -87,6 +87,9 @@ class Backend(Protocol):
     def waits(self) -> int:
         """How often a call was begun anew because servers were away."""
 
+    def traffic(self) -> list[dict[str, str | int]]:
+        """What went over the connections to each server, by link."""
+
     def lease(self) -> tuple[int, float]:
         """(how often the client's lease was begun anew, until when it surely runs, by `lease_clock`)."""
 

@@ -20,6 +20,7 @@ from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, FfsError, Reaction
 from fireflyfs.common.limits import RANGE_CHUNKS_MAX
 from fireflyfs.common.net.api import MemoryPool, Piece
+from fireflyfs.common.net.blocking import BlockingPool
 from fireflyfs.fuse.backend import DataCalls, MetaCalls
 from fireflyfs.proto import meta_pb2 as m
 
@@ -221,10 +222,15 @@ class ContextBackend:
         self.client_id: bytes = context.client_id
         self.lease = context.lease
         self.lease_clock: Clock = context.lease_clock
+        self._link = context.link
 
     @property
     def waits(self) -> int:
         return self._patience.waits
+
+    def traffic(self) -> list[dict[str, str | int]]:
+        link = self._link
+        return [traffic.row() for traffic in link.traffic()] if isinstance(link, BlockingPool) else []
 
     def give_up(self) -> None:
         """The mount ends: nobody waits for servers any more."""

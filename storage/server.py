@@ -19,6 +19,7 @@ from fireflyfs.common import config as configuration
 from fireflyfs.common.clock import Clock, LeaseClock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error, from_oserror
 from fireflyfs.common.net.control import ControlServer
+from fireflyfs.common.net.counting import as_numbers
 from fireflyfs.common.net.dual import link_handlers
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.link_choice import check_name, choose_link
@@ -169,9 +170,10 @@ async def serve_worker(config: StorageConfig, worker: int, stop: asyncio.Event) 
     identity = Identity(config.cluster_id, link=choose_link(configured=config.link))
     targets, absent = await asyncio.to_thread(open_targets, config, mine)
     membership: Membership | None = None
+    peers = MultiplexLink(identity)
     storage = StorageWorker(
         targets,
-        MultiplexLink(identity),
+        peers,
         SystemClock(),
         last_heartbeat_s=lambda: membership.last_heartbeat_ok if membership is not None else None,
         lease_clock=lease_clock,
@@ -186,6 +188,7 @@ async def serve_worker(config: StorageConfig, worker: int, stop: asyncio.Event) 
     descriptor = storage_pb2.DESCRIPTOR.services_by_name["Storage"]
     handlers = link_handlers(descriptor, "STORAGE", storage.service) | storage.service.bulk_handlers()
     link = LinkServer(identity, handlers, host=config.listen_host, port=mine.tcp_port, unix_path=mine.unix_path)
+    storage.service.link_counts = lambda: as_numbers("link", link.traffic()) | as_numbers("peers", peers.traffic())
     control = ControlServer([(descriptor, storage.service)], host=config.listen_host, port=mine.grpc_port)
     mgmtd = AsyncMgmtdClient(config.mgmtd, config.cluster_id)
     async with contextlib.AsyncExitStack() as stack:

@@ -3,12 +3,13 @@
 #   faults    the fault scenarios again and again, each time with another seed, for MINUTES (FFS_FAULT_SEED: the first)
 #   programs  databases, compilers and stress tests on a mount
 #   model     100,000 random calls on two mounts, compared with tmpfs
+#   rdma      random sizes at random offsets over real verbs, every byte compared: ten minutes (FFS_RDMA_SOAK_SECONDS)
 # Ends with the first violation, and says how to repeat it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 minutes=${1:-30}
 shift || true
-parts=${*:-faults programs model}
+parts=${*:-faults programs model rdma}
 
 faults() {
   local seed=${FFS_FAULT_SEED:-$((RANDOM * 32768 + RANDOM))} rounds=${FFS_FAULT_ROUNDS:-3} runs=0
@@ -32,9 +33,13 @@ model() {
   FFS_MODEL_EXAMPLES=700 FFS_MODEL_STEPS=150 .venv/bin/pytest -q tests/e2e/test_mount_model.py
 }
 
+rdma() {
+  FFS_RDMA_SOAK_SECONDS=${FFS_RDMA_SOAK_SECONDS:-600} FFS_RDMA_TESTS=tests/rdma/test_rdma_soak.py tests/rdma/run.sh
+}
+
 for part in $parts; do
   case $part in
-    faults | programs | model) "$part" || exit 1 ;;
-    *) echo "no part $part: faults, programs, model" >&2; exit 2 ;;
+    faults | programs | model | rdma) "$part" || exit 1 ;;
+    *) echo "no part $part: faults, programs, model, rdma" >&2; exit 2 ;;
   esac
 done

@@ -25,6 +25,16 @@ _COLUMNS = [
     ("p99_us", "99 % below"),
     ("moved", "bytes"),
 ]
+_LINK_COLUMNS = [
+    ("peer", "server"),
+    ("link", "link"),
+    ("connections", "connections"),
+    ("in_flight", "in flight"),
+    ("requests", "requests"),
+    ("failures", "errors"),
+    ("out", "bytes out"),
+    ("in", "bytes in"),
+]
 
 
 @click.command()
@@ -32,7 +42,7 @@ _COLUMNS = [
 @click.option("--watch", "every_s", type=Amount(0.1, 3600), metavar="SECONDS", help="Again and again.")
 @pass_settings
 def stats(settings: Settings, mountpoint: Path, every_s: float | None) -> None:
-    """Show operations of the mount on MOUNTPOINT: counts, errors and times, and what it holds now.
+    """Show operations of the mount on MOUNTPOINT: counts, errors and times; its connections; what it holds now.
 
     Only who mounted it, and root, may see that. Times are classes of powers of two.
     """
@@ -69,5 +79,11 @@ def _show(settings: Settings, facts: dict[str, Any], over_s: float, before: dict
         moved = output.bytes_text(counted["bytes"]) if counted["bytes"] else None
         rows.append({"operation": name, **counted, "rate": rate, "moved": moved})
     output.show_rows(settings, rows, _COLUMNS, empty="nothing was done yet")
-    others = {name: value for name, value in facts.items() if name != "operations"}
+    links = [
+        {**row, "out": output.bytes_text(row["bytes_out"]), "in": output.bytes_text(row["bytes_in"])}
+        for row in facts.get("links", [])
+    ]
+    if links:
+        output.show_rows(settings, links, _LINK_COLUMNS, title="connections to servers")
+    others = {name: value for name, value in facts.items() if name not in ("operations", "links")}
     output.show_record(settings, others)

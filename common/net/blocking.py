@@ -18,6 +18,7 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import DEADLINE_S_MAX
 from fireflyfs.common.net.api import Address, Call, MemoryPool, Reply
 from fireflyfs.common.net.busy_poll import Waiters, busy_poll_s
+from fireflyfs.common.net.counting import Counts, Tally, Traffic
 from fireflyfs.common.net.dial import dial
 from fireflyfs.common.net.exchange import Exchange
 from fireflyfs.common.net.identity import Identity
@@ -34,19 +35,21 @@ STALE_CHECK_S: Final = 0.05  # a connection idle for longer is looked at before 
 class _Server:
     """The connections to one address. Changed with the lock held."""
 
-    __slots__ = ("forgotten", "idle", "lock", "open", "used", "waiting")
+    __slots__ = ("ended", "forgotten", "idle", "lock", "open", "used", "waiting")
 
     def __init__(self) -> None:
         self.lock = threading.Condition(threading.Lock())
         self.idle: list[Exchange] = []
         self.open: set[Exchange] = set()  # idle ones and those in use
+        self.ended: dict[str, Counts] = {}  # of closed connections, by link
         self.used = 0
         self.waiting = 0
         self.forgotten = False  # what comes back is closed
 
     def close(self, connection: Exchange) -> None:
-        self.open.discard(connection)
         connection.close()
+        self.open.discard(connection)
+        self.ended.setdefault(connection.link, Counts()).add(connection.counts)
 
     def forget(self) -> None:
         self.forgotten = True
@@ -134,6 +137,20 @@ class BlockingPool(WithdrawListener):
             with server.lock:
                 server.forget()
         self._staging.close()
+
+    def traffic(self) -> list[Traffic]:
+        """What went to and came from each server that is remembered, by link."""
+        tally = Tally()
+        with self._lock:
+            servers = list(self._servers.items())
+        for address, server in servers:
+            peer = address.tcp or address.unix
+            with server.lock:
+                for connection in server.open:
+                    tally.open(peer, connection.link, connection.counts, connection.in_flight)
+                for link, counts in server.ended.items():
+                    tally.ended(peer, link, counts)
+        return tally.traffic()
 
     def memory_closed(self, memory: SharedMemory) -> None:
         """Idle connections withdraw it now, busy ones when they come back. No rdma peer reaches it from now on."""

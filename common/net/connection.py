@@ -13,6 +13,7 @@ from fireflyfs.common.ids import ClientId
 from fireflyfs.common.limits import CONNECTION_DATA_BYTES_MAX, CONNECTION_REQUESTS_MAX, DEADLINE_S_MAX, MiB
 from fireflyfs.common.net import frame
 from fireflyfs.common.net.api import Peer
+from fireflyfs.common.net.counting import Counts
 from fireflyfs.common.net.frame import Buffer, Header, Kind, LinkKind
 from fireflyfs.common.net.rdma.doorway import RdmaDoorway
 from fireflyfs.common.net.rdma.server import ServerEnd
@@ -46,12 +47,24 @@ class Connection(Stream):
         self._requests = 0
         self._payload_bytes = 0
         self._landing: Request | None = None
+        self.counts = Counts()
         self.doorway: RdmaDoorway | None = None  # of a connection that was welcomed to rdma
 
     @property
     def mover(self) -> ServerEnd | None:
         """Moves payload by rdma; None where it travels another way."""
         return self.doorway.end if self.doorway is not None else None
+
+    @property
+    def link(self) -> str:
+        """How payload travels: rdma, shm or tcp."""
+        if self.mover is not None:
+            return "rdma"
+        return "shm" if self._shares else "tcp"
+
+    @property
+    def in_flight(self) -> int:
+        return self._requests
 
     # Stream
 
@@ -87,7 +100,7 @@ class Connection(Stream):
         if exc.code is Code.UNAVAILABLE:
             self.close(exc)
             return
-        self.server.stats.refused += 1
+        self.server.refused += 1
         log.warning("%s: refused: %s", self.peer.name, exc.message)
         self.send([frame.pack_refuse(int(exc.code), exc.message)])
         self.close_after_send()
@@ -95,13 +108,14 @@ class Connection(Stream):
     def on_closed(self, exc: FfsError) -> None:
         landing = self._landing
         self._landing = None
+        link = self.link  # as it was
         if landing is not None:
             landing.answered = True
             landing.release()
         self.regions.clear()
         if self.doorway is not None:
             self.doorway.close(exc)
-        self.server.forget(self)
+        self.server.forget(self, link)
 
     # Ours
 
@@ -134,7 +148,9 @@ class Connection(Stream):
         request = Request(self, header, out, into, payload, bytes(body), deadline_s)
         self._requests += 1
         self._payload_bytes += payload
-        self.server.stats.requests += 1
+        self.counts.requests += 1
+        if out:
+            self.counts.bytes_out += sum(segment[1] for segment in out)
         if header.data_len:
             self._landing = request
             request.inline = request.take_buffer(header.data_len)

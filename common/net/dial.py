@@ -33,6 +33,13 @@ class Dialed:
         """Whether the server reaches registered memory by itself."""
         return self.welcome.link == LinkKind.SHM or self.rdma is not None
 
+    @property
+    def link(self) -> str:
+        """How payload travels: rdma, shm or tcp."""
+        if self.rdma is not None:
+            return "rdma"
+        return "shm" if self.welcome.link == LinkKind.SHM else "tcp"
+
     def close(self) -> None:
         if self.rdma is not None:
             self.rdma.close()

@@ -17,6 +17,7 @@ from fireflyfs.common.limits import DEADLINE_S_MAX, REGIONS_MAX, KiB
 from fireflyfs.common.net import frame
 from fireflyfs.common.net.api import Reply, Slice
 from fireflyfs.common.net.busy_poll import Waiters
+from fireflyfs.common.net.counting import Counts
 from fireflyfs.common.net.dial import Dialed
 from fireflyfs.common.net.frame import HEADER_BYTES, INLINE, Buffer, Kind, Segment
 from fireflyfs.common.net.incoming import IOV_MAX, Incoming
@@ -39,6 +40,8 @@ class Exchange:
         self.sock = dialed.sock
         self.name = dialed.name
         self.shares = dialed.shares
+        self.link = dialed.link
+        self.counts = Counts()
         self._rdma = dialed.rdma
         self.broken: FfsError | None = None
         self.last_used_s = time.monotonic()
@@ -56,6 +59,10 @@ class Exchange:
         self._waiters = waiters
 
     # What the pool calls.
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._outstanding)
 
     def send(self, pendings: Sequence[Pending]) -> None:
         """Send requests; takes answers meanwhile where bounds or full sockets ask for it. Errors end up in outcomes."""
@@ -161,6 +168,9 @@ class Exchange:
             self._incoming.earliest_s = pending.deadline_s
         self._outstanding[request_id] = pending
         self._payload += pending.payload
+        self.counts.requests += 1
+        if out:
+            self.counts.bytes_out += sum(segment[1] for segment in out)
         body = call.body
         if len(body) <= JOINED_BODY_BYTES_MAX:
             self._gather.append(head + body if body else head)
@@ -364,9 +374,11 @@ class Exchange:
                 raise error(Code.PROTOCOL, "a failure carries payload")
             outcome: Reply | FfsError = error(header.status, text.decode("utf-8", "replace"))
             incoming.begin = begin + total
+            self.counts.failures += 1
         else:
             if header.n_into:
                 pushed = frame.parse_pushed(header, view[begin + HEADER_BYTES : body_at], pending.rooms)
+                self.counts.bytes_in += sum(pushed)
             incoming.begin = begin + total
             if header.data_len or pushed:
                 sinks = deque(s[:n] for s, n in zip(pending.into, pushed, strict=False) if s is not None and n)
@@ -396,6 +408,7 @@ class Exchange:
         if self.broken is None:
             self.broken = exc
         self.close()  # with rdma, no peer writes there any more once this returns
+        self.counts.failures += len(self._outstanding)
         for pending in self._outstanding.values():
             pending.outcome = exc
             self._release(pending, answered=False)

@@ -18,6 +18,7 @@ from fireflyfs.common.limits import DEADLINE_S_MAX, REGIONS_MAX
 from fireflyfs.common.net import frame
 from fireflyfs.common.net.admission import Admission
 from fireflyfs.common.net.api import Address, Call, MemoryPool, Piece, Reply, Slice
+from fireflyfs.common.net.counting import Counts, Tally, Traffic
 from fireflyfs.common.net.dial import Dialed, dial
 from fireflyfs.common.net.frame import INLINE, Buffer, Header, Kind, Segment
 from fireflyfs.common.net.identity import Identity
@@ -60,6 +61,8 @@ class _Connection(Stream):
         super().__init__(loop, dialed.sock)
         self.name = dialed.name
         self.shares = dialed.shares
+        self.link = dialed.link
+        self.counts = Counts()
         self._rdma = dialed.rdma
         self._staging = staging
         self._gone = gone
@@ -84,10 +87,12 @@ class _Connection(Stream):
             if header.data_len:
                 raise error(Code.PROTOCOL, "a failure carries payload")
             self._finish(header.request_id, pending)
+            self.counts.failures += 1
             if not pending.future.done():
                 pending.future.set_exception(error(header.status, bytes(body).decode("utf-8", "replace")))
             return ()
         pending.pushed = frame.parse_pushed(header, table, pending.rooms) if header.n_into else ()
+        self.counts.bytes_in += sum(pending.pushed)
         pending.body = bytes(body)
         sinks = [s[:n] for s, n in zip(pending.into, pending.pushed, strict=False) if s is not None and n]
         if sum(map(len, sinks)) != header.data_len:
@@ -117,6 +122,7 @@ class _Connection(Stream):
             if pending.staged is not None:
                 pending.staged.leave()
         self._outstanding.clear()
+        self.counts.failures += len(pendings)
         for pending in pendings:
             for memory in pending.shared:
                 memory.tainted = True
@@ -127,6 +133,10 @@ class _Connection(Stream):
         self._gone(self)
 
     # Ours
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._outstanding)
 
     @staticmethod
     def _answered(pending: _Pending) -> None:
@@ -204,6 +214,9 @@ class _Connection(Stream):
         if staged is not None:
             pending.staged = staged
             staged.hold()  # until it is answered: a call that is given up may still be written to
+        self.counts.requests += 1
+        if out:
+            self.counts.bytes_out += sum(segment[1] for segment in out)
         self.send([head, bytes(call.body), *inline])
         return bool(inline)
 
@@ -273,6 +286,7 @@ class MultiplexLink(WithdrawListener):
         self.pool = pool if pool is not None else PrivatePool()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: dict[Address, _Connection] = {}
+        self._ended: dict[str, Counts] = {}  # of lost connections, by link
         self._dialing: dict[Address, asyncio.Task[_Connection]] = {}
         self._closed = False
         staging_pool = SharedPool()
@@ -324,6 +338,16 @@ class MultiplexLink(WithdrawListener):
     def _forget(self, address: Address, connection: _Connection) -> None:
         if self._connections.get(address) is connection:
             del self._connections[address]
+        self._ended.setdefault(connection.link, Counts()).add(connection.counts)
+
+    def traffic(self) -> list[Traffic]:
+        """What went to and came from each server, by link; lost connections together, without a name. On the loop."""
+        tally = Tally()
+        for address, connection in self._connections.items():
+            tally.open(address.tcp or address.unix, connection.link, connection.counts, connection.in_flight)
+        for link, counts in self._ended.items():
+            tally.ended("", link, counts)
+        return tally.traffic()
 
     async def close(self) -> None:
         self._closed = True

@@ -159,6 +159,7 @@ class Request:
         data: list[memoryview] = []
         data_len = 0
         if pushed:
+            self._connection.counts.bytes_in += sum(pushed)
             if len(pushed) > len(self._into):
                 raise ValueError(f"{len(pushed)} pieces pushed, {len(self._into)} offered")
             views = self.push_views()
@@ -193,6 +194,7 @@ class Request:
         if self.answered:
             raise RuntimeError("request answered twice")
         self.answered = True
+        self._connection.counts.failures += 1
         self._connection.answer(self, [pack_failure(self.request_id, int(code), message)])
 
     def release(self) -> None:

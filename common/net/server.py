@@ -15,7 +15,6 @@ import socket
 import stat
 import struct
 from collections.abc import Awaitable, Coroutine, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from fireflyfs.common.errors import Code, FfsError, error
@@ -24,6 +23,7 @@ from fireflyfs.common.net import frame
 from fireflyfs.common.net.api import Handler, ServerRequest
 from fireflyfs.common.net.buffers import BufferPool
 from fireflyfs.common.net.connection import Connection
+from fireflyfs.common.net.counting import Counts, Tally, Traffic
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.methods import Method
 from fireflyfs.common.net.rdma.adapters import adapters, check_link
@@ -36,17 +36,6 @@ CONNECTIONS_MAX: Final = 4096
 SWEEP_S: Final = 2.0
 SOCKET_BUFFER_BYTES: Final = 4 * MiB
 BACKLOG: Final = 512
-
-
-@dataclass(slots=True)
-class LinkStats:
-    """Counts since the start."""
-
-    connections: int = 0
-    refused: int = 0
-    requests: int = 0
-    failures: int = 0
-    pulled_bytes: int = 0  # by PING
 
 
 class LinkServer:
@@ -67,7 +56,8 @@ class LinkServer:
         self.identity = identity
         self.handlers: dict[int, Handler] = {int(Method.PING): self._ping, **handlers}
         self.buffers = BufferPool()
-        self.stats = LinkStats()
+        self.refused = 0  # connections, for nonsense or for their number
+        self._ended: dict[str, Counts] = {}  # of closed connections, by link
         self.loop: asyncio.AbstractEventLoop
         self.tcp = ""
         self.unix = ""
@@ -142,7 +132,7 @@ class LinkServer:
                 self.loop.call_later(SWEEP_S, self._listen_again, listener, unix)
                 return
             if len(self._connections) >= CONNECTIONS_MAX:
-                self.stats.refused += 1
+                self.refused += 1
                 sock.setblocking(False)
                 with contextlib.suppress(OSError):
                     sock.send(frame.pack_refuse(Code.OVERLOADED, f"server holds {CONNECTIONS_MAX} connections"))
@@ -155,7 +145,6 @@ class LinkServer:
                 continue
             connection = Connection(self, sock, unix=unix, name=name)
             self._connections.add(connection)
-            self.stats.connections += 1
             connection.start()
 
     def _listen_again(self, listener: socket.socket, unix: bool) -> None:
@@ -180,8 +169,18 @@ class LinkServer:
                 connection.close(error(Code.TIMEOUT, f"closed by the server: {why}"))
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Connection, link: str) -> None:
         self._connections.discard(connection)
+        self._ended.setdefault(link, Counts()).add(connection.counts)
+
+    def traffic(self) -> list[Traffic]:
+        """What came from and went to all clients, by link."""
+        tally = Tally()
+        for connection in self._connections:
+            tally.open("", connection.link, connection.counts, connection.in_flight)
+        for link, counts in self._ended.items():
+            tally.ended("", link, counts)
+        return tally.traffic()
 
     async def stop(self, grace_s: float = 1.0) -> None:
         """Take no new connection, let requests that run finish for `grace_s`, then close everything."""
@@ -243,7 +242,6 @@ class LinkServer:
                 self._unanswered(request)
 
     def _failed(self, request: Request, exc: Exception) -> None:
-        self.stats.failures += 1
         if not isinstance(exc, FfsError):
             log.error("method %#06x of %s failed", request.method, request.peer.name, exc_info=exc)
         if request.answered:
@@ -254,12 +252,11 @@ class LinkServer:
             request.fail(Code.INTERNAL, f"{type(exc).__name__}: {exc}")
 
     def _unanswered(self, request: Request) -> None:
-        self.stats.failures += 1
         log.error("method %#06x was not answered by its handler", request.method)
         request.fail(Code.INTERNAL, "the handler did not answer")
 
     async def _ping(self, request: ServerRequest) -> None:
-        self.stats.pulled_bytes += sum(map(len, await request.pull()))
+        await request.pull()
         lengths = request.push_lengths
         for view in request.push_views() if lengths else ():
             view[:] = bytes(len(view))

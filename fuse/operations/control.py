@@ -49,6 +49,7 @@ def _stats(volume: Volume) -> str:
     facts = {
         "up_s": round(volume.clock.monotonic_s() - volume.began_s, 1),
         **volume.statistics(),
+        "links": volume.backend.traffic(),
         "operations": volume.times.operations(),
     }
     return json.dumps(facts, indent=2) + "\n"

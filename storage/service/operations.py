@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import crc32c as crc32c_module
 
 from fireflyfs.common.errors import Code, FfsError, error
@@ -34,6 +36,7 @@ class StorageService:
         self, replicas: Replicas, *, room_part: float = ROOM_PART, room_bytes_max: int = ROOM_BYTES_MAX
     ) -> None:
         self._replicas = replicas
+        self.link_counts: Callable[[], dict[str, int]] = dict  # of the connections of this process
         self.repairer = Repairer(replicas)
         self.updater = Updater(replicas, self.repairer)
         self.reader = Reader(replicas)
@@ -242,7 +245,7 @@ class StorageService:
         return reply
 
     async def stats(self, request: storage_pb2.StatsRequest) -> storage_pb2.StatsReply:
-        values = dict(self._replicas.counters)
+        values = {**self._replicas.counters, **self.link_counts()}
         for name, gate in (("client", self._replicas.client_gate), ("forwarded", self._replicas.replica_gate)):
             values[f"{name}_requests_in_flight"] = gate.requests
             values[f"{name}_bytes_in_flight"] = gate.bytes

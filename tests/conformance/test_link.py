@@ -20,6 +20,7 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import FRAME_BODY_BYTES_MAX, REGIONS_MAX, KiB, MiB
 from fireflyfs.common.net.api import Address, Call, Reply, ServerRequest
 from fireflyfs.common.net.blocking import BlockingPool
+from fireflyfs.common.net.counting import Traffic, as_numbers
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.link_choice import LINK_ENV
 from fireflyfs.common.net.memory import SharedPool
@@ -138,6 +139,12 @@ class AsyncFace:
             return await asyncio.gather(*[self.link.call(a, c) for a, c in calls], return_exceptions=True)
 
         return self._run(all_of())
+
+    def traffic(self) -> list[Traffic]:
+        async def now() -> list[Traffic]:
+            return self.link.traffic()
+
+        return self._run(now())
 
     def close(self) -> None:
         self._run(self.link.close())
@@ -372,6 +379,39 @@ def test_wrong_cluster_is_refused_in_words(door, address) -> None:
         assert caught.value.code is Code.WRONG_CLUSTER
     finally:
         link.close()
+
+
+def test_what_went_over_is_counted_at_both_ends(link, address, door, served) -> None:
+    link.call(address, Call(DIGEST, b"", out=[memoryview(bytes(100_000)), memoryview(bytes(1))]))
+    link.call(address, Call(SHORT, b"", into=[memoryview(bytearray(5000))]))
+    with pytest.raises(FfsError):
+        link.call(address, Call(FAIL, b""))
+    counted = {
+        "link": door.partition("-")[0],
+        "connections": 1,
+        "in_flight": 0,
+        "requests": 3,
+        "failures": 1,
+        "bytes_out": 100_001,
+        "bytes_in": 2500,
+    }
+    assert [traffic.row() for traffic in link.traffic()] == [{"peer": address.tcp or address.unix, **counted}]
+    assert [traffic.row() for traffic in served.server.traffic()] == [{"peer": "", **counted}]
+    assert as_numbers("link", served.server.traffic())[f"link.{counted['link']}.bytes_out"] == 100_001
+    failing = threading.Thread(target=lambda: link.call_many([(address, Call(SLOW, b"20000"))]))
+    failing.start()
+    while link.traffic()[0].in_flight != 1:
+        time.sleep(0.01)
+    served.stop()
+    failing.join(10)
+    with pytest.raises(FfsError):  # it finds the connection closed, and nobody there
+        link.call(address, Call(ECHO, b""))
+    lost = link.traffic()
+    requests, failures, connections = (
+        sum(getattr(row, of) for row in lost) for of in ("requests", "failures", "connections")
+    )
+    assert (requests - failures, connections) == (2, 0)  # the last one is a request where it was sent before it failed
+    assert requests >= 4
 
 
 def test_closed_memory_is_withdrawn(link, address, door, served) -> None:

@@ -19,7 +19,7 @@ from fireflyfs.common.net.blocking import BlockingPool
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.server import LinkServer
 
-DIGEST, FILL, HELD = 0x7201, 0x7202, 0x7203
+DIGEST, FILL, HELD, MIRROR = 0x7201, 0x7202, 0x7203, 0x7204
 OFFERED_BYTES = MiB
 POLL_S = 0.02
 
@@ -55,6 +55,15 @@ class Served:
         request.reply(b"", request.push_lengths)
         self.held.append(digest.hexdigest())
 
+    async def mirror(self, request: ServerRequest) -> None:
+        """What was offered, in a row, into what is to be filled, in a row."""
+        data = b"".join(bytes(piece) for piece in await request.pull())
+        position = 0
+        for view in request.push_views():
+            view[:] = data[position : position + len(view)]
+            position += len(view)
+        request.reply(b"", request.push_lengths)
+
     def counts(self) -> dict[str, object]:
         rdma = self.server.rdma
         assert rdma is not None, "no device"
@@ -73,7 +82,7 @@ class Served:
 
 async def serve(port: int) -> None:
     served = Served()
-    handlers = {DIGEST: served.digest, FILL: served.fill, HELD: served.hold}
+    handlers = {DIGEST: served.digest, FILL: served.fill, HELD: served.hold, MIRROR: served.mirror}
     served.server = LinkServer(Identity("test"), handlers, port=port)
     await served.server.start()
     print(json.dumps(served.server.tcp), flush=True)

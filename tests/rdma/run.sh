@@ -1,7 +1,9 @@
 #!/bin/bash
 # The link over real verbs: on this machine's own rdma device, or in a guest with a software one. `make test-rdma`.
-# FFS_RDMA_CLUSTER=1: then three storage nodes that replicate, are killed and catch up over it. A cluster wants more than
-# a guest that translates instructions gives on a busy machine of two cores, so it is asked for.
+# FFS_RDMA_CLUSTER=1: a mount over it too (five minutes more in the guest), and then three storage nodes that replicate,
+# are killed and catch up. Clusters want more than a guest that translates instructions gives on a busy machine of two
+# cores, so they are asked for.
+# FFS_RDMA_TESTS: these alone. FFS_RDMA_SOAK_SECONDS: how long bytes go both ways and are compared (15).
 # FFS_GUEST_KERNEL: where the guest's kernel is kept. FFS_GUEST_SECONDS: how long all of it may take.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -9,7 +11,8 @@ cd "$(dirname "$0")/../.."
 pytest() { .venv/bin/python -m pytest -p no:cacheprovider --color no -q --timeout 280 "$@"; }
 if .venv/bin/python -c 'import sys; from fireflyfs.common.net.rdma.verbs import device_names; sys.exit(not device_names())'
 then
-  pytest tests/rdma tests/conformance/test_link.py -k rdma
+  # shellcheck disable=SC2086 # several words
+  pytest ${FFS_RDMA_TESTS:-tests/rdma tests/conformance/test_link.py} -k rdma
   [ -z "${FFS_RDMA_CLUSTER:-}" ] || FFS_LINK=rdma pytest tests/e2e/test_replication.py -k "killing_any or all_killed"
   exit
 fi
@@ -17,4 +20,5 @@ fi
 kernel=${FFS_GUEST_KERNEL:-${XDG_CACHE_HOME:-$HOME/.cache}/fireflyfs/guest-kernel}
 tests/rdma/guest/kernel.sh "$kernel"
 exec tests/rdma/guest/run.py --kernel "$kernel" --rw "$PWD" --timeout "${FFS_GUEST_SECONDS:-1200}" --env FFS_IN_GUEST=1 \
-  --env "FFS_RDMA_CLUSTER=${FFS_RDMA_CLUSTER:-}" -- tests/rdma/run.sh
+  --env "FFS_RDMA_CLUSTER=${FFS_RDMA_CLUSTER:-}" --env "FFS_RDMA_TESTS=${FFS_RDMA_TESTS:-}" \
+  --env "FFS_RDMA_SOAK_SECONDS=${FFS_RDMA_SOAK_SECONDS:-15}" -- tests/rdma/run.sh

@@ -202,6 +202,9 @@ class Backend:
         threading.Thread(target=loop.run_forever, name="meta", daemon=True).start()
         self.collecting = asyncio.run_coroutine_threadsafe(parts.collector.run(), loop)
 
+    def traffic(self) -> list[dict[str, str | int]]:
+        return []
+
     def lease(self) -> tuple[int, float]:
         return 0, float("inf")
 

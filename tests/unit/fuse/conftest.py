@@ -414,6 +414,9 @@ class MemoryBackend:
         self.lease_clock: Clock = LeaseClock()
         self.locks_dropped = False
 
+    def traffic(self) -> list[dict[str, str | int]]:
+        return []
+
     def lease(self) -> tuple[int, float]:
         return self.lease_now
 

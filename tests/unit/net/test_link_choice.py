@@ -6,6 +6,8 @@ import asyncio
 
 import pytest
 
+from fireflyfs.client.session import ClientContext
+from fireflyfs.common import config as configuration
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.net.api import Address
 from fireflyfs.common.net.dial import dial
@@ -15,6 +17,9 @@ from fireflyfs.common.net.rdma import adapters
 from fireflyfs.common.net.rdma.adapters import Adapters
 from fireflyfs.common.net.rdma.settings import RdmaSettings
 from fireflyfs.common.net.server import LinkServer
+from fireflyfs.fuse.options import MountOptions
+from fireflyfs.meta.server import MetaConfig
+from fireflyfs.storage.server import StorageConfig
 
 
 @pytest.fixture
@@ -54,6 +59,24 @@ def test_rdma_that_this_machine_does_not_have(no_device: None) -> None:
         LinkServer(Identity("test", link=LinkChoice.RDMA), {})
     assert caught.value.code is Code.CONFIG
     adapters.check_link(LinkChoice.AUTO)
+    with pytest.raises(FfsError, match="ffs rdma check") as caught:  # before it looks for the cluster
+        ClientContext.connect(["127.0.0.1:1"], link="rdma", connect_timeout_s=60)
+    assert caught.value.code is Code.CONFIG
+
+
+@pytest.mark.parametrize("schema", [MetaConfig, StorageConfig, MountOptions])
+def test_configurations_have_it(schema: type) -> None:
+    common = 'cluster_id = "c"\nnode_id = 1\nmgmtd = []\n'
+    needed = {
+        MetaConfig: common + 'kv = "memory"\n',
+        StorageConfig: common + 'workers = [{targets = [{target_id = 1, path = "p"}]}]\n',
+        MountOptions: "",
+    }[schema]
+    assert configuration.parse(schema, needed).link == "auto"
+    assert configuration.parse(schema, 'link = "shm"\n' + needed).link == "shm"
+    with pytest.raises(FfsError, match="auto, rdma, tcp, shm") as caught:
+        configuration.parse(schema, 'link = "smoke signals"\n' + needed)
+    assert caught.value.code is Code.CONFIG
 
 
 async def _dialed(server: LinkServer, link: LinkChoice, address: Address) -> str:

@@ -20,6 +20,7 @@ from fireflyfs.common.ids import ClientId
 from fireflyfs.common.limits import CONNECTION_REQUESTS_MAX, REGIONS_MAX, KiB
 from fireflyfs.common.net.api import Peer
 from fireflyfs.common.net.buffers import BufferPool
+from fireflyfs.common.net.counting import Counts
 from fireflyfs.common.net.frame import Buffer, Header, Kind, parse_header
 from fireflyfs.common.net.rdma import server as module
 from fireflyfs.common.net.rdma.adapters import Adapters
@@ -174,6 +175,7 @@ class Asker:
         self.peer = Peer(ClientId(bytes(16)), "played")
         self.server = SimpleNamespace(buffers=BufferPool())
         self.answers: list[bytes] = []
+        self.counts = Counts()
 
     def answer(self, request: Request, buffers: Sequence[Buffer]) -> None:
         self.answers.append(b"".join(bytes(buffer) for buffer in buffers))
