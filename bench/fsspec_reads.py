@@ -108,7 +108,7 @@ def main() -> None:
     nbytes = max(64 * MiB, int(choices.gib * GiB) // (16 * MiB) * 16 * MiB)
     with tempfile.TemporaryDirectory(prefix="ffs-fsspec-") as place:
         cluster = LocalCluster(Path(place) / "cluster")
-        cluster.create(ClusterSpec(capacity_bytes=4 * nbytes + 4 * GiB))
+        cluster.create(ClusterSpec(replicas=3, capacity_bytes=4 * nbytes + 4 * GiB))
         try:
             cluster.up()
             ours = FireflyFileSystem(mgmtd=cluster.mgmtd_addresses())
