@@ -137,9 +137,13 @@ class OpenInode:
             return 0
         self.ensure_room(end)
         version = self._state.truncate_version
-        failed = self._storage.write([WriteSpan(file, offset, data) for offset, data in extents if length_of(data)])
-        if failed:
-            raise next(iter(failed.values()))
+        try:
+            failed = self._storage.write([WriteSpan(file, offset, data) for offset, data in extents if length_of(data)])
+            if failed:
+                raise next(iter(failed.values()))
+        except BaseException:
+            self.torn()
+            raise
         self.wrote(end, version)
         return total
 
@@ -181,8 +185,13 @@ class OpenInode:
         if offset + count > FILE_BYTES_MAX:
             raise error(Code.TOO_BIG, "beyond what a file can hold")
         if count:
+            self.ensure_room(offset + count)
             version = self._state.truncate_version
-            self._storage.ranges.copy(source.file, source_offset, self._state.file, offset, count)
+            try:
+                self._storage.ranges.copy(source.file, source_offset, self._state.file, offset, count)
+            except BaseException:
+                self.torn()
+                raise
             self.wrote(offset + count, version)
         return count
 
@@ -194,6 +203,10 @@ class OpenInode:
     def wrote(self, end: int, truncate_version: int) -> None:
         """Bytes up to `end` were stored."""
         self._state.wrote(end, self._context.clock.unix_ns(), truncate_version)
+
+    def torn(self) -> None:
+        """A write failed, and parts of it may be stored: no length that is told may leave them beyond the end."""
+        self._state.torn(self._context.clock.unix_ns())
 
     def refresh(self) -> meta_pb2.Inode:
         """Ask meta for the newest attributes: what others closed or synced is seen afterwards."""

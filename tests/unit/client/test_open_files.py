@@ -282,3 +282,35 @@ def test_a_writer_keeps_to_what_meta_grants_and_asks_again(cluster: FakeCluster,
     assert handle.pread(0, 100) == b"HELLO0123456789more!"
     cluster.names[b"/a"].ClearField("end_max")
     handle.pwrite(20, view(b"x"))
+
+
+@pytest.mark.parametrize("in_a_batch", [False, True])
+def test_what_a_failed_write_left_behind_is_not_beyond_the_end(
+    cluster: FakeCluster, client: FakeContext, in_a_batch: bool
+) -> None:
+    file = client.file(b"/a")
+    file.write(b"x" * 10)
+    file.flush()
+    for worker in cluster.workers.values():
+        worker.item_codes[file.inode.id, 1] = [Code.NO_SPACE]
+    data = b"y" * 3 * SIZE
+    with pytest.raises(OSError, match="No space"):
+        batch.write_batch(client, [(file, 0, data)]) if in_a_batch else file.pwrite(data, 0)
+    assert (file.inode.id, 2) in cluster.chunks
+    file.close()
+    assert cluster.names[b"/a"].length == 3 * SIZE
+
+
+def test_a_copy_keeps_to_the_quota(cluster: FakeCluster, client: FakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = client.open(b"/source")
+    source.pwrite(0, view(b"x" * 100))
+    client.open(b"/into").close()
+    cluster.names[b"/into"].end_max = 50
+    into = client.open(b"/into")
+    copied: list[int] = []
+    monkeypatch.setattr(client.storage.ranges, "copy", lambda *args: copied.append(args[-1]))
+    assert into.copy_from(source, 0, 0, 50) == 50
+    with pytest.raises(FfsError) as caught:
+        into.copy_from(source, 0, 0, 100)
+    assert caught.value.code is Code.QUOTA_EXCEEDED
+    assert copied == [50]
