@@ -18,7 +18,7 @@ from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.ids import new_session_id
 from fireflyfs.common.limits import FILE_BYTES_MAX, MiB
-from fireflyfs.common.net.api import Piece
+from fireflyfs.common.net.api import Piece, tainted
 from fireflyfs.proto import meta_pb2
 from fireflyfs.proto.common_pb2 import Caller, Layout
 
@@ -106,13 +106,15 @@ class OpenInode:
         count = self.room(offset, min(length, READ_AT_ONCE_BYTES_MAX))
         if not count:
             return b""
-        if not self._context.scratch.shares(count):
-            whole = Unfilled(count)
-            self._storage.read_into(self._state.file, offset, whole.view)
-            return whole.filled()
-        with self._context.scratch.take(count) as piece:
-            self._storage.read_into(self._state.file, offset, piece)
-            return bytes(view_of(piece))
+        if self._context.scratch.shares(count):
+            with self._context.scratch.take(count) as piece:
+                self._storage.read_into(self._state.file, offset, piece)
+                data = bytes(view_of(piece))
+                if not tainted(piece):
+                    return data
+        whole = Unfilled(count)
+        self._storage.read_into(self._state.file, offset, whole.view)
+        return whole.filled()
 
     def pwrite(self, offset: int, data: Piece) -> int:
         """Store all of `data` at `offset`: on every replica when this returns."""

@@ -5,16 +5,22 @@ from __future__ import annotations
 import io
 import os
 import random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from fsspec.callbacks import Callback
 
 from fireflyfs.client import batch, range_reads
 from fireflyfs.client.file import BufferedRandom, buffered, flags_of
+from fireflyfs.client.fsspec.transfers import Transfers
 from fireflyfs.client.inode_state import LIMIT_TRUSTED_S
+from fireflyfs.client.scratch import Scratch
+from fireflyfs.client.storage_codec import view_of
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.net.api import Slice
+from fireflyfs.common.net.memory import SharedPool
 from fireflyfs.common.net.methods import Method
 
 if TYPE_CHECKING:
@@ -314,3 +320,34 @@ def test_a_copy_keeps_to_the_quota(cluster: FakeCluster, client: FakeContext, mo
         into.copy_from(source, 0, 0, 100)
     assert caught.value.code is Code.QUOTA_EXCEEDED
     assert copied == [50]
+
+
+def test_a_server_that_answers_too_late_changes_nothing_that_was_read(
+    client: FakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.scratch = Scratch(SharedPool())
+    client.file(b"/a").write(b"right")
+    client.file(b"/b").write(b"other")
+    late = 2
+
+    def hang(pieces: list[Any]) -> None:
+        """As if the first server asked had not answered in time, and wrote when another's bytes had been verified."""
+        nonlocal late
+        for piece in pieces:
+            if late and isinstance(piece, Slice):
+                late -= 1
+                piece.memory.tainted = True  # type: ignore[attr-defined]
+                view_of(piece)[:] = b"wrong"
+
+    read, read_into = client.storage.read, client.storage.read_into
+    monkeypatch.setattr(client.storage, "read", lambda spans: (read(spans), hang([span.into for span in spans]))[0])
+    monkeypatch.setattr(client.storage, "read_into", lambda *args: (read_into(*args), hang([args[2]]))[0])
+    assert range_reads.read_files(client, [b"/a", b"/b"]) == [b"right", b"other"]
+    late = 1
+    assert client.open(b"/a").pread(0, 5) == b"right"
+    late = 1
+    got = io.BytesIO()
+    source = client.file(b"/a")
+    transfers: Any = SimpleNamespace(client=SimpleNamespace(context=client))
+    Transfers._copy_out(transfers, source, got, Callback())
+    assert got.getvalue() == b"right"

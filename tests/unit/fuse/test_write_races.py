@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fireflyfs.common.clock import SystemClock
+from fireflyfs.common.net.memory import SharedPool
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.inodes import attributes_of
 from fireflyfs.fuse.operations import attributes, files, ranges
@@ -191,3 +192,25 @@ def test_fallocate_takes_nothing_of_what_others_have_not_recorded(bench: Bench) 
     bench.backend.meta.set_attr(m.SetAttrRequest(caller=Caller(), at=m.PathAt(dir=bench.id), length=0))
     bench.allocate(fh, 0, 150)  # the mount has not heard of the truncation
     assert (bench.recorded, bench.length(), bench.stored) == (150, 150, b"")
+
+
+def test_a_server_that_answers_too_late_changes_nothing_that_was_read(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(backend)
+    fh = bench.open()
+    bench.write(fh, 0, b"right")
+    bench.fsync(fh)
+    read, late = backend.data.read, [True]
+
+    def hang(file: Any, offset: int, into: Any) -> None:
+        """As if the first server asked had not answered in time, and wrote when another's bytes had been verified."""
+        read(file, offset, into)
+        if late:
+            late.clear()
+            into.memory.tainted = True
+            into.view[:] = b"wrong"
+
+    monkeypatch.setattr(backend.data, "read", hang)
+    backend.pool = SharedPool()
+    assert bench.read(fh, 0, 5) == b"right"
