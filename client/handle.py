@@ -237,8 +237,7 @@ class OpenInode:
         """What was written survives a power cut of every machine when this returns."""
         if self._closed:
             raise error(Code.BAD_HANDLE, "the file is closed")
-        if self.writable:
-            self._storage.sync(self._state.file.chain_set)
+        self._storage.sync(self._state.file.chain_set)  # also what others wrote, whatever this was opened for
         self._sync(durable=True)
 
     def close(self) -> None:

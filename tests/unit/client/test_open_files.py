@@ -71,6 +71,12 @@ def test_fsync_syncs_storage_then_meta(cluster: FakeCluster, client: FakeContext
     assert cluster.names[b"/a"].length == 5
 
 
+def test_fsync_of_a_file_open_for_reading_syncs_what_others_wrote(cluster: FakeCluster, client: FakeContext) -> None:
+    client.open(b"/a").pwrite(0, view(b"hello"))
+    client.open(b"/a", os.O_RDONLY).fsync()
+    assert sorted(cluster.synced) == [1, 2, 3]
+
+
 def test_truncate_of_unreported_writes_really_cuts(cluster: FakeCluster, client: FakeContext) -> None:
     handle = client.open(b"/a")
     handle.pwrite(0, view(b"x" * (3 * SIZE)))
