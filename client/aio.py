@@ -2,21 +2,25 @@
 
 Blocking requests on threads are the fastest shape of a Python client (docs/ARCHITECTURE.md), so this is a face on the
 blocking library, not a second one. Calls beyond the number of threads wait in order; what waits is bounded, and who
-asks for more waits before it is queued. Cancelling a task does not undo a request that is under way.
+asks for more waits before it is queued. Cancelling a task does not undo a request that is under way: it goes on, and
+takes its place among those that are bounded. A task whose memory it reads or fills is cancelled when it has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from fireflyfs.client.file import BufferedFile, File
 from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.client.paths import DirEntry, StrPath
+from fireflyfs.common.errors import Code, error
+from fireflyfs.common.to_its_end import to_its_end
 from fireflyfs.proto import meta_pb2
 from fireflyfs.proto.common_pb2 import Layout
 
@@ -27,6 +31,30 @@ THREADS = 8
 WAITING_MAX = 1024
 
 
+class _Job(Generic[T]):
+    """One call for a thread."""
+
+    ended: asyncio.Future[T]  # done when a thread has come by it, whether anybody waits or not
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call = [call]
+
+    def __call__(self) -> T:
+        try:
+            call = self._call.pop()
+        except IndexError:
+            raise error(Code.CANCELLED) from None
+        return call()
+
+    def drop(self) -> bool:
+        """It is not wanted any more. False: a thread has begun with it."""
+        try:
+            self._call.pop()
+        except IndexError:
+            return False
+        return True
+
+
 class _Threads:
     """A bounded executor."""
 
@@ -35,9 +63,40 @@ class _Threads:
         self._slots = asyncio.Semaphore(threads + waiting_max)
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        async with self._slots:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._executor, functools.partial(function, *args, **kwargs))
+        job = await self._start(functools.partial(function, *args, **kwargs))
+        try:
+            return await asyncio.shield(job.ended)
+        except asyncio.CancelledError:
+            job.drop()
+            raise
+
+    async def run_with_memory(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same with memory of the caller's among the arguments, which must stay as it is while a thread uses it:
+        who is cancelled still waits for that."""
+        job = await self._start(functools.partial(function, *args, **kwargs))
+        try:
+            return await asyncio.shield(job.ended)
+        except asyncio.CancelledError:
+            if not job.drop():
+                with contextlib.suppress(Exception):  # who was cancelled is not told
+                    await to_its_end(job.ended)
+            raise
+
+    async def _start(self, call: Callable[[], T]) -> _Job[T]:
+        await self._slots.acquire()
+        job = _Job(call)
+        try:
+            job.ended = asyncio.get_running_loop().run_in_executor(self._executor, job)
+        except BaseException:
+            self._slots.release()
+            raise
+        job.ended.add_done_callback(self._ended)
+        return job
+
+    def _ended(self, ended: asyncio.Future[Any]) -> None:
+        self._slots.release()
+        if not ended.cancelled():
+            ended.exception()  # nobody may be left to be told
 
     async def close(self) -> None:
         await asyncio.to_thread(self._executor.shutdown, wait=True)
@@ -49,6 +108,7 @@ class AsyncFile:
     def __init__(self, file: File, threads: _Threads) -> None:
         self.file = file
         self._run = threads.run
+        self._run_with_memory = threads.run_with_memory
 
     @property
     def length(self) -> int:
@@ -58,22 +118,22 @@ class AsyncFile:
         return await self._run(self.file.pread, length, offset)
 
     async def readinto_at(self, buffer: Any, offset: int) -> int:
-        return await self._run(self.file.readinto_at, buffer, offset)
+        return await self._run_with_memory(self.file.readinto_at, buffer, offset)
 
     async def pwrite(self, data: Any, offset: int) -> int:
-        return await self._run(self.file.pwrite, data, offset)
+        return await self._run_with_memory(self.file.pwrite, data, offset)
 
     async def pwrite_many(self, extents: Sequence[tuple[Any, int]]) -> int:
-        return await self._run(self.file.pwrite_many, extents)
+        return await self._run_with_memory(self.file.pwrite_many, extents)
 
     async def read(self, size: int = -1) -> bytes:
         return await self._run(self.file.read, size)
 
     async def readinto(self, buffer: Any) -> int:
-        return await self._run(self.file.readinto, buffer)
+        return await self._run_with_memory(self.file.readinto, buffer)
 
     async def write(self, data: Any) -> int:
-        return await self._run(self.file.write, data)
+        return await self._run_with_memory(self.file.write, data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return self.file.seek(offset, whence)
@@ -114,10 +174,18 @@ class AsyncFileSystem:
     @staticmethod
     async def connect(mgmtd: str | Sequence[str], *, threads: int = THREADS, **options: Any) -> AsyncFileSystem:
         """As `FileSystem.connect`."""
-        fs = await asyncio.to_thread(FileSystem.connect, mgmtd, **options)
-        return AsyncFileSystem(fs, threads=threads)
+        connecting = asyncio.ensure_future(asyncio.to_thread(FileSystem.connect, mgmtd, **options))
+        try:
+            return AsyncFileSystem(await to_its_end(connecting), threads=threads)
+        except asyncio.CancelledError:
+            if not connecting.cancelled() and connecting.exception() is None:
+                await to_its_end(asyncio.ensure_future(asyncio.to_thread(connecting.result().close)))
+            raise
 
     async def close(self) -> None:
+        await to_its_end(asyncio.ensure_future(self._close()))
+
+    async def _close(self) -> None:
         await self._threads.close()
         await asyncio.to_thread(self.fs.close)
 
@@ -138,13 +206,17 @@ class AsyncFileSystem:
         return await self._run(self.fs.read_bytes, path)
 
     async def write_bytes(self, path: StrPath, data: Any) -> int:
-        return await self._run(self.fs.write_bytes, path, data)
+        return await self._threads.run_with_memory(self.fs.write_bytes, path, data)
 
     async def read_batch(self, requests: Sequence[tuple[AsyncFile | File | BufferedFile, int, Any]]) -> list[int]:
-        return await self._run(self.fs.read_batch, [(_raw(file), offset, buf) for file, offset, buf in requests])
+        return await self._threads.run_with_memory(
+            self.fs.read_batch, [(_raw(file), offset, buf) for file, offset, buf in requests]
+        )
 
     async def write_batch(self, requests: Sequence[tuple[AsyncFile | File | BufferedFile, int, Any]]) -> list[int]:
-        return await self._run(self.fs.write_batch, [(_raw(file), offset, data) for file, offset, data in requests])
+        return await self._threads.run_with_memory(
+            self.fs.write_batch, [(_raw(file), offset, data) for file, offset, data in requests]
+        )
 
     async def read_files(self, paths: Sequence[StrPath]) -> list[bytes | OSError]:
         return await self._run(self.fs.read_files, paths)

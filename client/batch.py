@@ -81,10 +81,17 @@ def write_batch(context: HandleContext, requests: Sequence[tuple[AnyFile, int, A
             spans.append(WriteSpan(raw.handle.file, offset, piece))
             owners.append(raw)
     versions = [owner.handle.truncate_version for owner in owners]
-    failed = context.storage.write(spans)
+    try:
+        failed = context.storage.write(spans)
+    except BaseException:
+        for owner in owners:
+            owner.handle.torn()
+        raise
     for number, (span, owner, version) in enumerate(zip(spans, owners, versions, strict=True)):
         if number not in failed:
             owner.handle.wrote(span.offset + length_of(span.data), version)
+        else:
+            owner.handle.torn()
     _raise_first(failed, owners)
     return counts
 

@@ -18,7 +18,7 @@ from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.ids import new_session_id
 from fireflyfs.common.limits import FILE_BYTES_MAX, MiB
-from fireflyfs.common.net.api import Piece
+from fireflyfs.common.net.api import Piece, tainted
 from fireflyfs.proto import meta_pb2
 from fireflyfs.proto.common_pb2 import Caller, Layout
 
@@ -106,13 +106,15 @@ class OpenInode:
         count = self.room(offset, min(length, READ_AT_ONCE_BYTES_MAX))
         if not count:
             return b""
-        if not self._context.scratch.shares(count):
-            whole = Unfilled(count)
-            self._storage.read_into(self._state.file, offset, whole.view)
-            return whole.filled()
-        with self._context.scratch.take(count) as piece:
-            self._storage.read_into(self._state.file, offset, piece)
-            return bytes(view_of(piece))
+        if self._context.scratch.shares(count):
+            with self._context.scratch.take(count) as piece:
+                self._storage.read_into(self._state.file, offset, piece)
+                data = bytes(view_of(piece))
+                if not tainted(piece):
+                    return data
+        whole = Unfilled(count)
+        self._storage.read_into(self._state.file, offset, whole.view)
+        return whole.filled()
 
     def pwrite(self, offset: int, data: Piece) -> int:
         """Store all of `data` at `offset`: on every replica when this returns."""
@@ -137,9 +139,13 @@ class OpenInode:
             return 0
         self.ensure_room(end)
         version = self._state.truncate_version
-        failed = self._storage.write([WriteSpan(file, offset, data) for offset, data in extents if length_of(data)])
-        if failed:
-            raise next(iter(failed.values()))
+        try:
+            failed = self._storage.write([WriteSpan(file, offset, data) for offset, data in extents if length_of(data)])
+            if failed:
+                raise next(iter(failed.values()))
+        except BaseException:
+            self.torn()
+            raise
         self.wrote(end, version)
         return total
 
@@ -181,8 +187,13 @@ class OpenInode:
         if offset + count > FILE_BYTES_MAX:
             raise error(Code.TOO_BIG, "beyond what a file can hold")
         if count:
+            self.ensure_room(offset + count)
             version = self._state.truncate_version
-            self._storage.ranges.copy(source.file, source_offset, self._state.file, offset, count)
+            try:
+                self._storage.ranges.copy(source.file, source_offset, self._state.file, offset, count)
+            except BaseException:
+                self.torn()
+                raise
             self.wrote(offset + count, version)
         return count
 
@@ -194,6 +205,10 @@ class OpenInode:
     def wrote(self, end: int, truncate_version: int) -> None:
         """Bytes up to `end` were stored."""
         self._state.wrote(end, self._context.clock.unix_ns(), truncate_version)
+
+    def torn(self) -> None:
+        """A write failed, and parts of it may be stored: no length that is told may leave them beyond the end."""
+        self._state.torn(self._context.clock.unix_ns())
 
     def refresh(self) -> meta_pb2.Inode:
         """Ask meta for the newest attributes: what others closed or synced is seen afterwards."""
@@ -222,8 +237,7 @@ class OpenInode:
         """What was written survives a power cut of every machine when this returns."""
         if self._closed:
             raise error(Code.BAD_HANDLE, "the file is closed")
-        if self.writable:
-            self._storage.sync(self._state.file.chain_set)
+        self._storage.sync(self._state.file.chain_set)  # also what others wrote, whatever this was opened for
         self._sync(durable=True)
 
     def close(self) -> None:

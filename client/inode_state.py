@@ -51,6 +51,7 @@ class InodeState:
         "_inode",
         "_lock",
         "_mtime_ns",
+        "_torn",
         "_unsure",
         "_unsynced_end",
         "_written_end",
@@ -67,6 +68,7 @@ class InodeState:
         self._unsynced_end = -1  # the same since meta was told; -1: meta knows all
         self._mtime_ns = 0  # of the last write that meta does not know of; 0: none
         self._unsure = False  # meta does not know of all our writes, and which a truncation cut off only storage knows
+        self._torn = False  # a write failed that meta does not know of, and what is stored of it only storage knows
 
     @property
     def inode(self) -> meta_pb2.Inode:
@@ -116,12 +118,18 @@ class InodeState:
             self._written_end = max(self._written_end, end)
             self._unsynced_end = max(self._unsynced_end, end)
 
+    def torn(self, now_ns: int) -> None:
+        """A write failed, any part of which may be stored: the next report has meta ask storage for the length."""
+        with self._lock:
+            self._mtime_ns = now_ns
+            self._torn = True
+
     def report(self) -> tuple[meta_pb2.LengthHint | None, meta_pb2.Timestamp | None]:
         """What meta must be told: the length hint and the time of the last write; None where there is nothing."""
         with self._lock:
             hint = None
-            if self._unsure or (self._mtime_ns and self._unsynced_end < 0):
-                # Written, but truncated since: only storage knows how long the file is. No version matches this one.
+            if self._unsure or self._torn or (self._mtime_ns and self._unsynced_end < 0):
+                # Written in part, or truncated since: only storage knows the length. No version matches this one.
                 hint = meta_pb2.LengthHint(length=max(0, self._unsynced_end), truncate_version=UNKNOWN_VERSION)
             elif self._unsynced_end >= 0:
                 hint = meta_pb2.LengthHint(length=self._unsynced_end, truncate_version=self._inode.truncate_version)
@@ -137,7 +145,7 @@ class InodeState:
             if mtime is not None and self._mtime_ns == mtime.ns:
                 self._mtime_ns = 0
                 self._unsynced_end = -1
-                self._unsure = False
+                self._unsure = self._torn = False
         self.learn(inode)
 
 

@@ -20,6 +20,7 @@ from fireflyfs.client.storage_codec import part_of, view_of
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import BATCH_STAT_MAX, KiB, MiB
+from fireflyfs.common.net.api import tainted
 from fireflyfs.proto import meta_pb2
 
 READ_BYTES_MAX = 64 * MiB  # read at once, except for one longer range
@@ -137,7 +138,8 @@ def _groups(wanted: Iterator[_Wanted]) -> Iterator[list[_Wanted]]:
 def _read_group(
     context: HandleContext, ranges: Sequence[Range], group: list[_Wanted], results: list[bytes | OSError]
 ) -> list[int]:
-    """Read ranges at once; those to look at again, because their file changed or went while it was read."""
+    """Read ranges at once; those to look at again, because their file changed or went while it was read, or because a
+    server that did not answer may still write to their memory."""
     total = sum(one.length for one in group)
     own_least = total + 1 if context.scratch.shares(total) else OWN_BYTES_MIN
     wholes = [Unfilled(one.length) if one.length >= own_least else None for one in group]
@@ -158,9 +160,10 @@ def _read_group(
         failed = {places[number]: exc for number, exc in context.storage.read(spans).items()}
         gone = _changed(context, group)
         again: list[int] = []
+        late = tainted(piece)
         view = view_of(piece)
         for place, (one, whole, start) in enumerate(zip(group, wholes, starts, strict=True)):
-            if one.inode.id in gone:
+            if one.inode.id in gone or (late and whole is None):
                 again.append(one.number)
             elif place in failed:
                 results[one.number] = failed[place].to_oserror(os.fspath(ranges[one.number].path))

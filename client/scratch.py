@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
+from fireflyfs.common.errors import FfsError
 from fireflyfs.common.limits import MiB
 from fireflyfs.common.net.api import Memory, MemoryPool, Piece, Slice
 
 BLOCK_BYTES = 4 * MiB
 BLOCKS_MAX = 8
+
+log = logging.getLogger(__name__)
 
 
 class Unfilled:
@@ -76,7 +80,13 @@ class Scratch:
             if not self._left:
                 return None
             self._left -= 1
-        memory = self._pool.allocate(self._block_bytes)
+        try:
+            memory = self._pool.allocate(self._block_bytes)
+        except (FfsError, OSError) as exc:  # out of descriptors, or of what may be shared: private memory will do
+            log.debug("no memory to share with servers now: %s", exc)
+            with self._lock:
+                self._left += 1
+            return None
         with self._lock:
             self._all.append(memory)
         return memory

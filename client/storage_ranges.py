@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from fireflyfs.client import storage_calls
 from fireflyfs.client.channels import ChannelPool, ChannelUse
+from fireflyfs.client.forkguard import ForkGuard
 from fireflyfs.client.routing import Chain, Routing
 from fireflyfs.client.storage_calls import Removed
 from fireflyfs.client.storage_codec import WriteSpan
@@ -99,12 +100,14 @@ class StorageRanges:
         self._write = write
         self._remove = remove
         self._routing = routing
+        self._guard = ForkGuard()
 
     def data(self, file: FileLayout, start: int, end: int, *, page: int = RANGE_CHUNKS_MAX) -> Iterator[DataRange]:
         """Where storage has bytes of [start, end), in order, at the granularity of chunks; neighbours are joined.
 
         `page`: chunks of each chain asked for at a time. Raises FfsError.
         """
+        self._guard.check()
         size = file.chunk_size
         found: DataRange | None = None
         for index, length in self._chunks(file, start // size, -(-end // size), page):

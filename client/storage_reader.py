@@ -208,15 +208,12 @@ class StorageReader:
                 body, into = ios[rows].tobytes(), [pieces[row] for row in rows]
             calls.append((request.address, Call(Method.STORAGE_READ, body, (), into, limit_s)))
         began_s = self._clock.monotonic_s()
-        if len(calls) == 1:
-            answers: list[Reply | FfsError] = [self._call_one(*calls[0])]
-        else:
-            try:
-                answers = self._link.call_many(calls)
-            except BaseException:
-                for request in requests:
-                    self._choice.failed(request.address, request.load, ())
-                raise
+        try:
+            answers = [self._call_one(*calls[0])] if len(calls) == 1 else self._link.call_many(calls)
+        except BaseException:
+            for request in requests:
+                self._choice.failed(request.address, request.load, ())
+            raise
         elapsed_s = self._clock.monotonic_s() - began_s
         for request, answer in zip(requests, answers, strict=True):
             failure = answer if isinstance(answer, FfsError) else self._land(request, answer, pieces, lengths, errors)

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 
-from fireflyfs.common.net.api import Memory, Slice
+from fireflyfs.common.net.api import Memory, MemoryPool, Slice
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.segments import Segment
 
@@ -83,6 +83,12 @@ class Request:
     def later(self) -> Later:
         """The operation returns None, and this is answered some time."""
         return Later(self.fd, self.unique)
+
+    def renew_landing(self, pool: MemoryPool) -> None:
+        """Other memory: a server that did not answer in time may still write to what was there."""
+        landing = pool.allocate(len(self.landing_view))
+        self.landing.close()
+        self.landing, self.landing_view = landing, landing.view
 
     def landing_slice(self, length: int) -> Slice:
         return self.landing.slice(0, length)

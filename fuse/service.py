@@ -149,6 +149,7 @@ class Service:
                     return
         finally:
             request.body = memoryview(b"")
+            request.landing.close()  # it may be another one by now
             segments.drop(segment)
 
     def _write(self, pieces: list[bytes | memoryview]) -> None:

@@ -22,7 +22,7 @@ from fireflyfs.client.scratch import Scratch
 from fireflyfs.client.storage_codec import length_of, part_of, view_of
 from fireflyfs.client.xattrs import named
 from fireflyfs.common.limits import KiB, MiB
-from fireflyfs.common.net.api import Piece, Slice
+from fireflyfs.common.net.api import Piece, tainted
 
 if TYPE_CHECKING:
     from fireflyfs.client.fsspec.filesystem import FireflyFileSystem
@@ -125,8 +125,8 @@ class _Window(File):
             self._window = self._held.__enter__()
         self._start = self._end = at  # nothing, should reading fail
         count = self.readinto_at(part_of(self._window, 0, self._ahead), at)
-        if isinstance(self._window, Slice) and getattr(self._window.memory, "tainted", False):
-            self._drop()  # a server that never answered may still write there
+        if tainted(self._window):
+            self._drop()
             return False
         self._end = at + count
         return count > 0

@@ -14,6 +14,7 @@ from fireflyfs.client.fsspec.connections import Connected
 from fireflyfs.client.range_reads import Range
 from fireflyfs.client.storage_codec import part_of, view_of
 from fireflyfs.common.limits import MiB
+from fireflyfs.common.net.api import Piece, tainted
 
 T = TypeVar("T")
 
@@ -160,13 +161,10 @@ class Transfers(Connected):
 
     def _copy_out(self, source: File, local: Any, callback: Any) -> None:
         callback.set_size(source.length)
-        with self.client.context.scratch.take(min(TRANSFER_BYTES, max(source.length, 1))) as piece:
-            view = view_of(piece)
-            while count := source.readinto(piece):
-                done = 0
-                while done < count:
-                    done += local.write(view[done:count])
-                callback.relative_update(count)
+        late = True
+        while late:
+            with self.client.context.scratch.take(min(TRANSFER_BYTES, max(source.length, 1))) as piece:
+                late = _copy_through(piece, source, local, callback)
 
     def _making_parents(self, path: str, do: Callable[[], T], source: str = "") -> T:
         """`do` what makes `path`, and once more with its directories made if they were missing.
@@ -192,3 +190,17 @@ def _checked(found: list[bytes | OSError], on_error: str) -> list[Any]:
             if isinstance(one, OSError):
                 raise one
     return found
+
+
+def _copy_through(piece: Piece, source: File, local: Any, callback: Any) -> bool:
+    """Copy to the end. Or until a server that did not answer may still write to `piece`: True, go on in another."""
+    view = view_of(piece)
+    while count := source.readinto(piece):
+        if tainted(piece):
+            source.seek(-count, os.SEEK_CUR)
+            return True
+        done = 0
+        while done < count:
+            done += local.write(view[done:count])
+        callback.relative_update(count)
+    return False

@@ -25,7 +25,7 @@ from fireflyfs.client.storage_codec import length_of, part_of, view_of
 from fireflyfs.common.cache_hash import Keys
 from fireflyfs.common.errors import Code
 from fireflyfs.common.limits import FRAME_SEGMENTS_MAX, KiB, MiB
-from fireflyfs.common.net.api import Call, Piece, Reply, Slice
+from fireflyfs.common.net.api import Call, Piece, Reply, Slice, tainted
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto.storage_wire import CacheFlag
 
@@ -165,14 +165,12 @@ class GetBatch:
         what was right when it was looked at need not stay so. Their rows."""
         if self._packed:
             return []
-        rows = [row for row, length in enumerate(self.lengths) if length != MISS and _tainted(self._pieces[row])]
+        rows = [
+            row for row, length in enumerate(self.lengths) if length != MISS and any(map(tainted, self._pieces[row]))
+        ]
         for row in rows:
             self.lengths[row] = MISS
         return rows
-
-
-def _tainted(pieces: Sequence[Piece]) -> bool:
-    return any(isinstance(piece, Slice) and getattr(piece.memory, "tainted", False) for piece in pieces)
 
 
 def _crc(pieces: Sequence[Piece], length: int) -> int:

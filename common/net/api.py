@@ -48,6 +48,11 @@ class Slice:
 Piece = Slice | memoryview  # memoryviews are of bytes ("B"), contiguous
 
 
+def tainted(piece: Piece) -> bool:
+    """Whether a server that did not answer in time may still write there: what was right need not stay so."""
+    return isinstance(piece, Slice) and getattr(piece.memory, "tainted", False)
+
+
 @dataclass(slots=True)
 class Call:
     """One request. `body` is the packed or protobuf part; pieces are in the order that the method defines."""

@@ -8,6 +8,7 @@ import stat
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.ids import new_session_id
 from fireflyfs.common.limits import FILE_BYTES_MAX
+from fireflyfs.common.net.api import tainted
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.inodes import FileHandle, LiveInode
 from fireflyfs.fuse.operations.privileges import SET_ID_BITS, drop_privileges
@@ -142,6 +143,9 @@ def read(volume: Volume, request: Request) -> Reply:
     if volume.write_behind.overlaps(live.id, offset, offset + size):
         volume.write_behind.flush(live.id)
     volume.data.read(live.file, offset, request.landing_slice(size))
+    while tainted(request.landing_slice(size)):
+        request.renew_landing(volume.backend.pool)
+        volume.data.read(live.file, offset, request.landing_slice(size))
     return (request.landing_view[:size],)
 
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import io
 import os
 import random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from fsspec.callbacks import Callback
 
 from fireflyfs.client import batch, range_reads
 from fireflyfs.client.file import BufferedRandom, buffered, flags_of
+from fireflyfs.client.fsspec.transfers import Transfers
 from fireflyfs.client.inode_state import LIMIT_TRUSTED_S
+from fireflyfs.client.scratch import Scratch
+from fireflyfs.client.storage_codec import view_of
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.net.api import Slice
+from fireflyfs.common.net.memory import SharedPool
 from fireflyfs.common.net.methods import Method
 
 if TYPE_CHECKING:
@@ -63,6 +69,12 @@ def test_fsync_syncs_storage_then_meta(cluster: FakeCluster, client: FakeContext
     handle.fsync()
     assert sorted(cluster.synced) == [1, 2, 3]
     assert cluster.names[b"/a"].length == 5
+
+
+def test_fsync_of_a_file_open_for_reading_syncs_what_others_wrote(cluster: FakeCluster, client: FakeContext) -> None:
+    client.open(b"/a").pwrite(0, view(b"hello"))
+    client.open(b"/a", os.O_RDONLY).fsync()
+    assert sorted(cluster.synced) == [1, 2, 3]
 
 
 def test_truncate_of_unreported_writes_really_cuts(cluster: FakeCluster, client: FakeContext) -> None:
@@ -282,3 +294,66 @@ def test_a_writer_keeps_to_what_meta_grants_and_asks_again(cluster: FakeCluster,
     assert handle.pread(0, 100) == b"HELLO0123456789more!"
     cluster.names[b"/a"].ClearField("end_max")
     handle.pwrite(20, view(b"x"))
+
+
+@pytest.mark.parametrize("in_a_batch", [False, True])
+def test_what_a_failed_write_left_behind_is_not_beyond_the_end(
+    cluster: FakeCluster, client: FakeContext, in_a_batch: bool
+) -> None:
+    file = client.file(b"/a")
+    file.write(b"x" * 10)
+    file.flush()
+    for worker in cluster.workers.values():
+        worker.item_codes[file.inode.id, 1] = [Code.NO_SPACE]
+    data = b"y" * 3 * SIZE
+    with pytest.raises(OSError, match="No space"):
+        batch.write_batch(client, [(file, 0, data)]) if in_a_batch else file.pwrite(data, 0)
+    assert (file.inode.id, 2) in cluster.chunks
+    file.close()
+    assert cluster.names[b"/a"].length == 3 * SIZE
+
+
+def test_a_copy_keeps_to_the_quota(cluster: FakeCluster, client: FakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = client.open(b"/source")
+    source.pwrite(0, view(b"x" * 100))
+    client.open(b"/into").close()
+    cluster.names[b"/into"].end_max = 50
+    into = client.open(b"/into")
+    copied: list[int] = []
+    monkeypatch.setattr(client.storage.ranges, "copy", lambda *args: copied.append(args[-1]))
+    assert into.copy_from(source, 0, 0, 50) == 50
+    with pytest.raises(FfsError) as caught:
+        into.copy_from(source, 0, 0, 100)
+    assert caught.value.code is Code.QUOTA_EXCEEDED
+    assert copied == [50]
+
+
+def test_a_server_that_answers_too_late_changes_nothing_that_was_read(
+    client: FakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.scratch = Scratch(SharedPool())
+    client.file(b"/a").write(b"right")
+    client.file(b"/b").write(b"other")
+    late = 2
+
+    def hang(pieces: list[Any]) -> None:
+        """As if the first server asked had not answered in time, and wrote when another's bytes had been verified."""
+        nonlocal late
+        for piece in pieces:
+            if late and isinstance(piece, Slice):
+                late -= 1
+                piece.memory.tainted = True  # type: ignore[attr-defined]
+                view_of(piece)[:] = b"wrong"
+
+    read, read_into = client.storage.read, client.storage.read_into
+    monkeypatch.setattr(client.storage, "read", lambda spans: (read(spans), hang([span.into for span in spans]))[0])
+    monkeypatch.setattr(client.storage, "read_into", lambda *args: (read_into(*args), hang([args[2]]))[0])
+    assert range_reads.read_files(client, [b"/a", b"/b"]) == [b"right", b"other"]
+    late = 1
+    assert client.open(b"/a").pread(0, 5) == b"right"
+    late = 1
+    got = io.BytesIO()
+    source = client.file(b"/a")
+    transfers: Any = SimpleNamespace(client=SimpleNamespace(context=client))
+    Transfers._copy_out(transfers, source, got, Callback())
+    assert got.getvalue() == b"right"

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 import pytest
 
-from fireflyfs.client.scratch import Unfilled
+from fireflyfs.client.scratch import Scratch, Unfilled
+from fireflyfs.common.net.api import Slice
+from fireflyfs.common.net.memory import PrivateMemory, PrivatePool
+
+
+class ScarcePool(PrivatePool):
+    """Has no descriptors left while `none_left`."""
+
+    __slots__ = ("none_left",)
+
+    def allocate(self, length: int) -> PrivateMemory:
+        if self.none_left:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().allocate(length)
 
 
 @pytest.mark.parametrize("length", [0, 1, 5, 1 << 20])
@@ -35,3 +50,15 @@ def test_it_begins_as_zeros_that_nobody_shares() -> None:
     whole, other = Unfilled(1), Unfilled(1)
     whole.view[0] = 7
     assert (whole.filled(), other.filled(), bytes(1)) == (b"\x07", b"\0", b"\0")
+
+
+def test_memory_that_cannot_be_had_now_is_private_and_can_be_had_later() -> None:
+    pool = ScarcePool()
+    scratch = Scratch(pool, block_bytes=4096, blocks_max=2)
+    pool.none_left = True
+    for _ in range(5):
+        with scratch.take(10) as piece:
+            assert not isinstance(piece, Slice)
+    pool.none_left = False
+    with scratch.take(10) as piece:
+        assert isinstance(piece, Slice)

@@ -12,6 +12,7 @@ import pytest
 
 from fireflyfs.common.clock import SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.net.memory import SharedPool
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.inodes import attributes_of
 from fireflyfs.fuse.operations import attributes, files, names, ranges
@@ -278,3 +279,25 @@ def test_a_removal_that_is_refused_leaves_the_link_count(bench: Bench) -> None:
     bench.flush(fh)
     assert bench.stored == b"kept"
     bench.release(fh)
+
+
+def test_a_server_that_answers_too_late_changes_nothing_that_was_read(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(backend)
+    fh = bench.open()
+    bench.write(fh, 0, b"right")
+    bench.fsync(fh)
+    read, late = backend.data.read, [True]
+
+    def hang(file: Any, offset: int, into: Any) -> None:
+        """As if the first server asked had not answered in time, and wrote when another's bytes had been verified."""
+        read(file, offset, into)
+        if late:
+            late.clear()
+            into.memory.tainted = True
+            into.view[:] = b"wrong"
+
+    monkeypatch.setattr(backend.data, "read", hang)
+    backend.pool = SharedPool()
+    assert bench.read(fh, 0, 5) == b"right"
