@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,8 @@ from fireflyfs.deploy.plan import META_NODE_ID, ClusterSpec, Plan
 from fireflyfs.deploy.process import ProcessStatus, ServerProcess
 from fireflyfs.proto import mgmtd_pb2
 from fireflyfs.proto.common_pb2 import NODE_TYPE_META, NODE_TYPE_STORAGE, NodeType
-from fireflyfs.storage.engine.store import create_target
+from fireflyfs.storage.engine.identity import create_target, sync_directory
+from fireflyfs.storage.server import StorageConfig
 
 READY_TIMEOUT_S = 60.0
 STOP_GRACE_S = 25.0  # a storage node waits for its workers
@@ -195,10 +197,21 @@ class LocalCluster:
             storage = planning.storage_config(plan, self.root, node)
             planning.save(config / f"{name}.toml", storage)
             if name in down and not (self.root / "data" / name).exists():
-                for worker in storage.workers:
-                    for target in worker.targets:
-                        create_target(Path(target.path), plan.spec.cluster_id, target.target_id)
+                self._make_targets(name, storage, plan.spec.cluster_id)
         return plan
+
+    def _make_targets(self, name: str, storage: StorageConfig, cluster_id: str) -> None:
+        """All targets of a node or none: one that is missing where others are is never made, its disk was lost."""
+        made = self.root / "data" / name
+        new = made.with_name(f"{name}.new")
+        if new.exists():
+            shutil.rmtree(new)  # a start that was killed here
+        for worker in storage.workers:
+            for target in worker.targets:
+                create_target(new / Path(target.path).relative_to(made), cluster_id, target.target_id)
+        sync_directory(new)
+        new.rename(made)
+        sync_directory(made.parent)
 
     def _start(self, name: str) -> bool:
         """Whether it had to be started."""
