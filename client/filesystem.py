@@ -336,8 +336,14 @@ class FileSystem(ExtendedAttributes):
             if onerror is not None:
                 onerror(exc)
             return
-        dirs = [entry.name for entry in entries if entry.is_dir()]
-        files = [entry.name for entry in entries if not entry.is_dir()]
+        dirs: list[str] = []
+        files: list[str] = []
+        for entry in entries:
+            try:
+                is_dir = entry.is_dir()
+            except OSError:  # a link that leads to itself, through a file, or where one may not go
+                is_dir = False
+            (dirs if is_dir else files).append(entry.name)
         links = {entry.name for entry in entries if entry.is_symlink()}
         if topdown:
             yield top, dirs, files

@@ -226,6 +226,10 @@ class AsyncRoutingSource:
                 log.debug("no routing now: %s", exc)
                 await asyncio.sleep(self._pauses.next_s())
                 continue
+            except Exception:
+                log.exception("the routing poll failed; it goes on")
+                await asyncio.sleep(self._pauses.next_s())
+                continue
             if delta.version < since:
                 log.error(ROLLED_BACK, delta.version, since)
                 await asyncio.sleep(PAUSE_MAX_S)

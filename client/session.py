@@ -101,6 +101,8 @@ class LeaseKeeper:
             except FfsError as exc:
                 # Nothing to do but to try again: files stay open here, and meta may close their sessions meanwhile.
                 log.warning("cannot extend the client's lease: %s", exc)
+            except Exception:
+                log.exception("cannot extend the client's lease; the next time is tried")
 
     def _extend(self) -> None:
         sent_s = self.clock.monotonic_s()

@@ -295,8 +295,10 @@ class StorageReader:
         try:
             step = retry.after(errors[again[0]], replicas_left=replicas_left)
         except FfsError as exc:
-            failed.update((row, exc) for row in again)
-            return []
+            # What cannot be helped any more in one chunk says nothing of others, which may wait for their servers.
+            given_up = [row for row in again if exc.code is Code.TIMEOUT or errors[row].code is exc.code]
+            failed.update((row, exc) for row in given_up)
+            return sorted(row for row in again if row not in failed)
         if step.refresh:
             self._routing.wait_newer(routing.version, step.pause_s)
         elif step.pause_s:

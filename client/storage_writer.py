@@ -172,18 +172,33 @@ class StorageWriter:
         assert worst is not None
         try:
             step = retry.after(worst)
-            if step.refresh:
-                self._routing.wait_newer(routing.version, step.pause_s)
-            else:
-                self._sleep(step.pause_s)
+        except FfsError as exc:
+            # What cannot be helped any more in one request says nothing of others, which may wait for their servers.
+            waiting: list[_Sending] = []
+            for sending in failed:
+                if exc.code is Code.TIMEOUT or (sending.failure is not None and sending.failure.code is exc.code):
+                    _end(sending, exc)
+                else:
+                    waiting.append(sending)
+            failed[:] = waiting
+            return bool(failed)
+        if step.refresh:
+            self._routing.wait_newer(routing.version, step.pause_s)
+        else:
+            self._sleep(step.pause_s)
+        try:
             if still is not None:
                 still()
         except FfsError as exc:
             for sending in failed:
-                # Items that succeeded keep their success: the caller learns which part is stored.
-                if sending.statuses is not None:
-                    sending.statuses = [exc if was is not None else None for was in sending.statuses]
-                else:
-                    sending.failure = exc
+                _end(sending, exc)
             return False
         return True
+
+
+def _end(sending: _Sending, exc: FfsError) -> None:
+    """Items that succeeded keep their success: the caller learns which part is stored."""
+    if sending.statuses is not None:
+        sending.statuses = [exc if was is not None else None for was in sending.statuses]
+    else:
+        sending.failure = exc

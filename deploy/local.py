@@ -27,7 +27,7 @@ from fireflyfs.deploy.plan import META_NODE_ID, ClusterSpec, Plan
 from fireflyfs.deploy.process import ProcessStatus, ServerProcess
 from fireflyfs.proto import mgmtd_pb2
 from fireflyfs.proto.common_pb2 import NODE_TYPE_META, NODE_TYPE_STORAGE, NodeType
-from fireflyfs.storage.engine.store import create_target
+from fireflyfs.storage.engine.identity import create_target, sync_directory
 from fireflyfs.storage.server import StorageConfig
 
 READY_TIMEOUT_S = 60.0
@@ -197,8 +197,21 @@ class LocalCluster:
             storage = planning.storage_config(plan, self.root, node)
             planning.save(config / f"{name}.toml", storage)
             if name in down and not (self.root / "data" / name).exists():
-                self._make_targets(name, storage)
+                self._make_targets(name, storage, plan.spec.cluster_id)
         return plan
+
+    def _make_targets(self, name: str, storage: StorageConfig, cluster_id: str) -> None:
+        """All targets of a node or none: one that is missing where others are is never made, its disk was lost."""
+        made = self.root / "data" / name
+        new = made.with_name(f"{name}.new")
+        if new.exists():
+            shutil.rmtree(new)  # a start that was killed here
+        for worker in storage.workers:
+            for target in worker.targets:
+                create_target(new / Path(target.path).relative_to(made), cluster_id, target.target_id)
+        sync_directory(new)
+        new.rename(made)
+        sync_directory(made.parent)
 
     def _start(self, name: str) -> bool:
         """Whether it had to be started."""
@@ -282,16 +295,6 @@ class LocalCluster:
             else:
                 heard = lambda: _heard(self._current(client), name, since_ns)  # noqa: E731
                 self._wait([name], deadline_s, "mgmtd does not hear of it", heard)
-
-    def _make_targets(self, name: str, storage: StorageConfig) -> None:
-        """All of a node's empty targets or none: later on, one that is not there is a disk that was lost."""
-        folder = self.root / "data" / name
-        new = folder.with_name(f"{name}.new")
-        shutil.rmtree(new, ignore_errors=True)  # a start that was interrupted
-        for worker in storage.workers:
-            for target in worker.targets:
-                create_target(new / Path(target.path).relative_to(folder), storage.cluster_id, target.target_id)
-        new.rename(folder)
 
     def _wait(self, names: list[str], deadline_s: float, what: str, ready: Callable[[], bool]) -> None:
         """Until `ready()`. Raises the failure of a process of `names` that ended, or of the first when time is up."""

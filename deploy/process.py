@@ -24,6 +24,9 @@ START_LOGS_KEPT = 2  # of what a process wrote to stderr, older starts beside th
 LOG_TAIL_BYTES = 4096
 LOG_TAIL_LINES = 3  # they end in a message of one line
 POLL_S = 0.02
+# A shell that becomes the server once its starter has written down which process it is. A starter that is killed before
+# leaves nothing behind that nobody knows of: its end of the pipe goes with it.
+WHEN_KNOWN = 'read -r go && exec "$@" </dev/null'
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class ServerProcess:
             pid, started, boot = int(stored["pid"]), int(stored["started"]), str(stored["boot"])
         except (OSError, ValueError, KeyError, TypeError):
             return 0
-        return pid if boot == host_id() and start_time(pid) == started else 0
+        return pid if started and boot == host_id() and start_time(pid) == started else 0
 
     def status(self) -> ProcessStatus:
         pid = self.pid()
@@ -87,19 +90,22 @@ class ServerProcess:
         environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **self._environment}
         command = [*self._launcher, sys.executable, "-P", "-m", "fireflyfs.client.cli.main", *self._arguments]
         with self.errors.open("wb") as errors:
-            self._child = subprocess.Popen(
-                command,
+            child = self._child = subprocess.Popen(
+                ["/bin/sh", "-c", WHEN_KNOWN, "sh", *command],
                 cwd=self._root,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=errors,
                 stderr=errors,
                 start_new_session=True,  # Ctrl-C in the terminal that started the cluster is not for it
             )
-        stored = {"pid": self._child.pid, "started": start_time(self._child.pid), "boot": host_id()}
-        new = self._pid_file.with_suffix(".new")
-        new.write_text(json.dumps(stored), encoding="utf-8")
-        new.rename(self._pid_file)
+        assert child.stdin is not None
+        with contextlib.suppress(BrokenPipeError), child.stdin as go:  # it may have been killed already
+            stored = {"pid": child.pid, "started": start_time(child.pid), "boot": host_id()}
+            new = self._pid_file.with_suffix(".new")
+            new.write_text(json.dumps(stored), encoding="utf-8")
+            new.rename(self._pid_file)
+            go.write(b"\n")
 
     def send(self, number: int) -> bool:
         """Send a signal; False when the process does not run.

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -244,24 +243,42 @@ def _die_with_supervisor() -> None:
 
 async def serve_node(config: StorageConfig, stop: asyncio.Event) -> None:
     """Keep one worker process for each group of targets until `stop`; then stop them in good order."""
-    with tempfile.TemporaryDirectory(prefix="ffs-storage-") as folder:
-        path = Path(folder) / "storage.toml"
-        path.write_text(configuration.dump(config), encoding="utf-8")
+    fd = _in_memory(config)
+    try:
         keepers = [
-            asyncio.create_task(_keep(config, path, worker, stop), name=f"worker {worker}")
+            asyncio.create_task(_keep(config, fd, worker, stop), name=f"worker {worker}")
             for worker in range(len(config.workers))
         ]
         await asyncio.gather(*keepers)
+    finally:
+        os.close(fd)
 
 
-async def _keep(config: StorageConfig, path: Path, worker: int, stop: asyncio.Event) -> None:
+def _in_memory(config: StorageConfig) -> int:
+    """The configuration for workers, as a descriptor: a file in /tmp is cleaned away some day, and a worker that dies
+    after that could not be started again."""
+    fd = os.memfd_create("storage.toml")
+    with os.fdopen(os.dup(fd), "w", encoding="utf-8") as file:
+        file.write(configuration.dump(config))
+    return fd
+
+
+async def _keep(config: StorageConfig, fd: int, worker: int, stop: asyncio.Event) -> None:
     clock = SystemClock()
     pause_s = RESTART_FIRST_S
-    command = ("-m", "fireflyfs.client.cli.main", "run", "storage", "--config", str(path), "--worker", str(worker))
+    path = f"/proc/self/fd/{fd}"
+    command = ("-m", "fireflyfs.client.cli.main", "run", "storage", "--config", path, "--worker", str(worker))
     while not stop.is_set():
         started_s = clock.monotonic_s()
         environment = {**os.environ, SUPERVISOR_ENV: str(os.getpid())}
-        process = await asyncio.create_subprocess_exec(sys.executable, *command, env=environment)
+        try:
+            process = await asyncio.create_subprocess_exec(sys.executable, *command, env=environment, pass_fds=(fd,))
+        except OSError as exc:  # no memory for it now, say: the other workers go on
+            log.error("worker %d.%d cannot be started: %s; next attempt in %g s", config.node_id, worker, exc, pause_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), pause_s)
+            pause_s = min(RESTART_MAX_S, pause_s * 2)
+            continue
         log.info("worker %d.%d runs as process %d", config.node_id, worker, process.pid)
         stopping = asyncio.create_task(stop.wait())
         ended = asyncio.create_task(process.wait())

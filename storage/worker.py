@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
@@ -86,9 +85,7 @@ class StorageWorker:
         """End the jobs, let updates under way finish for `grace_s`, close the engines."""
         for job in self._jobs:
             job.cancel()
-        for job in self._jobs:
-            with contextlib.suppress(asyncio.CancelledError):
-                await job
+        await asyncio.gather(*self._jobs, return_exceptions=True)
         self._jobs.clear()
         targets = list(self.replicas.targets.values())
         await asyncio.gather(*(local.drain(grace_s) for local in targets))

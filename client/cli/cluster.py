@@ -48,10 +48,8 @@ def up(
     Data, configuration and logs live in one folder, --root.
     """
     local = _local(settings)
-    if local.exists():
+    if local.exists() or not _make(settings, local, nodes or NODES, replicas or REPLICAS, trash_hours or 0.0):
         _refuse_other_choices(local, nodes, replicas, trash_hours)
-    else:
-        _make(settings, local, nodes or NODES, replicas or REPLICAS, trash_hours or 0.0)
     local.up()
     if wait:
         wait_healthy(settings)
@@ -62,13 +60,20 @@ def up(
     _show_status(settings)
 
 
-def _make(settings: Settings, local: LocalCluster, nodes: int, replicas: int, trash_hours: float) -> None:
+def _make(settings: Settings, local: LocalCluster, nodes: int, replicas: int, trash_hours: float) -> bool:
+    """Whether it was made here, and not by another `ffs up` meanwhile."""
     if replicas > nodes:
         raise click.UsageError(f"{replicas} replicas need as many storage nodes, --nodes is {nodes}")
     from fireflyfs.deploy.local import ClusterSpec
 
-    local.create(ClusterSpec(storage_nodes=nodes, replicas=replicas, trash_keep_s=3600 * trash_hours))
+    try:
+        local.create(ClusterSpec(storage_nodes=nodes, replicas=replicas, trash_keep_s=3600 * trash_hours))
+    except FfsError as exc:
+        if exc.code is not Code.EXISTS or not local.exists():
+            raise
+        return False
     _note(settings, f"made a cluster in {settings.root}: {nodes} storage nodes, {replicas} replicas")
+    return True
 
 
 def _refuse_other_choices(

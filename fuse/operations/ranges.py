@@ -6,7 +6,7 @@ import errno
 import os
 from typing import Final
 
-from fireflyfs.common.errors import Code, error
+from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import FILE_BYTES_MAX, MiB
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.inodes import LiveInode
@@ -110,7 +110,12 @@ def copy_file_range(volume: Volume, request: Request) -> Reply:
         volume.ensure_session(into)
         volume.ensure_room(into, into_offset + size)
         volume.flush(into)  # what was written before must not come after the copy
-        volume.data.copy(source.file, offset, into.file, into_offset, size)
+        try:
+            volume.data.copy(source.file, offset, into.file, into_offset, size)
+        except FfsError:
+            into.mtime_ns = volume.clock.unix_ns()
+            into.unsure = True  # a part may be there, beyond the end: storage knows
+            raise
         into.written_end = max(into.written_end, into_offset + size)
         into.mtime_ns = volume.clock.unix_ns()
     if volume.options.strict:

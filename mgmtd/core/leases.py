@@ -9,6 +9,7 @@ from fireflyfs.proto.mgmtd_pb2 import ClientSession
 
 SESSIONS_MAX = 65_536
 CLIENT_ID_BYTES = 16
+STILL_SHARE = 0.25  # of a lease, without a look at the leases: mgmtd stood still
 
 
 @dataclass(slots=True)
@@ -19,11 +20,16 @@ class _Lease:
 
 class LeaseTable:
     """Leases by client id. After a restart of mgmtd it is empty, and `complete` is unset for one lease time: a client
-    that is missing then may simply not have called yet."""
+    that is missing then may simply not have called yet.
+
+    Time passes by `expire`, which is called often. If the calls come late, mgmtd stood still and could hear nobody:
+    that time counts against no client, as a restart would not.
+    """
 
     def __init__(self, lease_s: float, start_s: float, *, sessions_max: int = SESSIONS_MAX) -> None:
         self._lease_s = lease_s
         self._start_s = start_s
+        self._looked_s = start_s  # when leases were last looked at for those that ran out
         self._sessions_max = sessions_max
         self._leases: dict[bytes, _Lease] = {}  # the longest silent first
 
@@ -47,6 +53,12 @@ class LeaseTable:
 
     def expire(self, now_s: float) -> list[ClientSession]:
         """Forget the leases that ran out, and return them."""
+        late_s = now_s - self._looked_s
+        self._looked_s = now_s
+        if late_s > STILL_SHARE * self._lease_s:
+            self._start_s += late_s
+            for lease in self._leases.values():
+                lease.seen_s = min(lease.seen_s + late_s, now_s)
         gone: list[ClientSession] = []
         for client_id, lease in list(self._leases.items()):
             if now_s - lease.seen_s < self._lease_s:
@@ -57,8 +69,12 @@ class LeaseTable:
 
     def sessions(self, now_s: float) -> list[ClientSession]:
         """Clients whose lease runs."""
-        return [lease.session for lease in self._leases.values() if now_s - lease.seen_s < self._lease_s]
+        as_of_s = self._as_of_s(now_s)
+        return [lease.session for lease in self._leases.values() if as_of_s - lease.seen_s < self._lease_s]
 
     def complete(self, now_s: float) -> bool:
         """Whether a client that is not listed has surely lost its lease."""
-        return now_s - self._start_s >= self._lease_s
+        return self._as_of_s(now_s) - self._start_s >= self._lease_s
+
+    def _as_of_s(self, now_s: float) -> float:
+        return min(now_s, self._looked_s + STILL_SHARE * self._lease_s)

@@ -30,11 +30,12 @@ class DiskWatcher:
             look = asyncio.ensure_future(self.once())
             done, _ = await asyncio.wait({look}, timeout=STALL_S)
             if not done:
-                self._local.diverge(f"its disk does not answer within {STALL_S:g} s")
+                self._local.stall(f"its disk does not answer within {STALL_S:g} s")
             try:
                 await look
             except FfsError as exc:
                 log.error("target %d: %s", self._local.target_id, exc.message)
+            self._local.answers_again()
             self._local.look_again()
             await asyncio.sleep(EVERY_S)
 

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from fireflyfs.client.routing import Chain
 from fireflyfs.common.clock import Clock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.to_its_end import to_its_end
 from fireflyfs.proto import mgmtd_pb2
 from fireflyfs.proto.common_pb2 import ScrubReport
 from fireflyfs.storage.core import forward, target
@@ -254,11 +255,22 @@ class LocalTarget:
         log.error("target %d leaves its chain: %s", self.target_id, why)
         self.set_state(target.on_divergence(self.state, why))
 
+    def stall(self, why: str) -> None:
+        """Its disk hangs: its chain goes on without it until `answers_again`."""
+        self._rests_until_s = float("inf")
+        self.diverge(why)
+
+    def answers_again(self) -> None:
+        """After `stall`: it may come back, by a resync."""
+        if self._rests_until_s == float("inf"):
+            self._rests_until_s = 0.0
+            self.set_state(target.on_routing(self.state, self.public))
+
     def run_out_of_room(self) -> None:
         """Its chain goes on without it, instead of refusing what the replicas that serve have room for."""
         if self.public is not Public.SYNCING or self.state.failed:
             return
-        self._rests_until_s = self._clock.monotonic_s() + NO_ROOM_REST_S
+        self._rests_until_s = max(self._rests_until_s, self._clock.monotonic_s() + NO_ROOM_REST_S)
         self.diverge(f"no room for what it lacks; next attempt in {NO_ROOM_REST_S:g} s")
 
     def suspect(self, key: ChunkKey) -> None:
@@ -305,13 +317,3 @@ class LocalTarget:
 
 def _as_result(chunk: DoneChunk) -> tuple[int, int, int, int]:
     return chunk.chain_version, chunk.version, chunk.length, chunk.crc32c
-
-
-async def to_its_end(work: asyncio.Future[T]) -> T:
-    """Await `work`; a cancelled caller waits for it too, and is cancelled then."""
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        if not work.done():
-            await asyncio.wait({work})
-        raise

@@ -10,9 +10,10 @@ import secrets
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.net.api import ServerRequest
+from fireflyfs.common.to_its_end import to_its_end
 from fireflyfs.storage.engine.interface import Writer
 from fireflyfs.storage.service.evictor import Evictors
-from fireflyfs.storage.service.local_target import LocalTarget, to_its_end
+from fireflyfs.storage.service.local_target import LocalTarget
 from fireflyfs.storage.service.replica import Replicas
 from fireflyfs.storage.service.update import Updater
 from fireflyfs.storage.service.wire import Item, Result, UpdateRequest, decode_update, encode_results

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,12 +23,10 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("libfuse")
-    for place in (folder, *folder.parents):  # other users must get there
-        if place == Path("/tmp"):
-            break
-        place.chmod(0o755)
+def mount() -> Iterator[Path]:
+    # Other users must get there: each run of pytest takes its own folders from them, those of other runs as well.
+    folder = Path(tempfile.mkdtemp(prefix="ffs-libfuse-"))
+    folder.chmod(0o755)
     cluster = LocalCluster(folder / "cluster")
     cluster.create(ClusterSpec(storage_nodes=1, replicas=1))
     point = folder / "mnt"
@@ -52,6 +52,7 @@ def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         if os.path.ismount(point):
             subprocess.run(["umount", "-lf", str(point)], check=True)
         cluster.down()
+        shutil.rmtree(folder)
 
 
 @pytest.fixture

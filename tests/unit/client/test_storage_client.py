@@ -313,3 +313,31 @@ def test_a_fork_is_told_to_connect_again(cluster: FakeCluster) -> None:
                 wrong |= 0 if "connect again" in str(exc) else 2
         os._exit(wrong)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_chunk_that_all_have_lost_does_not_fail_others_that_wait_for_their_servers(cluster: FakeCluster) -> None:
+    client = cluster.client()
+    lost, waits = make_file(cluster, inode=1, chains=(1,)), make_file(cluster, inode=2, chains=(2,))
+    client.write_from(lost, 0, memoryview(b"lost"))
+    client.write_from(waits, 0, memoryview(b"here"))
+    for worker in cluster.workers.values():
+        worker.item_codes[1, 0] = [Code.CHECKSUM] * 100
+    down = [cluster.workers[target] for target in cluster.routing.chains[2].serving]
+    for worker in down:
+        worker.down = True
+    began_s = cluster.clock.monotonic_s()
+
+    def on_wait() -> None:
+        for worker in down:
+            worker.down = cluster.clock.monotonic_s() - began_s < 20
+
+    cluster.on_wait = on_wait
+    into = [memoryview(bytearray(4)) for _ in range(2)]
+    failed = client.read([ReadSpan(lost, 0, into[0]), ReadSpan(waits, 0, into[1])])
+    assert {place: exc.code for place, exc in failed.items()} == {0: Code.CHECKSUM}
+    assert bytes(into[1]) == b"here"
+    began_s = cluster.clock.monotonic_s()
+    on_wait()
+    failed = client.write([WriteSpan(lost, 1, memoryview(b"?")), WriteSpan(waits, 0, memoryview(b"more"))])
+    assert {place: exc.code for place, exc in failed.items()} == {0: Code.CHECKSUM}
+    assert bytes(cluster.chunks[2, 0]) == b"more"

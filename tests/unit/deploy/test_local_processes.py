@@ -10,19 +10,23 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from fireflyfs.client.cli import cluster as cluster_commands
 from fireflyfs.common import config
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.net.host import host_id
+from fireflyfs.deploy import local
 from fireflyfs.deploy import plan as planning
 from fireflyfs.deploy.local import LocalCluster
 from fireflyfs.deploy.plan import ClusterSpec
 from fireflyfs.deploy.process import ServerProcess, start_time, tail
 from fireflyfs.meta.server import MetaConfig
 from fireflyfs.mgmtd.server import MgmtdConfig
-from fireflyfs.storage.engine.store import create_target
+from fireflyfs.storage.engine.identity import create_target, require_identity
 from fireflyfs.storage.server import StorageConfig
 
 
@@ -71,6 +75,64 @@ def test_a_pid_that_belongs_to_someone_else_is_left_alone(tmp_path: Path) -> Non
             assert process.pid() == 0
         foreign.communicate(b"\n")
     assert start_time(foreign.pid) == 0
+    pid_file.write_text(json.dumps(stored | {"boot": host_id(), "started": 0}))  # it had ended when that was written
+    assert process.pid() == 0
+
+
+def test_who_is_killed_while_it_starts_a_process_leaves_none_that_nobody_knows(tmp_path: Path) -> None:
+    path = tmp_path / "mgmtd.toml"
+    path.write_text(config.dump(MgmtdConfig("c", kv="memory", grpc_port=0)))
+    program = f"""
+import os, pathlib, signal
+from fireflyfs.deploy.process import ServerProcess
+pathlib.Path.write_text = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # instead of the pid file
+ServerProcess(pathlib.Path({str(tmp_path)!r}), "mgmtd", ["run", "mgmtd", "--config", {str(path)!r}]).start()
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 5
+    try:
+        while (left := _with_argument(str(path))) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert left == []
+    finally:
+        for pid in _with_argument(str(path)):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _with_argument(argument: str) -> list[int]:
+    """Processes that have `argument` among theirs."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if argument.encode() in arguments:
+            found.append(int(folder.name))
+    return found
+
+
+def test_a_start_that_was_killed_while_it_made_targets_is_done_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = LocalCluster(tmp_path / "c")
+    cluster.create(ClusterSpec(storage_nodes=1, replicas=1, targets_per_worker=2, capacity_bytes=1 << 30))
+    made: list[Path] = []
+
+    def killed(path: Path, cluster_id: str, target_id: int) -> None:
+        if made:
+            raise KeyboardInterrupt
+        create_target(path, cluster_id, target_id)
+        made.append(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(local, "create_target", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cluster._ready_plan()
+    cluster._ready_plan()
+    for _, target_id in cluster.plan().targets(1):
+        require_identity(cluster.root / "data" / "storage-1" / str(target_id), cluster.cluster_id, target_id)
+    assert [path.name for path in (cluster.root / "data").iterdir()] == ["storage-1"]
 
 
 def test_a_process_that_ends_tells_why(tmp_path: Path) -> None:
@@ -91,27 +153,6 @@ def test_a_process_that_ends_tells_why(tmp_path: Path) -> None:
         "mgmtd.err.1",
         "mgmtd.err.2",
     ]
-
-
-def test_a_first_start_that_is_interrupted_leaves_no_node_with_some_of_its_targets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cluster = LocalCluster(tmp_path / "c")
-    cluster.create(ClusterSpec(storage_nodes=1, replicas=1))
-    made: list[Path] = []
-
-    def interrupted(path: Path, cluster_id: str, target_id: int) -> None:
-        if made:
-            raise KeyboardInterrupt
-        create_target(path, cluster_id, target_id)
-        made.append(path)
-
-    monkeypatch.setattr("fireflyfs.deploy.local.create_target", interrupted)
-    for _ in range(2):  # the second start finds what the first one left
-        with pytest.raises(KeyboardInterrupt):
-            cluster.up()
-        assert not (cluster.root / "data" / "storage-1").exists()
-        assert made.pop().exists()
 
 
 def test_the_end_of_a_log_says_each_thing_once(tmp_path: Path) -> None:
@@ -168,6 +209,8 @@ def test_a_cluster_is_made_once(tmp_path: Path) -> None:
         cluster.kill("nobody")
     with pytest.raises(FfsError, match="does not run"):
         cluster.kill("meta")
+    settings: Any = SimpleNamespace(root=cluster.root)
+    assert not cluster_commands._make(settings, cluster, 1, 1, 0.0), "as the second of two `ffs up` at once"
     # Data without its plan is not overwritten.
     (cluster.root / planning.PLAN_FILE).unlink()
     (cluster.root / "data").mkdir()

@@ -301,3 +301,24 @@ def test_a_server_that_answers_too_late_changes_nothing_that_was_read(
     monkeypatch.setattr(backend.data, "read", hang)
     backend.pool = SharedPool()
     assert bench.read(fh, 0, 5) == b"right"
+
+
+def test_what_a_failed_copy_left_behind_is_not_beyond_the_end(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(backend)
+    fh = bench.open()
+    bench.write(fh, 0, b"right")
+    bench.fsync(fh)
+    copy = backend.data.copy
+
+    def full(source: Any, source_offset: int, into: Any, into_offset: int, length: int) -> None:
+        copy(source, source_offset, into, into_offset, length - 2)
+        raise FfsError(Code.NO_SPACE)
+
+    monkeypatch.setattr(backend.data, "copy", full)
+    asked = protocol.COPY_FILE_RANGE_IN.pack(fh, 0, bench.id, fh, 10, 5, 0)
+    with pytest.raises(FfsError):
+        ranges.copy_file_range(bench.volume, bench.request(asked))
+    assert bench.length() == 13
+    bench.flush(fh)
+    bench.release(fh)
+    assert bench.recorded == 13

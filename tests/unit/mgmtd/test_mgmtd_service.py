@@ -162,7 +162,10 @@ def test_lease_rules() -> None:
     leases = LeaseTable(10, clock.monotonic_s(), sessions_max=2)
     for name in (b"a", b"b"):
         leases.extend(pb.ClientSession(client_id=name * 16), clock.monotonic_s(), 1)
-        clock.advance(6)
+        for _ in range(6 if name == b"a" else 3):
+            clock.advance(1)
+            assert not leases.expire(clock.monotonic_s())
+    clock.advance(2)
     with pytest.raises(FfsError):
         leases.extend(pb.ClientSession(client_id=b"c" * 16), clock.monotonic_s(), 1)
     assert [s.client_id for s in leases.sessions(clock.monotonic_s())] == [b"b" * 16]
@@ -170,6 +173,24 @@ def test_lease_rules() -> None:
     leases.extend(pb.ClientSession(client_id=b"b" * 16), clock.monotonic_s(), 2)
     assert [s.client_id for s in leases.expire(clock.monotonic_s())] == [b"a" * 16]
     assert leases.sessions(clock.monotonic_s())[0].start_unix_ns == 1
+
+
+def test_time_in_which_mgmtd_stood_still_takes_no_lease() -> None:
+    clock = ManualClock()
+    leases = LeaseTable(10, clock.monotonic_s())
+    leases.extend(pb.ClientSession(client_id=b"a" * 16), clock.monotonic_s(), 1)
+    clock.advance(1)
+    assert leases.expire(clock.monotonic_s()) == []
+    clock.advance(60)
+    assert len(leases.sessions(clock.monotonic_s())) == 1, "who asks before anybody could be heard"
+    assert not leases.complete(clock.monotonic_s())
+    assert leases.expire(clock.monotonic_s()) == []
+    assert len(leases.sessions(clock.monotonic_s())) == 1
+    for _ in range(9):
+        assert leases.expire(clock.monotonic_s()) == []
+        clock.advance(1)
+    assert [s.client_id for s in leases.expire(clock.monotonic_s())] == [b"a" * 16]
+    assert leases.complete(clock.monotonic_s())
 
 
 def test_a_long_poll_ends_with_the_next_change_and_not_before() -> None:

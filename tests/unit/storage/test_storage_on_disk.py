@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.proto.storage_wire import UpdateKind
+from fireflyfs.storage.background import disk
 from fireflyfs.storage.background.disk import DiskWatcher
 from fireflyfs.storage.background.resync import Resync
 from fireflyfs.storage.core import forward
@@ -111,4 +113,68 @@ def test_a_disk_that_fails_when_it_is_looked_at_is_told_as_one_that_fails_at_wor
 
     asyncio.run(look())
     assert local.state.failed
+    local.close()
+
+
+def test_a_target_whose_disk_hangs_comes_back_only_when_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its chain would take it in again at once, to be brought up to date, and writes would wait for it."""
+    monkeypatch.setattr(disk, "STALL_S", 0.02)
+    monkeypatch.setattr(disk, "EVERY_S", 0.01)
+    create_target(tmp_path, "test", 7)
+    local = LocalTarget(7, open_engine(tmp_path, cluster_id="test", target_id=7), path=tmp_path)
+    local.place(None, Public.OFFLINE)
+    local.place(None, Public.SERVING)
+    assert local.serves()
+    answers = threading.Event()
+    space = local.engine.space
+
+    def hang() -> Any:
+        answers.wait()
+        return space()
+
+    monkeypatch.setattr(local.engine, "space", hang)
+
+    async def until(state: Local) -> None:
+        async with asyncio.timeout(10):
+            while local.state.local is not state:
+                await asyncio.sleep(0.005)
+
+    async def look() -> None:
+        watching = asyncio.create_task(DiskWatcher(local).run())
+        try:
+            await until(Local.OFFLINE)
+            local.place(None, Public.OFFLINE)  # mgmtd has taken it out
+            await asyncio.sleep(0.05)
+            assert local.state.local is Local.OFFLINE
+            answers.set()
+            await until(Local.ONLINE)
+        finally:
+            answers.set()
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    asyncio.run(look())
+    local.close()
+
+
+def test_whoever_is_cancelled_twice_still_waits_for_the_thread(tmp_path: Path) -> None:
+    create_target(tmp_path, "test", 7)
+    local = LocalTarget(7, open_engine(tmp_path, cluster_id="test", target_id=7))
+    go_on = threading.Event()
+
+    async def scenario() -> None:
+        task = asyncio.create_task(local.call(go_on.wait))
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+            task.cancel()  # its connection is lost, its call superseded, the server stops
+        await asyncio.sleep(0.01)
+        early = task.done()
+        go_on.set()
+        await asyncio.gather(task, return_exceptions=True)
+        assert not early, "its memory and locks are given back while the thread works on"
+        assert task.cancelled()
+
+    asyncio.run(scenario())
     local.close()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +64,27 @@ def test_a_worker_whose_machine_was_suspended_is_fenced(
 
     asyncio.run(serve())
     assert workers
+
+
+def test_a_worker_that_cannot_be_started_now_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though whoever cleans /tmp has been there meanwhile."""
+    config = StorageConfig("c", 7, ["127.0.0.1:1"], [WorkerConfig([TargetConfig(7001, "/a")])])
+    stop = asyncio.Event()
+    started: list[StorageConfig] = []
+
+    async def start(*command: str, **_: Any) -> None:
+        path = Path(command[command.index("--config") + 1])
+        if started and path.is_relative_to(tempfile.gettempdir()):
+            shutil.rmtree(path.parent, ignore_errors=True)
+        started.append(configuration.load(StorageConfig, path))
+        if len(started) == 3:
+            stop.set()
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(server, "RESTART_FIRST_S", 0.001)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    asyncio.run(asyncio.wait_for(server.serve_node(config, stop), 10))
+    assert started == [config] * 3
 
 
 def test_the_configuration_survives_being_written() -> None:
