@@ -61,6 +61,8 @@ def exit_code(exc: BaseException) -> int:
                 return number
         return REFUSED
     if isinstance(exc, OSError) and exc.errno:
+        if isinstance(exc.__cause__, FfsError):  # the library's: the errno says less
+            return exit_code(exc.__cause__)
         if exc.errno in _UNREACHABLE_ERRNO:
             return UNREACHABLE
         return exit_code(from_oserror(exc))
@@ -74,7 +76,9 @@ def describe(exc: BaseException) -> str:
     elif isinstance(exc, OSError) and exc.strerror:
         name = exc.filename.decode(errors="replace") if isinstance(exc.filename, bytes) else exc.filename
         text, hint = f"{name}: {exc.strerror}" if name else exc.strerror, ""
-        if exc.errno in _UNREACHABLE_ERRNO:
+        if isinstance(exc.__cause__, FfsError):
+            hint = _HINTS.get(exc.__cause__.code, "")
+        elif exc.errno in _UNREACHABLE_ERRNO:
             hint = _HINTS[Code.UNAVAILABLE]
     else:
         text, hint = str(exc) or type(exc).__name__, ""

@@ -152,6 +152,21 @@ def test_a_server_that_was_killed_is_missed_at_once(cluster: LocalCluster, ffs: 
     ffs("status")
 
 
+def test_a_command_that_waits_for_a_metadata_server_says_so(cluster: LocalCluster, ffs: Ffs) -> None:
+    cluster.kill("meta")
+    while cluster.routing().meta_servers():  # until mgmtd misses it
+        time.sleep(0.1)
+    try:
+        done = ffs("--json", "ls", "/", code=exits.UNREACHABLE)
+        assert done.stdout == ""
+        waits, fails = done.stderr.splitlines()
+        assert waits.startswith("ffs: waiting for a metadata server (none is up); `ffs status`")
+        assert "metadata server is up" in fails
+    finally:
+        ffs("up")
+    assert ffs("ls", "/").stderr == ""
+
+
 def test_a_cluster_that_was_made_is_not_made_differently(ffs: Ffs) -> None:
     ffs("up", "--nodes", 3, "--replicas", 3)
     assert "was made with --nodes 3" in ffs("up", "--nodes", 4, code=exits.REFUSED).stderr

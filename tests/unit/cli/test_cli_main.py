@@ -57,6 +57,16 @@ def test_every_error_code_has_a_documented_exit_code(code: Code) -> None:
     assert MEANINGS[code]
 
 
+@pytest.mark.parametrize("code", [code for code in Code if code != Code.OK])
+def test_an_error_of_the_library_ends_as_its_code_does(code: Code) -> None:
+    cause = error(code, "what happened")
+    raised = cause.to_oserror("/x")
+    raised.__cause__ = cause  # as `named` has it
+    assert exits.exit_code(raised) == exits.exit_code(cause)
+    if code in (Code.UNAVAILABLE, Code.TIMEOUT, Code.NO_SPACE):
+        assert "`ffs " in exits.describe(raised)
+
+
 def test_an_error_is_one_line_with_a_hint() -> None:
     text = exits.describe(error(Code.UNAVAILABLE, "127.0.0.1:7400\ndoes not answer"))
     assert "\n" not in text
