@@ -370,6 +370,21 @@ def test_chains_are_made_of_new_targets(cluster_factory: Callable[..., LocalClus
     ffs("chains", "list", "--unhealthy")
 
 
+def test_a_full_cluster_is_not_called_healthy(cluster_factory: Callable[..., LocalCluster], tmp_path: Path) -> None:
+    ffs = runner(cluster_factory(storage_nodes=1, replicas=1, targets_per_worker=1, capacity_bytes=64 << 20))
+    (tmp_path / "large").write_bytes(os.urandom(8 << 20))
+    assert "healthy" in ffs("status").stdout
+    for number in range(8):
+        ffs("put", tmp_path / "large", f"/{number}")
+    assert "ffs space" in ffs("put", tmp_path / "large", "/8", code=exits.REFUSED).stderr
+    deadline_s = time.monotonic() + 30
+    while "FULL" not in (text := ffs("status").stdout):
+        assert time.monotonic() < deadline_s, text
+        time.sleep(0.5)
+    assert "targets that are full" in text
+    assert json.loads(ffs("--json", "status").stdout)["targets_full"] == [1001]
+
+
 def test_the_helper_of_mount(cluster: LocalCluster, ffs: Ffs, tmp_path: Path) -> None:
     """As mount(8) runs it for `mount -t ffs`."""
     point = tmp_path / "helped"
