@@ -230,6 +230,43 @@ def test_files(ffs: Ffs, tmp_path: Path) -> None:
     ffs("rm", "-r", "/files")
 
 
+def test_of_several_paths_those_that_can_be_are_done(ffs: Ffs, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"one\n")
+    ffs("mkdir", "-p", "/several/sub")
+    made = json.loads(ffs("--json", "mkdir", "/several/sub", "/several/new", code=exits.REFUSED).stdout)
+    assert made == {"made": ["/several/new"]}
+    for name in ("a", "b", ".c"):
+        ffs("put", tmp_path / "x", f"/several/{name}")
+    listed = ffs("ls", "/nothing", "/several/a", "/nowhere", "/several", code=exits.NOT_FOUND)
+    assert listed.stdout.splitlines() == ["a", "", "/several:", ".c", "a", "b", "new", "sub"]
+    assert [line.split(": ")[1] for line in listed.stderr.splitlines()] == ["/nothing", "/nowhere"]
+    rows = json.loads(ffs("--json", "stat", "/nothing", "/several/b", code=exits.NOT_FOUND).stdout)
+    assert [row["path"] for row in rows] == ["/several/b"]
+    read = ffs("cat", "/several/a", "/several", "/nothing", "/several/b", code=exits.REFUSED)
+    assert read.stdout == "one\none\n"
+    assert len(read.stderr.splitlines()) == 2
+    moved = json.loads(ffs("--json", "mv", "/nothing", "/several/.c", "/several/sub", code=exits.NOT_FOUND).stdout)
+    assert moved == {"moved": {"/several/.c": "/several/sub/.c"}}
+    gone = ffs("--json", "rm", "/several/a", "/nothing", "/several/sub", "/several/b", code=exits.NOT_FOUND)
+    assert json.loads(gone.stdout) == {"removed": ["/several/a", "/several/b"]}
+    assert "/several/sub is a directory: remove it with -r" in gone.stderr
+    ffs("rm", "-r", "/several", "/", code=exits.USAGE)
+    assert ffs("ls", "-la1d", "/several").stdout.endswith(" several\n")
+    ffs("rm", "-rf", "/several", "/nothing")
+
+
+def test_a_symbolic_link_is_listed_as_ls_does(ffs: Ffs, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/file").write_bytes(b"x")
+    (tmp_path / "links/to-file").symlink_to("file")
+    (tmp_path / "links/to-nothing").symlink_to("nothing")
+    ffs("put", "-r", tmp_path / "links", "/links")
+    for name, target in (("to-file", "file"), ("to-nothing", "nothing")):
+        assert ffs("ls", "-l", f"/links/{name}").stdout.endswith(f" {name} -> {target}\n")
+    assert ffs("ls", "/links/to-file").stdout == "to-file\n"
+    ffs("rm", "-r", "/links")
+
+
 def test_a_reader_that_leaves_is_no_error_text(cluster: LocalCluster, ffs: Ffs, tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(20 << 20))
     ffs("put", tmp_path / "large", "/pipe")
