@@ -225,7 +225,7 @@ class MetaClient:
             limit_s = self._policy.call_deadline_s if retry is None else retry.call_deadline_s()
             try:
                 if not servers:
-                    raise error(Code.UNAVAILABLE, f"no metadata server is known in routing version {routing.version}")
+                    raise error(Code.UNAVAILABLE, f"no metadata server is up in routing version {routing.version}")
                 answer = self._link.call(servers[turn % len(servers)], Call(method, body, deadline_s=limit_s))
             except FfsError as exc:
                 if exc.reaction is Reaction.GIVE_UP:

@@ -7,6 +7,7 @@ says how long to wait, and its user does (with `wait_newer` of routing when `ref
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,13 +22,18 @@ DAMAGED_MAX = 12  # answers of damaged data in one operation: by then every repl
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Bounds of one operation, in seconds. `deadline_s` may be infinite (a mount that waits for its servers)."""
+    """Bounds of one operation, in seconds. `deadline_s` may be infinite (a mount that waits for its servers).
+
+    `on_wait` is told of each failure after which an operation is tried again: for how long it has been tried, and why.
+    It is called in the operation's own thread.
+    """
 
     deadline_s: float = 60.0
     call_deadline_s: float = 6.0  # a little longer than mgmtd takes to give a silent server up
     first_read_s: float = 2.0  # of a read's first attempt: another replica may answer while one hangs
     first_pause_s: float = 0.01
     pause_s_max: float = 1.0
+    on_wait: Callable[[float, FfsError], None] | None = None
 
 
 class Step(NamedTuple):
@@ -43,6 +49,7 @@ class Retry:
     __slots__ = (
         "_at_once",
         "_attempts",
+        "_began_s",
         "_clock",
         "_damaged",
         "_end_s",
@@ -56,7 +63,8 @@ class Retry:
         self._policy = policy
         self._clock = clock
         self._random = rng
-        self._end_s = clock.monotonic_s() + policy.deadline_s
+        self._began_s = clock.monotonic_s()
+        self._end_s = self._began_s + policy.deadline_s
         self._pause_s = policy.first_pause_s
         self._attempts = 0
         self._at_once = 0
@@ -102,6 +110,8 @@ class Retry:
                 f"gave up after {self._attempts} attempts in {self._policy.deadline_s:g} s; "
                 f"last: {exc.code.name.lower()}: {exc.message}",
             ) from exc
+        if self._policy.on_wait is not None:
+            self._policy.on_wait(now_s - self._began_s, exc)
         if replicas_left and reaction in (Reaction.OTHER_REPLICA, Reaction.REFRESH) and self._at_once < AT_ONCE_MAX:
             self._at_once += 1
             return Step(0.0, False)

@@ -111,7 +111,10 @@ def down(settings: Settings) -> None:
 @click.option("--wait", type=Amount(0), metavar="SECONDS", help="Wait this long for every replica to serve.")
 @pass_settings
 def status(settings: Settings, wait: float | None) -> None:
-    """Show processes, nodes and replicas. The exit code is 0 only when everything serves (1: degraded, 4: no mgmtd)."""
+    """Show processes, nodes and replicas. The exit code is 0 only when everything serves (1: degraded, 4: no mgmtd).
+
+    FULL: everything serves, and targets have no room for what is written anew; reads and removals go on.
+    """
     if wait is not None:
         try:
             wait_healthy(settings, timeout_s=wait)
@@ -158,6 +161,7 @@ def _show_status(settings: Settings) -> bool:
     targets = views.target_rows(routing)
     damaged = [row for row in targets if row["damaged"]]
     refused = [row for row in targets if row["note"]]
+    full = [row for row in targets if row["target"] in facts["targets_full"]]
     if settings.json:
         output.show_json(
             {
@@ -188,6 +192,8 @@ def _show_status(settings: Settings) -> bool:
         output.show_rows(settings, damaged, views.DAMAGE_COLUMNS, title="targets with damaged chunks")
     if refused:
         output.show_rows(settings, refused, views.REFUSED_COLUMNS, title="targets whose disks are refused")
+    if full:
+        output.show_rows(settings, full, views.FULL_COLUMNS, title="targets that are full")
     click.echo(_summary(settings, cluster_id, facts, routing))
     for path in _mounts(settings):
         dead = mount_table.is_dead(path)
@@ -233,7 +239,7 @@ def _down(facts: dict[str, Any]) -> str:
 
 def _summary(settings: Settings, cluster_id: str, facts: dict[str, Any], routing: Routing) -> str:
     free = sum(row["free_bytes"] for row in views.space_rows(routing))
-    word = "healthy" if facts["healthy"] else "DEGRADED"
+    word = "DEGRADED" if not facts["healthy"] else "FULL" if facts["targets_full"] else "healthy"
     at = ",".join(connect.mgmtd_addresses(settings))
     down = f", down: {names}" if (names := _down(facts)) else ""
     return (

@@ -65,13 +65,18 @@ def routing_of(client: MgmtdClient) -> Routing:
 
 @contextmanager
 def filesystem(settings: Settings) -> Iterator[FileSystem]:
-    """A FileSystem of the client library, closed on leaving."""
+    """A FileSystem of the client library, closed on leaving. It says so on stderr when it waits for servers."""
+    from fireflyfs.client.cli.waiting import Notice
     from fireflyfs.client.filesystem import FileSystem
+    from fireflyfs.client.retry import RetryPolicy
 
     addresses = mgmtd_addresses(settings)
     meet(addresses)
-    fs = FileSystem.connect(addresses, connect_timeout_s=CONNECT_TIMEOUT_S)
-    try:
-        yield fs
-    finally:
-        fs.close()
+    with Notice() as notice:
+        policy = RetryPolicy(on_wait=notice.on_wait)
+        fs = FileSystem.connect(addresses, connect_timeout_s=CONNECT_TIMEOUT_S, policy=policy)
+        notice.connected(fs.context.routing.current)
+        try:
+            yield fs
+        finally:
+            fs.close()

@@ -6,6 +6,8 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -20,6 +22,8 @@ REFUSED = 5  # understood, and declined: permissions, state, limits
 FINDINGS = 6  # `ffs fsck`: something is wrong and was not mended
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output went away
+
+_WORST_FIRST = (FAILED, UNREACHABLE, REFUSED, NOT_FOUND, USAGE)  # of a command in which several things failed
 
 _NOT_FOUND = {Code.NO_ENTRY, Code.UNKNOWN_NODE, Code.NO_CHAIN, Code.CHUNK_NOT_FOUND, Code.NO_DATA}
 _UNREACHABLE = {
@@ -61,6 +65,8 @@ def exit_code(exc: BaseException) -> int:
                 return number
         return REFUSED
     if isinstance(exc, OSError) and exc.errno:
+        if isinstance(exc.__cause__, FfsError):  # the library's: the errno says less
+            return exit_code(exc.__cause__)
         if exc.errno in _UNREACHABLE_ERRNO:
             return UNREACHABLE
         return exit_code(from_oserror(exc))
@@ -74,7 +80,9 @@ def describe(exc: BaseException) -> str:
     elif isinstance(exc, OSError) and exc.strerror:
         name = exc.filename.decode(errors="replace") if isinstance(exc.filename, bytes) else exc.filename
         text, hint = f"{name}: {exc.strerror}" if name else exc.strerror, ""
-        if exc.errno in _UNREACHABLE_ERRNO:
+        if isinstance(exc.__cause__, FfsError):
+            hint = _HINTS.get(exc.__cause__.code, "")
+        elif exc.errno in _UNREACHABLE_ERRNO:
             hint = _HINTS[Code.UNAVAILABLE]
     else:
         text, hint = str(exc) or type(exc).__name__, ""
@@ -110,3 +118,29 @@ def report(exc: BaseException, *, verbose: bool = False) -> int:
     message = exc.format_message() if isinstance(exc, click.ClickException) else describe(exc)
     print(f"ffs: {message}", file=sys.stderr)
     return code
+
+
+class Failures:
+    """What failed of a command's several paths: each is told at once, the others are gone on with."""
+
+    def __init__(self, *, verbose: bool = False) -> None:
+        self._verbose = verbose
+        self._codes: set[int] = set()
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """An error of the cluster's in this block is reported, and goes no further; one of our own output does."""
+        try:
+            yield
+        except click.UsageError as exc:
+            self._codes.add(exit_code(exc))
+            print(f"ffs: {exc.format_message()}", file=sys.stderr)
+        except (FfsError, OSError) as exc:
+            if isinstance(exc, OSError) and exc.filename is None and not isinstance(exc.__cause__, FfsError):
+                raise
+            self._codes.add(report(exc, verbose=self._verbose))
+
+    def end(self) -> None:
+        """Ends the command with the worst exit code, if anything failed."""
+        if self._codes:
+            sys.exit(min(self._codes, key=_WORST_FIRST.index))

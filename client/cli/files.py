@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from fireflyfs.client.cli import connect, output
+from fireflyfs.client.cli.exits import Failures
 from fireflyfs.client.cli.settings import Settings, pass_settings
 from fireflyfs.common.limits import MiB
 
@@ -49,40 +50,57 @@ def _row(path: str, info: os.stat_result, target: str | None) -> dict[str, Any]:
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @click.option("-l", "--long", "long_form", is_flag=True, help="Modes, owners, sizes and times.")
 @click.option("-R", "--recursive", is_flag=True, help="With all that is below.")
+@click.option("-d", "--directory", "itself", is_flag=True, help="Directories themselves, not what is in them.")
+@click.option("-a", "--all", "_all", is_flag=True, help="Names that begin with a dot too, as always.")
+@click.option("-1", "_one", is_flag=True, help="One name a line, as always.")
 @pass_settings
-def ls(settings: Settings, paths: tuple[str, ...], long_form: bool, recursive: bool) -> None:
+def ls(
+    settings: Settings, paths: tuple[str, ...], long_form: bool, recursive: bool, itself: bool, _all: bool, _one: bool
+) -> None:
     """List directories (the root when none is named)."""
     collected: list[dict[str, Any]] = []
+    failures = Failures(verbose=settings.verbose)
     with connect.filesystem(settings) as fs:
-        for number, path in enumerate(paths or ("/",)):
-            info = fs.lstat(path)
-            if not modes.S_ISDIR(info.st_mode) and not (path.endswith("/") or modes.S_ISLNK(info.st_mode)):
-                groups: Iterable[tuple[str, list[dict[str, Any]]]] = [("", [_row(path, info, None)])]
-            else:
-                groups = _directories(fs, path, recursive)
-            for place, rows in groups:
-                if settings.json:
-                    collected += rows
-                    continue
-                if place and (recursive or len(paths) > 1):
-                    click.echo(f"{'' if not number and place == path else chr(10)}{place}:")
-                _print(rows, long_form)
+        begun = False  # something is printed: what comes next is set apart
+        for path in paths or ("/",):
+            with failures.told():
+                for place, rows in _listed(fs, path, recursive, itself, failures):
+                    if settings.json:
+                        collected += rows
+                        continue
+                    if place and (recursive or len(paths) > 1):
+                        click.echo(f"{chr(10) if begun else ''}{place}:")
+                    _print(rows, long_form)
+                    begun = True
     if settings.json:
         output.show_json(collected)
+    failures.end()
 
 
-def _directories(fs: Any, top: str, recursive: bool) -> Iterable[tuple[str, list[dict[str, Any]]]]:
+def _listed(
+    fs: Any, path: str, recursive: bool, itself: bool, failures: Failures
+) -> Iterable[tuple[str, list[dict[str, Any]]]]:
+    """(directory, rows); the directory is empty where `path` itself is the row, and may be behind a symbolic link."""
+    info = fs.lstat(path)
+    link = modes.S_ISLNK(info.st_mode)
+    if not itself and (modes.S_ISDIR(info.st_mode) or (link and fs.isdir(path))):
+        return _directories(fs, path, recursive, failures)
+    return [("", [_row(path, info, fs.readlink(path) if link else None)])]
+
+
+def _directories(fs: Any, top: str, recursive: bool, failures: Failures) -> Iterable[tuple[str, list[dict[str, Any]]]]:
     stack = [top]
     while stack:
         place = stack.pop()
         rows = []
         below = []
-        for entry in fs.scandir(place):
-            link = fs.readlink(entry.path) if entry.is_symlink() else None
-            rows.append(_row(entry.path, entry.stat(follow_symlinks=False), link))
-            if recursive and entry.is_dir(follow_symlinks=False):
-                below.append(entry.path)
-        yield place, rows
+        with failures.told():
+            for entry in fs.scandir(place):
+                link = fs.readlink(entry.path) if entry.is_symlink() else None
+                rows.append(_row(entry.path, entry.stat(follow_symlinks=False), link))
+                if recursive and entry.is_dir(follow_symlinks=False):
+                    below.append(entry.path)
+            yield place, rows
         stack += reversed(below)
 
 
@@ -105,26 +123,30 @@ def _print(rows: list[dict[str, Any]], long_form: bool) -> None:
 def stat(settings: Settings, paths: tuple[str, ...], follow: bool) -> None:
     """Show all that is known of files: attributes, and where their chunks live."""
     rows = []
+    failures = Failures(verbose=settings.verbose)
     with connect.filesystem(settings) as fs:
         for path in paths:
-            inode = fs.inode(path, follow_symlinks=follow)
-            info = fs.stat(path, follow_symlinks=follow)
-            row = _row(path, info, os.fsdecode(inode.symlink_target) or None)
-            layout = inode.layout
-            row |= {
-                "chunk_size": layout.chunk_size or None,
-                "stripe_size": layout.stripe_size or None,
-                "chain_table": layout.chain_table or None,
-                "chains": list(layout.chains),
-            }
-            rows.append(row)
+            with failures.told():
+                inode = fs.inode(path, follow_symlinks=follow)
+                info = fs.stat(path, follow_symlinks=follow)
+                layout = inode.layout
+                rows.append(
+                    _row(path, info, os.fsdecode(inode.symlink_target) or None)
+                    | {
+                        "chunk_size": layout.chunk_size or None,
+                        "stripe_size": layout.stripe_size or None,
+                        "chain_table": layout.chain_table or None,
+                        "chains": list(layout.chains),
+                    }
+                )
     if settings.json:
         output.show_json(rows)
-        return
-    for number, row in enumerate(rows):
-        if number:
-            click.echo()
-        output.show_record(settings, {key: value for key, value in row.items() if key not in ("name", "mtime_ns")})
+    else:
+        for number, row in enumerate(rows):
+            if number:
+                click.echo()
+            output.show_record(settings, {key: value for key, value in row.items() if key not in ("name", "mtime_ns")})
+    failures.end()
 
 
 @click.command()
@@ -134,17 +156,20 @@ def cat(settings: Settings, paths: tuple[str, ...]) -> None:
     """Write files to the standard output, one after the other."""
     out = sys.stdout.buffer
     buffer = memoryview(bytearray(PIECE_BYTES))
+    failures = Failures(verbose=settings.verbose)
     with connect.filesystem(settings) as fs:
         for path in paths:
-            file = fs.open_file(path)
-            try:
-                offset = 0
-                while count := file.readinto_at(buffer, offset):
-                    out.write(buffer[:count])
-                    offset += count
-            finally:
-                file.close()
+            with failures.told():
+                file = fs.open_file(path)
+                try:
+                    offset = 0
+                    while count := file.readinto_at(buffer, offset):
+                        out.write(buffer[:count])
+                        offset += count
+                finally:
+                    file.close()
         out.flush()
+    failures.end()
 
 
 @click.command()
@@ -154,26 +179,29 @@ def cat(settings: Settings, paths: tuple[str, ...]) -> None:
 @pass_settings
 def rm(settings: Settings, paths: tuple[str, ...], recursive: bool, force: bool) -> None:
     """Remove files; with -r also directories, each in one request. The space comes back in the background."""
+    if not all(path.strip("/") for path in paths):
+        raise click.UsageError("the root of the file system is not removed")
     removed = []
+    failures = Failures(verbose=settings.verbose)
     with connect.filesystem(settings) as fs:
         for path in paths:
-            if not path.strip("/"):
-                raise click.UsageError("the root of the file system is not removed")
-            try:
-                directory = modes.S_ISDIR(fs.lstat(path).st_mode)
-                if directory and not recursive:
-                    raise click.UsageError(f"{path} is a directory: remove it with -r")
-                if directory:
-                    fs.rmtree(path)
+            with failures.told():
+                try:
+                    directory = modes.S_ISDIR(fs.lstat(path).st_mode)
+                    if directory and not recursive:
+                        raise click.UsageError(f"{path} is a directory: remove it with -r")
+                    if directory:
+                        fs.rmtree(path)
+                    else:
+                        fs.unlink(path)
+                except FileNotFoundError:
+                    if not force:
+                        raise
                 else:
-                    fs.unlink(path)
-            except FileNotFoundError:
-                if not force:
-                    raise
-            else:
-                removed.append(path)
+                    removed.append(path)
     if settings.json:
         output.show_json({"removed": removed})
+    failures.end()
 
 
 @click.command()
@@ -189,14 +217,19 @@ def mkdir(settings: Settings, paths: tuple[str, ...], parents: bool, mode: str) 
         bits = -1
     if not 0 <= bits <= 0o7777:
         raise click.UsageError(f"--mode {mode} is no octal number up to 7777")
+    made = []
+    failures = Failures(verbose=settings.verbose)
     with connect.filesystem(settings) as fs:
         for path in paths:
-            if parents:
-                fs.makedirs(path, bits, exist_ok=True)
-            else:
-                fs.mkdir(path, bits)
+            with failures.told():
+                if parents:
+                    fs.makedirs(path, bits, exist_ok=True)
+                else:
+                    fs.mkdir(path, bits)
+                made.append(path)
     if settings.json:
-        output.show_json({"made": list(paths)})
+        output.show_json({"made": made})
+    failures.end()
 
 
 @click.command()
@@ -207,13 +240,16 @@ def mkdir(settings: Settings, paths: tuple[str, ...], parents: bool, mode: str) 
 def mv(settings: Settings, sources: tuple[str, ...], target: str, no_clobber: bool) -> None:
     """Rename a file, or move files into a directory. A file that is there is replaced at once, never half."""
     moved = {}
+    failures = Failures(verbose=settings.verbose)
     with connect.filesystem(settings) as fs:
         into = fs.isdir(target)
         if len(sources) > 1 and not into:
             raise click.UsageError(f"{target} is no directory: several files need one")
         for source in sources:
             place = os.path.join(target, os.path.basename(source.rstrip("/"))) if into else target
-            fs.rename(source, place, flags=1 if no_clobber else 0)
-            moved[source] = place
+            with failures.told():
+                fs.rename(source, place, flags=1 if no_clobber else 0)
+                moved[source] = place
     if settings.json:
         output.show_json({"moved": moved})
+    failures.end()

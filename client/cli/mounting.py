@@ -19,6 +19,7 @@ import click
 from fireflyfs.client.cli import connect, output
 from fireflyfs.client.cli.mount_table import our_mounts, unmount
 from fireflyfs.client.cli.settings import Amount, Settings, pass_settings
+from fireflyfs.client.cli.waiting import Notice
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.net.link_choice import LINKS
 
@@ -178,7 +179,8 @@ def mount_in_background(settings: Settings, mountpoint: Path, options: list[str]
             command, stdin=null, stdout=null, stderr=write_end, pass_fds=[write_end], start_new_session=True, cwd="/"
         )
     os.close(write_end)
-    said = _read_until(read_end, b"ready\n", READY_WAIT_S)
+    with Notice("the mount to be ready"):
+        said = _read_until(read_end, b"ready\n", READY_WAIT_S)
     os.close(read_end)
     if said.endswith(b"ready\n"):
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 from fireflyfs.client.cli.connect import CONNECT_TIMEOUT_S
 from fireflyfs.client.cli.mount_table import FS_SOURCE, unmount
+from fireflyfs.client.cli.waiting import Notice
 from fireflyfs.client.session import ClientContext
 from fireflyfs.common import collector
 from fireflyfs.common.errors import Code, error
@@ -44,7 +46,8 @@ def serve(
         raise error(Code.NOT_PERMITTED, f"mount option {kernel[0]} needs root")
     _raise_descriptors()
     link = choose_link(link).value  # the agents of its rings take the same
-    context = ClientContext.connect(addresses, NODE_TYPE_FUSE, link=link, connect_timeout_s=CONNECT_TIMEOUT_S)
+    with contextlib.nullcontext() if ready_fd is not None else Notice():  # who started this one says it
+        context = ClientContext.connect(addresses, NODE_TYPE_FUSE, link=link, connect_timeout_s=CONNECT_TIMEOUT_S)
     try:
         options.setdefault("threads_max", max(options["threads"], THREADS_USUAL))
         mount_options = MountOptions(source=f"{FS_SOURCE}#{addresses[0]}", link=link, **options)

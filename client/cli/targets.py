@@ -51,10 +51,19 @@ def scrub(settings: Settings, target_ids: tuple[int, ...], every: bool, wait: bo
 @click.option("--worker", type=click.IntRange(0), default=0, show_default=True, help="The worker of that node.")
 @click.option("--path", type=click.Path(path_type=Path), required=True, help="Its folder on that node.")
 @click.option("--format", "format_here", is_flag=True, help="Also make the folder, on this machine.")
+@click.option("--move", is_flag=True, help="The target exists, and its disk is at another place now.")
 @pass_settings
-def create(settings: Settings, target_id: int, node_id: int, worker: int, path: Path, format_here: bool) -> None:
-    """Register a target with mgmtd. The node serves it once its configuration names it."""
+def create(
+    settings: Settings, target_id: int, node_id: int, worker: int, path: Path, format_here: bool, move: bool
+) -> None:
+    """Register a target with mgmtd. The node serves it once its configuration names it.
+
+    One that is registered at another place is refused, unless --move says that it went there with its disk.
+    """
     with connect.mgmtd(settings) as client:
+        known = connect.routing_of(client).targets.get(target_id)
+        if known is not None and not move:
+            _refuse_elsewhere(known, node_id, worker, path)
         if format_here:
             from fireflyfs.client.cli.formatting import format_target
 
@@ -65,6 +74,17 @@ def create(settings: Settings, target_id: int, node_id: int, worker: int, path: 
             )
         )
     output.done(settings, f"target {target_id} is registered on node {node_id}", target=target_id, node=node_id)
+
+
+def _refuse_elsewhere(known: mgmtd_pb2.TargetInfo, node_id: int, worker: int, path: Path) -> None:
+    """The same once more is no error; an id that is taken is."""
+    if (known.node_id, known.worker) != (node_id, worker) or known.path not in ("", str(path)):
+        place = f"{known.path or 'a folder that it has not told'} of node {known.node_id}, worker {known.worker}"
+        raise error(
+            Code.EXISTS,
+            f"target {known.target_id} exists, in {place}: choose another id (`ffs targets list` shows those in use), "
+            "or say --move where its disk is at another place now",
+        )
 
 
 @targets.command("accept-disk")

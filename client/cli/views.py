@@ -7,6 +7,7 @@ from typing import Any
 
 from fireflyfs.client.cli.output import age_text, bytes_text
 from fireflyfs.client.routing import SERVING, SYNCING, Chain, Routing
+from fireflyfs.common.limits import CHUNK_BYTES_DEFAULT
 from fireflyfs.proto import common_pb2, mgmtd_pb2
 
 NODE_TYPES: dict[str, common_pb2.NodeType] = {
@@ -61,6 +62,14 @@ REFUSED_COLUMNS = [
     ("node", "node"),
     ("chain", "chain"),
     ("note", "why"),
+]
+FULL_COLUMNS = [
+    ("target", "target"),
+    ("node", "node"),
+    ("chain", "chain"),
+    ("used", "used"),
+    ("free", "free"),
+    ("path", "path"),
 ]
 CHAIN_COLUMNS = [
     ("chain", "chain"),
@@ -240,7 +249,7 @@ def table_rows(routing: Routing) -> list[dict[str, Any]]:
 
 
 def health(routing: Routing) -> dict[str, Any]:
-    """The cluster in a few figures. `healthy`: every server lives and every replica serves."""
+    """The cluster in a few figures. `healthy`: every server lives and every replica serves, be it without room."""
     replicas = [state for chain in routing.chains.values() for _, state in chain.targets]
     down = [node_id for node_id, node in routing.nodes.items() if not node.alive and not node.disabled]
     serving = sum(1 for state in replicas if state == SERVING)
@@ -255,7 +264,13 @@ def health(routing: Routing) -> dict[str, Any]:
         "replicas": len(replicas),
         "replicas_serving": serving,
         "damaged_chunks": sum(target.scrub.damaged_chunks for target in routing.targets.values()),
+        "targets_full": [target_id for target_id, target in sorted(routing.targets.items()) if is_full(target)],
     }
+
+
+def is_full(target: mgmtd_pb2.TargetInfo) -> bool:
+    """Whether a target of a chain has no room for a chunk of the usual size: writes to its chain fail."""
+    return bool(target.chain_id and target.capacity_bytes) and target.free_bytes < CHUNK_BYTES_DEFAULT
 
 
 def space_rows(routing: Routing) -> list[dict[str, Any]]:

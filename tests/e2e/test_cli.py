@@ -152,6 +152,21 @@ def test_a_server_that_was_killed_is_missed_at_once(cluster: LocalCluster, ffs: 
     ffs("status")
 
 
+def test_a_command_that_waits_for_a_metadata_server_says_so(cluster: LocalCluster, ffs: Ffs) -> None:
+    cluster.kill("meta")
+    while cluster.routing().meta_servers():  # until mgmtd misses it
+        time.sleep(0.1)
+    try:
+        done = ffs("--json", "ls", "/", code=exits.UNREACHABLE)
+        assert done.stdout == ""
+        waits, fails = done.stderr.splitlines()
+        assert waits.startswith("ffs: waiting for a metadata server (none is up); `ffs status`")
+        assert "metadata server is up" in fails
+    finally:
+        ffs("up")
+    assert ffs("ls", "/").stderr == ""
+
+
 def test_a_cluster_that_was_made_is_not_made_differently(ffs: Ffs) -> None:
     ffs("up", "--nodes", 3, "--replicas", 3)
     assert "was made with --nodes 3" in ffs("up", "--nodes", 4, code=exits.REFUSED).stderr
@@ -213,6 +228,43 @@ def test_files(ffs: Ffs, tmp_path: Path) -> None:
     ffs("mkdir", "/files", code=exits.REFUSED)
     ffs("cat", "/files", code=exits.REFUSED)
     ffs("rm", "-r", "/files")
+
+
+def test_of_several_paths_those_that_can_be_are_done(ffs: Ffs, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"one\n")
+    ffs("mkdir", "-p", "/several/sub")
+    made = json.loads(ffs("--json", "mkdir", "/several/sub", "/several/new", code=exits.REFUSED).stdout)
+    assert made == {"made": ["/several/new"]}
+    for name in ("a", "b", ".c"):
+        ffs("put", tmp_path / "x", f"/several/{name}")
+    listed = ffs("ls", "/nothing", "/several/a", "/nowhere", "/several", code=exits.NOT_FOUND)
+    assert listed.stdout.splitlines() == ["a", "", "/several:", ".c", "a", "b", "new", "sub"]
+    assert [line.split(": ")[1] for line in listed.stderr.splitlines()] == ["/nothing", "/nowhere"]
+    rows = json.loads(ffs("--json", "stat", "/nothing", "/several/b", code=exits.NOT_FOUND).stdout)
+    assert [row["path"] for row in rows] == ["/several/b"]
+    read = ffs("cat", "/several/a", "/several", "/nothing", "/several/b", code=exits.REFUSED)
+    assert read.stdout == "one\none\n"
+    assert len(read.stderr.splitlines()) == 2
+    moved = json.loads(ffs("--json", "mv", "/nothing", "/several/.c", "/several/sub", code=exits.NOT_FOUND).stdout)
+    assert moved == {"moved": {"/several/.c": "/several/sub/.c"}}
+    gone = ffs("--json", "rm", "/several/a", "/nothing", "/several/sub", "/several/b", code=exits.NOT_FOUND)
+    assert json.loads(gone.stdout) == {"removed": ["/several/a", "/several/b"]}
+    assert "/several/sub is a directory: remove it with -r" in gone.stderr
+    ffs("rm", "-r", "/several", "/", code=exits.USAGE)
+    assert ffs("ls", "-la1d", "/several").stdout.endswith(" several\n")
+    ffs("rm", "-rf", "/several", "/nothing")
+
+
+def test_a_symbolic_link_is_listed_as_ls_does(ffs: Ffs, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/file").write_bytes(b"x")
+    (tmp_path / "links/to-file").symlink_to("file")
+    (tmp_path / "links/to-nothing").symlink_to("nothing")
+    ffs("put", "-r", tmp_path / "links", "/links")
+    for name, target in (("to-file", "file"), ("to-nothing", "nothing")):
+        assert ffs("ls", "-l", f"/links/{name}").stdout.endswith(f" {name} -> {target}\n")
+    assert ffs("ls", "/links/to-file").stdout == "to-file\n"
+    ffs("rm", "-r", "/links")
 
 
 def test_a_reader_that_leaves_is_no_error_text(cluster: LocalCluster, ffs: Ffs, tmp_path: Path) -> None:
@@ -353,6 +405,21 @@ def test_chains_are_made_of_new_targets(cluster_factory: Callable[..., LocalClus
     ffs("chains", "update", "rotate", 1)
     ffs("chains", "update", "rotate", 4711, code=exits.NOT_FOUND)
     ffs("chains", "list", "--unhealthy")
+
+
+def test_a_full_cluster_is_not_called_healthy(cluster_factory: Callable[..., LocalCluster], tmp_path: Path) -> None:
+    ffs = runner(cluster_factory(storage_nodes=1, replicas=1, targets_per_worker=1, capacity_bytes=64 << 20))
+    (tmp_path / "large").write_bytes(os.urandom(8 << 20))
+    assert "healthy" in ffs("status").stdout
+    for number in range(8):
+        ffs("put", tmp_path / "large", f"/{number}")
+    assert "ffs space" in ffs("put", tmp_path / "large", "/8", code=exits.REFUSED).stderr
+    deadline_s = time.monotonic() + 30
+    while "FULL" not in (text := ffs("status").stdout):
+        assert time.monotonic() < deadline_s, text
+        time.sleep(0.5)
+    assert "targets that are full" in text
+    assert json.loads(ffs("--json", "status").stdout)["targets_full"] == [1001]
 
 
 def test_the_helper_of_mount(cluster: LocalCluster, ffs: Ffs, tmp_path: Path) -> None:

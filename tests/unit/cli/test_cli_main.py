@@ -57,6 +57,34 @@ def test_every_error_code_has_a_documented_exit_code(code: Code) -> None:
     assert MEANINGS[code]
 
 
+@pytest.mark.parametrize("code", [code for code in Code if code != Code.OK])
+def test_an_error_of_the_library_ends_as_its_code_does(code: Code) -> None:
+    cause = error(code, "what happened")
+    raised = cause.to_oserror("/x")
+    raised.__cause__ = cause  # as `named` has it
+    assert exits.exit_code(raised) == exits.exit_code(cause)
+    if code in (Code.UNAVAILABLE, Code.TIMEOUT, Code.NO_SPACE):
+        assert "`ffs " in exits.describe(raised)
+
+
+def test_what_failed_of_several_is_told_and_the_worst_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    failures = exits.Failures()
+    failures.end()  # nothing yet
+    with failures.told():
+        raise click.UsageError("a directory")
+    with failures.told():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/a")
+    with failures.told():
+        raise error(Code.ACCESS_DENIED, "no")
+    assert capsys.readouterr().err == "ffs: a directory\nffs: /a: No such file or directory\nffs: no\n"
+    with pytest.raises(SystemExit) as ended:
+        failures.end()
+    assert ended.value.code == exits.REFUSED
+    for own in (BrokenPipeError(errno.EPIPE, "pipe"), OSError(errno.ENOSPC, "our own output"), KeyboardInterrupt()):
+        with pytest.raises(type(own)), failures.told():
+            raise own
+
+
 def test_an_error_is_one_line_with_a_hint() -> None:
     text = exits.describe(error(Code.UNAVAILABLE, "127.0.0.1:7400\ndoes not answer"))
     assert "\n" not in text

@@ -9,6 +9,7 @@ import pytest
 from fireflyfs.client.cli import output, views
 from fireflyfs.client.cli.settings import Settings
 from fireflyfs.client.routing import Routing, apply_delta
+from fireflyfs.common.limits import CHUNK_BYTES_DEFAULT
 from fireflyfs.proto import common_pb2, mgmtd_pb2
 
 
@@ -87,6 +88,17 @@ def test_the_progress_of_a_resync_is_its_sources() -> None:
     syncing.targets[1001].resync_total_chunks = 400
     (row,) = views.resync_rows(syncing)
     assert (row["done_chunks"], row["total_chunks"], row["progress"]) == (399, 400, "399 of 400, 99 %")
+
+
+def test_a_target_is_full_when_it_has_no_room_for_a_chunk() -> None:
+    seen = routing([SERVING] * 3)
+    for target, free in zip(seen.targets.values(), (CHUNK_BYTES_DEFAULT, CHUNK_BYTES_DEFAULT - 1, 0), strict=True):
+        target.free_bytes = free
+    assert views.health(seen)["targets_full"] == [2001, 3001]
+    assert views.health(seen)["healthy"], "what is there is served"
+    seen.targets[2001].chain_id = 0  # nobody writes to it
+    seen.targets[3001].capacity_bytes = 0  # nobody has said yet
+    assert views.health(seen)["targets_full"] == []
 
 
 def test_scrubbing_and_damage_are_shown() -> None:

@@ -52,3 +52,19 @@ def test_another_error_in_between_starts_the_wait_anew() -> None:
         retry.after(missing())
         retry.after(error(Code.UNAVAILABLE))
         clock.advance(3)
+
+
+def test_who_waits_is_told_how_long_and_why() -> None:
+    clock = ManualClock()
+    told: list[tuple[float, str]] = []
+    policy = RetryPolicy(10.0, on_wait=lambda waited_s, why: told.append((waited_s, why.message)))
+    retry = Retry(policy, clock, random.Random(1))
+    retry.after(error(Code.UNAVAILABLE, "away"))
+    clock.advance(4)
+    retry.after(error(Code.TIMEOUT, "silent"))
+    with pytest.raises(FfsError):
+        retry.after(error(Code.NO_ENTRY, "an answer is nothing to wait after"))
+    clock.advance(7)
+    with pytest.raises(FfsError):
+        retry.after(error(Code.UNAVAILABLE, "the time is up"))
+    assert told == [(0.0, "away"), (4.0, "silent")]
