@@ -263,7 +263,7 @@ class FileSystem(ExtendedAttributes):
         base = os.fspath(path)
         for entry in self._entries(path, attributes=True):
             name = entry.name if isinstance(base, bytes) else os.fsdecode(entry.name)
-            yield DirEntry(name, os.path.join(base, name), entry, self.stat)
+            yield DirEntry(name, os.path.join(base, name), entry, self.stat, self.context.inodes.length_of)
 
     def mkdir(self, path: StrPath, mode: int = 0o777, *, layout: Layout | None = None) -> None:
         self._make(path, mode, parents=False, layout=layout)

@@ -164,14 +164,15 @@ class OpenInode:
         size = length_of(data)
         if not size:
             return self._state.length
-        hint, _ = self._state.report()
-        request = meta_pb2.AppendRequest(
-            inode=self._state.file.inode, session=self._session, size=size, hint=hint, caller=self._caller
-        )
-        reply = self._context.meta.append(request)
-        self._state.learn(reply.inode)
-        self._state.limit.learn(reply.inode, self._context.clock.monotonic_s())
-        self.pwrite(reply.offset, data)
+        with self._state.appending:
+            hint, _ = self._state.report()
+            request = meta_pb2.AppendRequest(
+                inode=self._state.file.inode, session=self._session, size=size, hint=hint, caller=self._caller
+            )
+            reply = self._context.meta.append(request)
+            self._state.learn(reply.inode)
+            self._state.limit.learn(reply.inode, self._context.clock.monotonic_s())
+            self.pwrite(reply.offset, data)
         return reply.offset
 
     def copy_from(self, source: OpenInode, source_offset: int, offset: int, length: int) -> int:

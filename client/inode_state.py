@@ -55,6 +55,7 @@ class InodeState:
         "_unsure",
         "_unsynced_end",
         "_written_end",
+        "appending",
         "file",
         "limit",
     )
@@ -64,6 +65,7 @@ class InodeState:
         self._lock = threading.Lock()
         self._inode = inode
         self.limit = Limit()
+        self.appending = threading.Lock()  # from where bytes are placed until they count: meta keeps clients apart
         self._written_end = 0  # largest end written here since the truncate version that we know
         self._unsynced_end = -1  # the same since meta was told; -1: meta knows all
         self._mtime_ns = 0  # of the last write that meta does not know of; 0: none

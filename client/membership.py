@@ -86,7 +86,7 @@ class Membership:
         self._task: asyncio.Task[None] | None = None
         self._sequence = 0
         self._config_version = 0
-        self._generation = clock.unix_ns()  # grows with every start, as long as the host's date does
+        self._generation = clock.unix_ns()  # grows with each start; where the host's date was set back, mgmtd waits
         self._about = mgmtd_pb2.HeartbeatRequest(
             node_id=node_id,
             type=type,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from typing import AnyStr, Generic
 
 from fireflyfs.common.errors import Code, error
@@ -68,15 +69,23 @@ def statvfs_result(reply: meta_pb2.StatFsReply) -> os.statvfs_result:
 class DirEntry(Generic[AnyStr]):
     """What os.scandir gives: a name with its attributes already there."""
 
-    __slots__ = ("_attributes", "_follow", "_inode", "_mode", "name", "path")
+    __slots__ = ("_attributes", "_follow", "_inode", "_length_of", "_mode", "name", "path")
 
-    def __init__(self, name: AnyStr, path: AnyStr, entry: meta_pb2.DirEntry, follow: object) -> None:
+    def __init__(
+        self,
+        name: AnyStr,
+        path: AnyStr,
+        entry: meta_pb2.DirEntry,
+        follow: object,
+        length_of: Callable[[meta_pb2.Inode], int] | None = None,
+    ) -> None:
         self.name: AnyStr = name
         self.path: AnyStr = path
         self._inode = entry.inode
         self._mode = entry.mode
         self._attributes = entry.attributes if entry.HasField("attributes") else None
         self._follow = follow  # FileSystem.stat
+        self._length_of = length_of  # with what this client wrote and meta does not know yet
 
     def inode(self) -> int:
         return self._inode
@@ -98,7 +107,7 @@ class DirEntry(Generic[AnyStr]):
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         """Without another request, except for what a symbolic link leads to."""
         if self._attributes is not None and not (follow_symlinks and self.is_symlink()):
-            return stat_result(self._attributes)
+            return stat_result(self._attributes, self._length_of(self._attributes) if self._length_of else None)
         result: os.stat_result = self._follow(self.path, follow_symlinks=follow_symlinks)  # type: ignore[operator]
         return result
 

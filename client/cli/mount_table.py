@@ -67,7 +67,12 @@ def mounts_of(settings: Settings) -> list[Path]:
         ours = set(connect.mgmtd_addresses(settings))
     except FfsError:
         return []
-    return [path for path, source in our_mounts() if ours & set(source.removeprefix(FS_SOURCE + "#").split(","))]
+    return [path for path, source in our_mounts() if ours & managers_of(source)]
+
+
+def managers_of(source: str) -> set[str]:
+    """Addresses of cluster managers that a mount's source names."""
+    return set(source.removeprefix(FS_SOURCE + "#").split(","))
 
 
 def is_mounted(path: Path) -> bool:

@@ -17,13 +17,14 @@ from pathlib import Path
 import click
 
 from fireflyfs.client.cli import connect, output
-from fireflyfs.client.cli.mount_table import our_mounts, unmount
+from fireflyfs.client.cli.mount_table import managers_of, our_mounts, unmount
 from fireflyfs.client.cli.settings import Amount, Settings, pass_settings
 from fireflyfs.client.cli.waiting import Notice
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.net.link_choice import LINKS
 
 READY_WAIT_S = 30.0
+END_WAIT_S = 10.0
 ERROR_BYTES_MAX = 64 << 10
 _AS_IT_IS = "mounted already at {}: it stays as it is, `ffs umount` first makes other options count"
 
@@ -188,7 +189,11 @@ def mount_in_background(settings: Settings, mountpoint: Path, options: list[str]
     if not text and process.poll() is None:
         process.terminate()
         raise error(Code.TIMEOUT, f"{mountpoint} is not mounted after {READY_WAIT_S:.0f} s")
-    code = process.wait(timeout=10)
+    try:
+        code = process.wait(END_WAIT_S)
+    except subprocess.TimeoutExpired:  # it has warned of something, and is neither ready nor done
+        process.terminate()
+        raise error(Code.TIMEOUT, f"{mountpoint} is not mounted: {text.splitlines()[-1]}") from None
     kind = {4: Code.UNAVAILABLE, 5: Code.NOT_PERMITTED, 3: Code.NO_ENTRY}.get(code, Code.IO_ERROR)
     raise error(kind, f"{mountpoint} cannot be mounted: {text.splitlines()[-1] if text else f'exit code {code}'}")
 
@@ -209,7 +214,7 @@ def _is_there(mountpoint: Path, addresses: list[str]) -> bool:
             raise
         unmount(path, lazy=True)
         return False
-    if not any(address in sources[-1] for address in addresses):
+    if not managers_of(sources[-1]).intersection(addresses):
         raise error(Code.BUSY, f"{mountpoint} is a mount of another cluster ({sources[-1]}): unmount it first")
     return True
 

@@ -51,11 +51,11 @@ class Cluster(ClusterState):
         old = node.worker(request.worker)
         key = (node.node_id, request.worker)
         seen = self.seen.get(key)
-        if old is not None and request.generation < old.generation:
+        if old is not None and request.generation < old.generation and not self._is_long_gone(old, seen, now_s):
             raise error(
                 Code.STALE_HEARTBEAT, f"generation {request.generation} is older than {old.generation}: a newer runs"
             )
-        restarted = old is None or request.generation > old.generation
+        restarted = old is None or request.generation != old.generation
         if not restarted and seen is not None and request.sequence <= seen.sequence:
             raise error(Code.STALE_HEARTBEAT, f"sequence {request.sequence} is not newer than {seen.sequence}")
         self.seen[key] = Seen(request.sequence, now_s, unix_ns)
@@ -84,6 +84,11 @@ class Cluster(ClusterState):
             self._reports(draft, node, request, restarted)
         draft.step(draft.touched)
         return draft.changes
+
+    def _is_long_gone(self, worker: WorkerRecord, seen: Seen | None, now_s: float) -> bool:
+        """Whether nothing of this life of a worker can be on its way any more. Then an older generation is no older
+        life: generations are dates, and the host's was set back."""
+        return not worker.alive and (seen is None or now_s - seen.at_s >= self.failed_after_s)
 
     def _reports(self, draft: Draft, node: NodeRecord, request: mgmtd_pb2.HeartbeatRequest, restarted: bool) -> None:
         if node.type != NODE_TYPE_STORAGE:

@@ -88,7 +88,10 @@ class Reader:
         if len(slow) == 1:
             await one(*slow[0])
         else:
-            await asyncio.gather(*(one(*work) for work in slow))
+            # All are waited for: they work on memory that goes back to its owner when this fails.
+            for outcome in await asyncio.gather(*(one(*work) for work in slow), return_exceptions=True):
+                if outcome is not None:
+                    raise outcome
         if self._replicas.fenced():
             raise error(Code.FENCED)  # it may have waited for long
         request.reply(encode_reads(rows), [row[1] for row in rows])

@@ -313,8 +313,13 @@ class FakeMeta:
 
     def append(self, request: meta_pb2.AppendRequest) -> meta_pb2.AppendReply:
         inode = self.by_id(request.inode)
-        offset = max(inode.length, request.hint.length, self.cluster.appended.get(inode.id, 0))
-        self.cluster.appended[inode.id] = offset + request.size
+        others = [
+            end
+            for (appended, client_id), end in self.cluster.appended.items()
+            if appended == inode.id and client_id != request.caller.client_id
+        ]
+        offset = max(inode.length, request.hint.length, *others, 0)
+        self.cluster.appended[inode.id, request.caller.client_id] = offset + request.size
         return meta_pb2.AppendReply(offset=offset, inode=inode)
 
     def open(self, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
@@ -439,7 +444,7 @@ class FakeCluster:
         self.lock = threading.Lock()
         self.pool = PrivatePool()
         self.names: dict[bytes, meta_pb2.Inode] = {}
-        self.appended: dict[int, int] = {}
+        self.appended: dict[tuple[int, bytes], int] = {}  # by inode and client, as meta keeps it in sessions
         self.outcomes: dict[bytes, bytes] = {}
         self.sessions: dict[bytes, int] = {}
         self.meta_servers = {number: FakeMeta(self) for number in (1, 2)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -357,3 +358,22 @@ def test_a_server_that_answers_too_late_changes_nothing_that_was_read(
     transfers: Any = SimpleNamespace(client=SimpleNamespace(context=client))
     Transfers._copy_out(transfers, source, got, Callback())
     assert got.getvalue() == b"right"
+
+
+def test_appends_of_one_client_through_several_handles_do_not_overlap(
+    client: FakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = client.open(b"/a"), client.open(b"/a")
+    write = client.storage.write
+    beside = threading.Thread(target=lambda: two.append(view(b"second")))
+
+    def slow(spans: list[Any]) -> Any:
+        monkeypatch.setattr(client.storage, "write", write)
+        beside.start()
+        beside.join(0.2)
+        return write(spans)
+
+    monkeypatch.setattr(client.storage, "write", slow)
+    assert one.append(view(b"first")) == 0
+    beside.join()
+    assert one.pread(0, 100) == b"firstsecond"

@@ -95,6 +95,24 @@ def test_a_planned_stop_counts_at_once(harness: Any) -> None:
     assert not harness.cluster.nodes[1].alive
 
 
+def test_a_worker_whose_host_had_its_date_set_back_is_heard_when_its_former_life_is_over(harness: Any) -> None:
+    three_replicas(harness)
+    harness.beat(1, {101: UP}, generation=100)
+    for _ in range(6):
+        with pytest.raises(FfsError) as failure:
+            harness.beat(1, {101: UP}, generation=50)
+        assert code_of(failure) is Code.STALE_HEARTBEAT
+        harness.tick(0.8)
+        harness.beat(2, {201: UP})
+        harness.beat(3, {301: UP})
+    harness.tick(0.8)
+    harness.beat(1, {101: UP}, generation=50)
+    assert harness.states(7)[2] == (101, "OFFLINE"), "it leaves its chain first, as after any start"
+    harness.beat(1, {101: ON}, generation=50)
+    assert harness.states(7)[2] == (101, "SYNCING")
+    assert harness.cluster.nodes[1].alive
+
+
 def test_a_death_that_the_supervisor_reports_counts_at_once(harness: Any) -> None:
     three_replicas(harness)
     doors = harness.cluster.nodes[1].worker(0).endpoint

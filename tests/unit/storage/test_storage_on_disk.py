@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import crc32c as crc32c_module
@@ -22,6 +23,7 @@ from fireflyfs.storage.core.target import Local, Public, TargetState
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Writer
 from fireflyfs.storage.engine.store import create_target, open_engine
 from fireflyfs.storage.service.local_target import LocalTarget
+from fireflyfs.storage.service.reading import Reader
 from fireflyfs.storage.service.wire import Item
 
 CHUNK = 65536
@@ -178,3 +180,28 @@ def test_whoever_is_cancelled_twice_still_waits_for_the_thread(tmp_path: Path) -
 
     asyncio.run(scenario())
     local.close()
+
+
+def test_a_read_that_fails_waits_for_the_others_of_its_request() -> None:
+    replicas: Any = SimpleNamespace(count=lambda *_: None, fenced=lambda: False)
+    reader = Reader(replicas)
+    landed: list[ChunkKey] = []
+
+    async def read(_: Any, key: ChunkKey, *__: Any) -> None:
+        if key.chunk_index == 1:
+            raise RuntimeError("nobody thought of it")
+        await asyncio.sleep(0.02)
+        landed.append(key)
+        raise FfsError(Code.CHECKSUM)
+
+    reader.read = read  # type: ignore[assignment, method-assign]
+    keys = [ChunkKey(7, 1), ChunkKey(7, 2)]
+    work: Any = [(place, None, key, 0, memoryview(b"")) for place, key in enumerate(keys)]
+
+    async def scenario() -> None:
+        request: Any = SimpleNamespace(deadline_s=1.0)
+        with pytest.raises(RuntimeError):
+            await reader._finish(request, [(0, 0, 0, 0, 0)] * 2, work)
+        assert landed == keys[1:]
+
+    asyncio.run(scenario())
