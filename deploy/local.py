@@ -175,16 +175,24 @@ class LocalCluster:
         return self._processes[name]
 
     def _ready_plan(self) -> Plan:
-        """The plan, with another port where someone took one meanwhile; configurations and targets made from it."""
+        """The plan, with another port where someone took one meanwhile; configurations and targets made from it.
+
+        mgmtd tells everybody the ports of the others. Mounts and other machines know the cluster by its own, which
+        stays from its first start on. Raises BUSY when another program holds it.
+        """
         plan = self.plan()
         down = [name for name in self.names() if not self._process(name).pid()]
         # The threads of a process that was killed may hold its sockets for a moment after it is gone.
         deadline_s = time.monotonic() + PORT_GRACE_S
         while (taken := _taken_ports(plan, down)) and time.monotonic() < deadline_s:
             time.sleep(POLL_S)
-        if taken & {"mgmtd_grpc"} and len(down) < len(self.names()):
+        if "mgmtd_grpc" in taken and (self.root / "data" / "mgmtd").exists():
+            port = plan.ports["mgmtd_grpc"]
             raise error(
-                Code.CONFIG, f"port {plan.ports['mgmtd_grpc']} of mgmtd is taken by another program while others run"
+                Code.BUSY,
+                f"another program listens on port {port}, by which mounts and other machines know the cluster manager: "
+                f"`ss -ltnp sport = :{port}` shows which. Stop it, or, when nothing of this cluster runs or is mounted "
+                f"any more, set another mgmtd_grpc in {self.root / planning.PLAN_FILE}, and start again with `ffs up`",
             )
         if taken:
             ports = plan.ports | dict(zip(sorted(taken), planning.free_ports(plan.spec.host, len(taken)), strict=True))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ def connect(cluster: LocalCluster) -> FileSystem:
 
 def pids(cluster: LocalCluster) -> dict[str, int]:
     return {process.name: process.pid for process in cluster.status()}
+
+
+@contextlib.contextmanager
+def taken(port: int) -> Iterator[None]:
+    """Another program listens on `port`."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", port))
+        holder.listen()
+        yield
 
 
 def test_up_is_idempotent_and_down_keeps_the_data(own_cluster: LocalCluster) -> None:
@@ -100,17 +110,39 @@ def test_a_failure_to_start_shows_the_log(cluster_factory: Callable[..., LocalCl
     assert "meta.log" in failure.value.message or "meta.err" in failure.value.message
 
 
-def test_a_port_that_was_taken_meanwhile_is_replaced(cluster_factory: Callable[..., LocalCluster]) -> None:
-    local = cluster_factory(storage_nodes=1, replicas=1)
-    local.down()
+def test_ports_that_were_taken_meanwhile_are_replaced_but_for_the_one_that_clients_know(
+    own_cluster: LocalCluster,
+) -> None:
+    before = own_cluster.plan().ports
+    with connect(own_cluster) as fs:  # from before, as a mount is
+        fs.write_bytes("/x", b"1")
+        for name in own_cluster.names():
+            own_cluster.kill(name)
+        with taken(before["mgmtd_grpc"]):
+            with pytest.raises(FfsError, match=f"port {before['mgmtd_grpc']}") as refused:
+                own_cluster.up()
+            assert refused.value.code is Code.BUSY
+            assert "ss -ltnp" in refused.value.message
+            assert own_cluster.plan().ports == before
+            assert not any(pids(own_cluster).values())
+        with taken(before["meta_tcp"]), taken(before["storage-1_0_tcp"]):
+            own_cluster.up()
+            now = own_cluster.plan().ports
+            assert {name for name in before if now[name] != before[name]} == {"meta_tcp", "storage-1_0_tcp"}
+            assert fs.read_bytes("/x") == b"1"
+            fs.write_bytes("/y", b"2")
+
+
+def test_before_its_first_start_mgmtd_takes_another_port(tmp_path: Path) -> None:
+    local = LocalCluster(tmp_path / "c")
+    local.create(ClusterSpec(storage_nodes=1, replicas=1, capacity_bytes=1 << 30))
     port = local.plan().ports["mgmtd_grpc"]
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", port))
-        taken.listen()
-        local.up()
-        assert local.plan().ports["mgmtd_grpc"] != port
-        with connect(local) as fs:
-            fs.write_bytes("/x", b"1")
+    with taken(port):
+        try:
+            local.up()
+            assert local.plan().ports["mgmtd_grpc"] != port
+        finally:
+            local.down()
 
 
 def test_a_lost_target_directory_is_noticed_not_recreated(cluster_factory: Callable[..., LocalCluster]) -> None:
