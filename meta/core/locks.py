@@ -61,6 +61,12 @@ def blockers(held: Iterable[Held], owner: Owner, wanted: Span) -> list[tuple[Hel
     return sorted(found, key=lambda pair: (pair[1], pair[0].owner))
 
 
+def first_of(held: Held | None, wanted: Span) -> Span | None:
+    """The lowest span of an owner that has a byte in common with `wanted`, whatever either is for."""
+    for_any = wanted._replace(write=True)
+    return next((span for span in held.spans if span.meets(for_any)), None) if held is not None else None
+
+
 def behind(queue: Iterable[Waiter], held: Mapping[Owner, Held], owner: Owner, pid: int, wanted: Span) -> bool:
     """Whether a request that nobody's lock is in the way of should wait for older requests all the same.
 

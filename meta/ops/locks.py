@@ -20,6 +20,7 @@ from fireflyfs.meta.core.locks import (
     behind,
     blockers,
     closes_ring,
+    first_of,
     grants,
 )
 from fireflyfs.meta.core.permission import READ, WRITE, may
@@ -34,10 +35,17 @@ TOLD_MAX = 64  # grants in one answer, and heard in one request
 
 
 def get_lock(op: Op, request: meta_pb2.GetLockRequest) -> meta_pb2.GetLockReply:
+    """What is in the way of a lock for reading or writing; asked with UNLOCK, what the owner itself has in the range.
+
+    So newer kernels answer F_OFD_GETLK with F_UNLCK. F_GETLK with it gets no further than the kernel.
+    """
     kind, owner, span = _asked(op, request.lock)
+    held = _table(op).held(request.inode, kind)
     if request.lock.type == meta_pb2.LOCK_UNLOCK:
-        raise error(Code.INVALID, "a lock to ask about is for reading or for writing")
-    in_the_way = blockers(_table(op).held(request.inode, kind).values(), owner, span)
+        mine = held.get(owner)
+        first = first_of(mine, span)
+        return meta_pb2.GetLockReply(conflict=_message(kind, mine, first) if mine and first else None)
+    in_the_way = blockers(held.values(), owner, span)
     return meta_pb2.GetLockReply(conflict=_message(kind, *in_the_way[0]) if in_the_way else None)
 
 

@@ -86,6 +86,35 @@ def test_ranges_are_split_and_the_owner_is_named(two: tuple[Any, Any]) -> None:
     assert refused(other, "lock(EX | NB, 1, (1 << 63) - 2)")
 
 
+OFD = """
+OFD_GETLK, OFD_SETLK = 36, 37
+fds = [fd, os.open(path, os.O_RDWR)]
+def ofd(which, command, kind, start, length):
+    asked = struct.pack('hhqqi4x', kind, 0, start, length, 0)
+    try:
+        answer = fcntl.fcntl(fds[which], command, asked)
+    except OSError as exc:
+        return exc.errno
+    return struct.unpack('hhqqi4x', answer)
+def own_locks():
+    for which, kind, start, length in ((0, 1, 10, 10), (0, 0, 30, 10), (1, 0, 32, 20), (1, 1, 100, 0), (0, 2, 12, 3)):
+        ofd(which, OFD_SETLK, kind, start, length)
+    ranges = ((0, 0), (0, 5), (13, 2), (15, 2), (20, 10), (25, 10), (35, 0), (12, 100))
+    return [ofd(which, OFD_GETLK, 2, *span) for which in (0, 1) for span in ranges]
+"""
+
+
+def test_own_locks_of_an_open_file_are_told_as_on_this_machines_file_system(
+    two: tuple[Any, Any], programs: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "plain").write_bytes(bytes(1000))
+    plain = _open(programs(path=str(tmp_path / "plain")))
+    for program in (plain, two[0]):
+        program(OFD)
+    expected = plain("own_locks()")
+    assert two[0]("own_locks()") == expected
+
+
 @pytest.mark.parametrize("call", ["try_flock", "lock"])
 def test_who_waits_gets_it_when_it_is_dropped(two: tuple[Any, Any], call: str) -> None:
     one, other = two

@@ -103,6 +103,22 @@ def test_a_part_is_unlocked_and_downgraded(locks: Locks) -> None:
     assert not locks.set(TWO, 1, READ, 99, 99).granted
 
 
+def test_own_locks_are_told_to_who_asks_with_unlock(locks: Locks) -> None:
+    assert locks.get(ONE, 1, UNLOCK, 0, RANGE_END) is None
+    locks.set(ONE, 1, WRITE, 10, 19)
+    locks.set(ONE, 1, READ, 30, 39)
+    locks.set(TWO, 1, READ, 32, 51)
+
+    def seen(client: bytes, start: int, end: int = RANGE_END) -> tuple[int, int, int] | None:
+        found = locks.get(client, 1, UNLOCK, start, end)
+        return (found.type, found.start, found.end) if found is not None else None
+
+    assert seen(ONE, 0) == seen(ONE, 15, 16) == seen(ONE, 19, 100) == (WRITE, 10, 19)
+    assert seen(ONE, 20) == seen(ONE, 39) == (READ, 30, 39)
+    assert seen(TWO, 0) == (READ, 32, 51)
+    assert seen(ONE, 0, 9) is seen(ONE, 20, 29) is seen(ONE, 40) is seen(TWO, 0, 31) is None
+
+
 def test_the_oldest_who_waits_gets_the_lock_in_the_same_transaction(locks: Locks) -> None:
     locks.set(ONE, 1, WRITE)
     ids = [locks.request_id() for _ in range(3)]
