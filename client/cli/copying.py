@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import click
 
 from fireflyfs.client.cli import connect, output
-from fireflyfs.client.cli.exits import describe, exit_code
+from fireflyfs.client.cli.exits import describe, exit_code, worst
 from fireflyfs.client.cli.settings import Settings, pass_settings
 from fireflyfs.client.cli.trees import Copier, LocalTree, Progress, Tree
 
@@ -102,7 +102,7 @@ def _copy_all(
     facts = {"files": progress.files, "bytes": progress.bytes, "seconds": seconds, "failed": len(progress.problems)}
     if progress.problems:
         output.done(settings, f"{text}; {len(progress.problems)} failed", **facts)
-        sys.exit(exit_code(progress.problems[0][1]))
+        sys.exit(worst(exit_code(exc) for _, exc in progress.problems))
     output.done(settings, text, **facts)
 
 

@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import click
@@ -120,6 +120,11 @@ def report(exc: BaseException, *, verbose: bool = False) -> int:
     return code
 
 
+def worst(codes: Iterable[int]) -> int:
+    """Of the exit codes of several errors, the one that the command ends with."""
+    return min(codes, key=_WORST_FIRST.index)
+
+
 class Failures:
     """What failed of a command's several paths: each is told at once, the others are gone on with."""
 
@@ -143,4 +148,4 @@ class Failures:
     def end(self) -> None:
         """Ends the command with the worst exit code, if anything failed."""
         if self._codes:
-            sys.exit(min(self._codes, key=_WORST_FIRST.index))
+            sys.exit(worst(self._codes))

@@ -85,6 +85,11 @@ def test_what_failed_of_several_is_told_and_the_worst_counts(capsys: pytest.Capt
             raise own
 
 
+def test_the_worst_of_several_errors_is_not_the_first() -> None:
+    assert exits.worst([exits.USAGE, exits.NOT_FOUND, exits.FAILED, exits.REFUSED]) == exits.FAILED
+    assert exits.worst([exits.USAGE, exits.REFUSED, exits.UNREACHABLE]) == exits.UNREACHABLE
+
+
 def test_an_error_is_one_line_with_a_hint() -> None:
     text = exits.describe(error(Code.UNAVAILABLE, "127.0.0.1:7400\ndoes not answer"))
     assert "\n" not in text
