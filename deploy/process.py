@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.net.host import host_id
@@ -34,6 +35,15 @@ class ProcessStatus:
     running: bool
     pid: int  # 0: none
     log: Path
+
+
+class Child(Protocol):
+    """What subprocess.Popen is to a server that was started here."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
 
 
 class ServerProcess:
@@ -60,7 +70,7 @@ class ServerProcess:
         self._arguments = [*arguments, "--log-file", str(self.log)]
         self._launcher = list(launcher)
         self._environment = dict(environment or {})
-        self._child: subprocess.Popen[bytes] | None = None  # if this process started it: it must be waited for
+        self._child: Child | None = None  # if this process started it: it must be waited for
 
     def pid(self) -> int:
         """The id of the running process, or 0."""
@@ -87,19 +97,22 @@ class ServerProcess:
         environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **self._environment}
         command = [*self._launcher, sys.executable, "-P", "-m", "fireflyfs.client.cli.main", *self._arguments]
         with self.errors.open("wb") as errors:
-            self._child = subprocess.Popen(
-                command,
-                cwd=self._root,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=errors,
-                stderr=errors,
-                start_new_session=True,  # Ctrl-C in the terminal that started the cluster is not for it
-            )
+            self._child = self._launch(command, environment, errors)
         stored = {"pid": self._child.pid, "started": start_time(self._child.pid), "boot": host_id()}
         new = self._pid_file.with_suffix(".new")
         new.write_text(json.dumps(stored), encoding="utf-8")
         new.rename(self._pid_file)
+
+    def _launch(self, command: Sequence[str], environment: Mapping[str, str], errors: BinaryIO) -> Child:
+        return subprocess.Popen(
+            command,
+            cwd=self._root,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=errors,
+            stderr=errors,
+            start_new_session=True,  # Ctrl-C in the terminal that started the cluster is not for it
+        )
 
     def send(self, number: int) -> bool:
         """Send a signal; False when the process does not run.
