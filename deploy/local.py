@@ -171,8 +171,11 @@ class LocalCluster:
                 raise error(Code.NO_ENTRY, f"there is no process {name}: {', '.join(self.names())}")
             role = name.partition("-")[0]
             config = str(self.root / "config" / f"{name}.toml")
-            self._processes[name] = ServerProcess(self.root, name, ["run", role, "--config", config])
+            self._processes[name] = self._server(name, ["run", role, "--config", config])
         return self._processes[name]
+
+    def _server(self, name: str, arguments: list[str]) -> ServerProcess:
+        return ServerProcess(self.root, name, arguments)
 
     def _ready_plan(self) -> Plan:
         """The plan, with another port where someone took one meanwhile; configurations and targets made from it.

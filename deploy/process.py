@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.net.host import host_id
@@ -37,6 +38,15 @@ class ProcessStatus:
     running: bool
     pid: int  # 0: none
     log: Path
+
+
+class Child(Protocol):
+    """What subprocess.Popen is to a server that was started here."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
 
 
 class ServerProcess:
@@ -63,7 +73,7 @@ class ServerProcess:
         self._arguments = [*arguments, "--log-file", str(self.log)]
         self._launcher = list(launcher)
         self._environment = dict(environment or {})
-        self._child: subprocess.Popen[bytes] | None = None  # if this process started it: it must be waited for
+        self._child: Child | None = None  # if this process started it: it must be waited for
 
     def pid(self) -> int:
         """The id of the running process, or 0."""
@@ -90,22 +100,29 @@ class ServerProcess:
         environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **self._environment}
         command = [*self._launcher, sys.executable, "-P", "-m", "fireflyfs.client.cli.main", *self._arguments]
         with self.errors.open("wb") as errors:
-            child = self._child = subprocess.Popen(
-                ["/bin/sh", "-c", WHEN_KNOWN, "sh", *command],
-                cwd=self._root,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=errors,
-                stderr=errors,
-                start_new_session=True,  # Ctrl-C in the terminal that started the cluster is not for it
-            )
+            self._launch(command, environment, errors)
+
+    def _launch(self, command: Sequence[str], environment: Mapping[str, str], errors: BinaryIO) -> None:
+        """Start it, as `_child`; it waits until it is written down."""
+        child = self._child = subprocess.Popen(
+            ["/bin/sh", "-c", WHEN_KNOWN, "sh", *command],
+            cwd=self._root,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=errors,
+            stderr=errors,
+            start_new_session=True,  # Ctrl-C in the terminal that started the cluster is not for it
+        )
         assert child.stdin is not None
         with contextlib.suppress(BrokenPipeError), child.stdin as go:  # it may have been killed already
-            stored = {"pid": child.pid, "started": start_time(child.pid), "boot": host_id()}
-            new = self._pid_file.with_suffix(".new")
-            new.write_text(json.dumps(stored), encoding="utf-8")
-            new.rename(self._pid_file)
+            self._write_down(child.pid)
             go.write(b"\n")
+
+    def _write_down(self, pid: int) -> None:
+        stored = {"pid": pid, "started": start_time(pid), "boot": host_id()}
+        new = self._pid_file.with_suffix(".new")
+        new.write_text(json.dumps(stored), encoding="utf-8")
+        new.rename(self._pid_file)
 
     def send(self, number: int) -> bool:
         """Send a signal; False when the process does not run.

@@ -79,6 +79,7 @@ class Cluster:
     def up(self) -> None:
         self.start("mgmtd")
         self.mgmtd = MgmtdClient([self.address], CLUSTER)
+        self.wait_answers("mgmtd")
         for node in NODES:
             self.mgmtd.register_node(mgmtd_pb2.RegisterNodeRequest(node_id=node, type=NODE_TYPE_STORAGE))
             self.mgmtd.register_target(mgmtd_pb2.RegisterTargetRequest(target_id=node * 1000, node_id=node))
@@ -88,6 +89,15 @@ class Cluster:
             self.start(f"storage-{node}")
         self.routing = RoutingSource(self.mgmtd)
         self.wait_serving(3)
+
+    def wait_answers(self, name: str) -> None:
+        """Return when mgmtd answers, however long it takes to start: what is waited for is that it does, or ends."""
+        while True:
+            try:
+                self.mgmtd.meet(0.1)
+                return
+            except FfsError:
+                assert self.processes[name].poll() is None, (self.root / f"{name}.log").read_text()
 
     def wait_serving(self, count: int, timeout_s: float = 60.0) -> Routing:
         def enough(routing: Routing) -> bool:

@@ -1,7 +1,9 @@
 #!/bin/bash
 # The link over real verbs: on this machine's own rdma device, or in a guest with a software one. `make test-rdma`.
-# FFS_RDMA_CLUSTER=1: a mount over it too (five minutes more in the guest), and then three storage nodes that replicate,
-# are killed and catch up. Clusters want more than a guest that translates instructions gives on a busy machine of two
+# Its contract, its faults, random pieces for a while, and a cluster with a mount on which nothing but rdma is taken and
+# one of three storage nodes dies and comes back.
+# FFS_RDMA_CLUSTER=1: the replication tests over rdma after these, one replica after the other killed and all at once.
+# Their servers start as usual, which wants more than a guest that translates instructions gives on a busy machine of two
 # cores, so they are asked for.
 # FFS_RDMA_TESTS: these alone. FFS_RDMA_SOAK_SECONDS: how long bytes go both ways and are compared (15).
 # FFS_GUEST_KERNEL: where the guest's kernel is kept. FFS_GUEST_SECONDS: how long all of it may take.
@@ -17,6 +19,8 @@ then
   exit
 fi
 [ -z "${FFS_IN_GUEST:-}" ] || { echo "$0: the guest has no rdma device" >&2; exit 1; }
+# Else the guest would compile.
+.venv/bin/python -m compileall -q client common deploy fuse meta mgmtd proto storage tests/rdma tests/conformance
 kernel=${FFS_GUEST_KERNEL:-${XDG_CACHE_HOME:-$HOME/.cache}/fireflyfs/guest-kernel}
 tests/rdma/guest/kernel.sh "$kernel"
 exec tests/rdma/guest/run.py --kernel "$kernel" --rw "$PWD" --timeout "${FFS_GUEST_SECONDS:-1200}" --env FFS_IN_GUEST=1 \
