@@ -20,7 +20,7 @@ from fireflyfs.client.file import BufferedFile, File
 from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.client.paths import DirEntry, StrPath
 from fireflyfs.common.errors import Code, error
-from fireflyfs.common.to_its_end import to_its_end
+from fireflyfs.common.to_its_end import opened_in_thread, to_its_end
 from fireflyfs.proto import meta_pb2
 from fireflyfs.proto.common_pb2 import Layout
 
@@ -174,13 +174,8 @@ class AsyncFileSystem:
     @staticmethod
     async def connect(mgmtd: str | Sequence[str], *, threads: int = THREADS, **options: Any) -> AsyncFileSystem:
         """As `FileSystem.connect`."""
-        connecting = asyncio.ensure_future(asyncio.to_thread(FileSystem.connect, mgmtd, **options))
-        try:
-            return AsyncFileSystem(await to_its_end(connecting), threads=threads)
-        except asyncio.CancelledError:
-            if not connecting.cancelled() and connecting.exception() is None:
-                await to_its_end(asyncio.ensure_future(asyncio.to_thread(connecting.result().close)))
-            raise
+        connecting = functools.partial(FileSystem.connect, mgmtd, **options)
+        return AsyncFileSystem(await opened_in_thread(connecting), threads=threads)
 
     async def close(self) -> None:
         await to_its_end(asyncio.ensure_future(self._close()))

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Closable)
 
 
 async def to_its_end(work: asyncio.Future[T]) -> T:
@@ -19,4 +27,15 @@ async def to_its_end(work: asyncio.Future[T]) -> T:
                 await asyncio.wait([work])
         if not work.cancelled():
             work.exception()  # nobody is left to be told
+        raise
+
+
+async def opened_in_thread(opening: Callable[[], C]) -> C:
+    """What `opening` opens, in a thread. A caller that is cancelled meanwhile leaves nothing open behind."""
+    work = asyncio.ensure_future(asyncio.to_thread(opening))
+    try:
+        return await to_its_end(work)
+    except asyncio.CancelledError:
+        if not work.cancelled() and work.exception() is None:
+            await to_its_end(asyncio.ensure_future(asyncio.to_thread(work.result().close)))
         raise

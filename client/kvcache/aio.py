@@ -13,7 +13,7 @@ from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.client.kvcache.api import Block, CacheStats, Namespace, Out
 from fireflyfs.client.kvcache.cache import KVCache
 from fireflyfs.client.kvcache.prefetch import PrefetchJob
-from fireflyfs.common.to_its_end import to_its_end
+from fireflyfs.common.to_its_end import opened_in_thread, to_its_end
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,13 +40,7 @@ class AsyncKVCache:
     ) -> Self:
         """As `KVCache.open`."""
         opened = partial(KVCache.open, filesystem_or_mgmtd_address, name, block_size=block_size, **options)
-        opening = asyncio.get_running_loop().run_in_executor(None, opened)
-        try:
-            return cls(await to_its_end(opening))
-        except asyncio.CancelledError:
-            if not opening.cancelled() and opening.exception() is None:
-                await asyncio.to_thread(opening.result().close)
-            raise
+        return cls(await opened_in_thread(opened))
 
     @property
     def namespace(self) -> Namespace:

@@ -36,6 +36,8 @@ def read_tables(folder: Path, bytes_max: int, stop: threading.Event) -> int:
     buffer = memoryview(bytearray(STEP_BYTES))
     done = 0
     for path in sorted(folder.glob("*.sst"), reverse=True):
+        if done >= bytes_max or stop.is_set():
+            break
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
