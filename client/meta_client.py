@@ -138,6 +138,14 @@ class MetaClient:
         """Returns when there is news, or after the request's `wait_ms`, which is below a call's deadline."""
         return self._read(Method.META_AWAIT_LOCKS, request, request.caller, meta_pb2.AwaitLocksReply())
 
+    def delegate(self, request: meta_pb2.DelegateRequest) -> meta_pb2.DelegateReply:
+        """Asked for twice it is the same delegation."""
+        return self._read(Method.META_DELEGATE, request, request.caller, meta_pb2.DelegateReply())
+
+    def await_recalls(self, request: meta_pb2.AwaitRecallsRequest) -> meta_pb2.AwaitRecallsReply:
+        """Returns when something was recalled, or after the request's `wait_ms`, which is below a call's deadline."""
+        return self._read(Method.META_AWAIT_RECALLS, request, request.caller, meta_pb2.AwaitRecallsReply())
+
     # Changing
     def open(self, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
         return self._change(Method.META_OPEN, request, request.caller, request.mutation, meta_pb2.OpenReply())

@@ -142,6 +142,12 @@ class PatientMeta:
     def cancel_lock(self, request: m.CancelLockRequest, /) -> m.CancelLockReply:
         return self._call(self._meta.cancel_lock, request)
 
+    def delegate(self, request: m.DelegateRequest, /) -> m.DelegateReply:
+        return self._call(self._meta.delegate, request)
+
+    def await_recalls(self, request: m.AwaitRecallsRequest, /) -> m.AwaitRecallsReply:
+        return self._call(self._meta.await_recalls, request)
+
 
 class PatientData:
     """`DataCalls` on a StorageClient."""

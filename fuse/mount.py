@@ -97,6 +97,7 @@ class Mount:
         self._spawn(self.volume.session_ender.run, "sessions")
         self._spawn(self.volume.locks.run, "locks")
         self._spawn(self.volume.locks.held.watch, "held-locks")
+        self._spawn(self.volume.names.run, "names")
         self._spawn(self._maintain, "maintain")
         if self.volume.rings is not None:
             self.volume.rings.start()
@@ -228,6 +229,7 @@ class Mount:
         self.volume.session_ender.stop()
         self.volume.locks.stop()
         self.volume.locks.held.stop()
+        self.volume.names.stop()
         with contextlib.suppress(OSError):
             if device.is_mounted(self.mountpoint):
                 device.unmount(self.mountpoint)

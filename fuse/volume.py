@@ -20,6 +20,7 @@ from fireflyfs.common.net.api import Piece
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.backend import Backend
 from fireflyfs.fuse.callers import Callers
+from fireflyfs.fuse.delegations import Delegations
 from fireflyfs.fuse.held_locks import HeldLocks
 from fireflyfs.fuse.inodes import ChangedDirectories, FileHandle, Handles, InodeTable, LiveInode, attributes_of
 from fireflyfs.fuse.locks import LockClient
@@ -68,6 +69,7 @@ class Volume:
         self.session_ender = SessionEnder(self._end_sessions)
         held = HeldLocks(backend.meta, self.callers.root, backend.lease_clock, backend.lease, self._locks_lost)
         self.locks = LockClient(backend.meta, self.callers.root, held)
+        self.names = Delegations(backend.meta, self.callers.root, backend.lease_clock)
         self.entry_valid = protocol.Valid.of(options.entry_timeout_s)
         self.attr_valid = protocol.Valid.of(options.attr_timeout_s)
         self.negative_valid = protocol.Valid.of(options.negative_timeout_s)
@@ -367,5 +369,6 @@ class Volume:
             "flush_errors": self.write_behind.flush_errors,
             "segments": self.segments.made,
             "server_waits": self.backend.waits,
+            "names_delegated": len(self.names),
             **self.counts,
         }

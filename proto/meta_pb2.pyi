@@ -924,6 +924,54 @@ class CancelLockReply(_message.Message):
     granted: bool
     def __init__(self, granted: _Optional[bool] = ...) -> None: ...
 
+class DelegateRequest(_message.Message):
+    __slots__ = ("caller", "directory", "names_max")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    NAMES_MAX_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    directory: int
+    names_max: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., directory: _Optional[int] = ..., names_max: _Optional[int] = ...) -> None: ...
+
+class DelegateReply(_message.Message):
+    __slots__ = ("granted", "names", "term_ms")
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    TERM_MS_FIELD_NUMBER: _ClassVar[int]
+    granted: Delegation
+    names: _containers.RepeatedScalarFieldContainer[bytes]
+    term_ms: int
+    def __init__(self, granted: _Optional[_Union[Delegation, _Mapping]] = ..., names: _Optional[_Iterable[bytes]] = ..., term_ms: _Optional[int] = ...) -> None: ...
+
+class Delegation(_message.Message):
+    __slots__ = ("directory", "number")
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    directory: int
+    number: int
+    def __init__(self, directory: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
+
+class AwaitRecallsRequest(_message.Message):
+    __slots__ = ("caller", "held", "returned", "wait_ms")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    RETURNED_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    held: _containers.RepeatedCompositeFieldContainer[Delegation]
+    returned: _containers.RepeatedCompositeFieldContainer[Delegation]
+    wait_ms: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., held: _Optional[_Iterable[_Union[Delegation, _Mapping]]] = ..., returned: _Optional[_Iterable[_Union[Delegation, _Mapping]]] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+
+class AwaitRecallsReply(_message.Message):
+    __slots__ = ("recalled", "term_ms")
+    RECALLED_FIELD_NUMBER: _ClassVar[int]
+    TERM_MS_FIELD_NUMBER: _ClassVar[int]
+    recalled: _containers.RepeatedScalarFieldContainer[int]
+    term_ms: int
+    def __init__(self, recalled: _Optional[_Iterable[int]] = ..., term_ms: _Optional[int] = ...) -> None: ...
+
 class AppendRequest(_message.Message):
     __slots__ = ("caller", "mutation", "inode", "session", "size", "hint")
     CALLER_FIELD_NUMBER: _ClassVar[int]

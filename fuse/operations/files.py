@@ -106,16 +106,16 @@ def create(volume: Volume, request: Request) -> Reply:
     name = protocol.decode_name(request.body, protocol.CREATE_IN.size)
     writes = flags & os.O_ACCMODE != os.O_RDONLY
     session = new_session_id() if writes else b""
-    reply = volume.meta.open(
-        m.OpenRequest(
-            caller=volume.caller(request),
-            at=m.PathAt(dir=request.nodeid, path=name),
-            flags=(flags & _CREATE_FLAGS) | os.O_CREAT,
-            mode=stat.S_IFREG | (mode & 0o7777),
-            umask=umask,
-            session=session,
-        )
+    asked = m.OpenRequest(
+        caller=volume.caller(request),
+        at=m.PathAt(dir=request.nodeid, path=name),
+        flags=(flags & _CREATE_FLAGS) | os.O_CREAT,
+        mode=stat.S_IFREG | (mode & 0o7777),
+        umask=umask,
+        session=session,
     )
+    with volume.names.making(request.nodeid, name):
+        reply = volume.meta.open(asked)
     volume.changed_directory(reply.directory)
     live = volume.table.enter(reply.inode, volume.clock.monotonic_s())
     with live.lock:

@@ -31,16 +31,26 @@ def lookup(volume: Volume, request: Request) -> Reply:
     name = _name(request.body, 0)
     if name == virtual.NAME and request.nodeid == protocol.ROOT_ID and volume.rings is not None:
         return virtual.top(volume)
+    if volume.names.absent(request.nodeid, name):  # the kernel let them search here
+        volume.counts["absent_known"] += 1
+        return _missing(volume, request, name)
     try:
         reply = volume.meta.lookup(m.LookupRequest(caller=volume.caller(request), parent=request.nodeid, name=name))
     except FfsError as exc:
-        entry = control.found(request.nodeid, name) if exc.code == errno.ENOENT else None
-        if entry is not None:
-            return entry
-        if exc.code == errno.ENOENT and any(volume.negative_valid):
-            return protocol.encode_no_entry(volume.negative_valid)
-        raise
+        if exc.code != errno.ENOENT:
+            raise
+        volume.names.missed(request.nodeid)
+        return _missing(volume, request, name)
     return volume.entry(reply.inode)
+
+
+def _missing(volume: Volume, request: Request, name: bytes) -> Reply:
+    entry = control.found(request.nodeid, name)
+    if entry is not None:
+        return entry
+    if any(volume.negative_valid):
+        return protocol.encode_no_entry(volume.negative_valid)
+    raise error(Code.NO_ENTRY)
 
 
 def forget(volume: Volume, request: Request) -> Reply:
@@ -62,7 +72,8 @@ def readlink(volume: Volume, request: Request) -> Reply:
 def symlink(volume: Volume, request: Request) -> Reply:
     name, target = protocol.decode_names(request.body)
     at = m.PathAt(dir=request.nodeid, path=name)
-    reply = volume.meta.symlink(m.SymlinkRequest(caller=volume.caller(request), at=at, target=target))
+    with volume.names.making(request.nodeid, name):
+        reply = volume.meta.symlink(m.SymlinkRequest(caller=volume.caller(request), at=at, target=target))
     volume.changed_directory(reply.directory)
     return volume.entry(reply.inode)
 
@@ -71,11 +82,12 @@ def mknod(volume: Volume, request: Request) -> Reply:
     mode, rdev, umask, _ = protocol.MKNOD_IN.unpack_from(request.body)
     at = m.PathAt(dir=request.nodeid, path=_name(request.body, protocol.MKNOD_IN.size))
     caller = volume.caller(request)
-    if stat.S_ISREG(mode):
-        opened = volume.meta.open(m.OpenRequest(caller=caller, at=at, flags=O_CREAT_EXCL, mode=mode, umask=umask))
-        volume.changed_directory(opened.directory)
-        return volume.entry(opened.inode)
-    reply = volume.meta.make_node(m.MakeNodeRequest(caller=caller, at=at, mode=mode, umask=umask, rdev=rdev))
+    with volume.names.making(request.nodeid, at.path):
+        if stat.S_ISREG(mode):
+            opened = volume.meta.open(m.OpenRequest(caller=caller, at=at, flags=O_CREAT_EXCL, mode=mode, umask=umask))
+            volume.changed_directory(opened.directory)
+            return volume.entry(opened.inode)
+        reply = volume.meta.make_node(m.MakeNodeRequest(caller=caller, at=at, mode=mode, umask=umask, rdev=rdev))
     volume.changed_directory(reply.directory)
     return volume.entry(reply.inode)
 
@@ -84,7 +96,9 @@ def mkdir(volume: Volume, request: Request) -> Reply:
     mode, umask = protocol.MKDIR_IN.unpack_from(request.body)
     at = m.PathAt(dir=request.nodeid, path=_name(request.body, protocol.MKDIR_IN.size))
     mode = stat.S_IFDIR | (mode & 0o7777)
-    reply = volume.meta.make_node(m.MakeNodeRequest(caller=volume.caller(request), at=at, mode=mode, umask=umask))
+    asked = m.MakeNodeRequest(caller=volume.caller(request), at=at, mode=mode, umask=umask)
+    with volume.names.making(request.nodeid, at.path):
+        reply = volume.meta.make_node(asked)
     volume.changed_directory(reply.directory)
     return volume.entry(reply.inode)
 
@@ -127,7 +141,7 @@ def _rename(volume: Volume, request: Request, new_parent: int, flags: int, offse
         new=m.PathAt(dir=new_parent, path=new),
         flags=flags,
     )
-    with nullcontext() if flags else volume.removing(new_parent, new):
+    with volume.names.making(new_parent, new), nullcontext() if flags else volume.removing(new_parent, new):
         reply = volume.meta.rename(asked)
         volume.changed_inode(reply.other)
     volume.changed_directory(reply.old_directory)
@@ -151,9 +165,9 @@ def rename2(volume: Volume, request: Request) -> Reply:
 def link(volume: Volume, request: Request) -> Reply:
     (old,) = protocol.LINK_IN.unpack_from(request.body)
     name = _name(request.body, protocol.LINK_IN.size)
-    reply = volume.meta.link(
-        m.LinkRequest(caller=volume.caller(request), old=m.PathAt(dir=old), new=m.PathAt(dir=request.nodeid, path=name))
-    )
+    new = m.PathAt(dir=request.nodeid, path=name)
+    with volume.names.making(request.nodeid, name):
+        reply = volume.meta.link(m.LinkRequest(caller=volume.caller(request), old=m.PathAt(dir=old), new=new))
     volume.changed_directory(reply.directory)
     volume.changed_inode(reply.inode)
     return volume.entry(reply.inode)

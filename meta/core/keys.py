@@ -15,6 +15,7 @@
 | `U` | kind (1), id (8) | usage record | bytes and inodes below a directory, of a user or of a group |
 | `Q` | kind (1), id (8) | quota record | how much of them there may be |
 | `O` | time bucket, 4 bytes big-endian; request id (16) | outcome record | a mutation that was done |
+| `N` | inode id | delegations record | clients that know all names of a directory |
 | `M` | text | depends | counters of the store itself |
 """
 
@@ -112,6 +113,10 @@ def quota(kind: int, subject: int) -> bytes:
     return _SUBJECT.pack(b"Q", kind, subject)
 
 
+def delegations(inode_id: int) -> bytes:
+    return _U64.pack(b"N", inode_id)
+
+
 def subject_of(key: bytes) -> tuple[int, int]:
     """(kind, id) of a key of the tables U and Q."""
     _, kind, subject = _SUBJECT.unpack(key)
@@ -119,7 +124,7 @@ def subject_of(key: bytes) -> tuple[int, int]:
 
 
 def id_of(key: bytes) -> int:
-    """The inode id in a key of the tables I, S, T or G; the directory in one of D."""
+    """The inode id in a key of the tables I, S, T, G or N; the directory in one of D."""
     return int.from_bytes(key[1:9], "big")
 
 

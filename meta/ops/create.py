@@ -13,6 +13,7 @@ from fireflyfs.meta.core.paths import check_new_name, components
 from fireflyfs.meta.core.permission import EXECUTE, WRITE, child_ownership, require
 from fireflyfs.meta.core.records import Flags, Inode
 from fireflyfs.meta.ops.context import Op
+from fireflyfs.meta.ops.delegations import before_new_name
 from fireflyfs.meta.ops.reply import inode_reply
 from fireflyfs.meta.ops.resolve import Place, resolve, target
 from fireflyfs.meta.store import names
@@ -76,7 +77,8 @@ def new_inode(
 
 
 def attach(op: Op, parent: Inode, name: bytes, inode: Inode) -> None:
-    """Store `inode` under a new name in `parent`."""
+    """Store `inode` under a new name in `parent`. Raises RecallFirst."""
+    before_new_name(op, parent)
     parent.mtime_ns = parent.ctime_ns = op.now_ns
     if inode.is_dir:
         parent.nlink += 1

@@ -30,6 +30,13 @@ class FoldFirst(Exception):
 
 
 @dataclass(slots=True)
+class RecallFirst(Exception):
+    """Other clients know all names of this directory, and must be told before it gets one."""
+
+    inode_id: int
+
+
+@dataclass(slots=True)
 class AskRouting(Exception):
     """A chain table is not in routing as of this version: a newer one may have it."""
 

@@ -7,6 +7,7 @@ from fireflyfs.meta.core.paths import check_new_name
 from fireflyfs.meta.core.permission import EXECUTE, WRITE, require, require_unlink
 from fireflyfs.meta.core.records import Inode
 from fireflyfs.meta.ops.context import Op
+from fireflyfs.meta.ops.delegations import before_new_name
 from fireflyfs.meta.ops.remove import drop_directory, drop_name, require_there, touch
 from fireflyfs.meta.ops.reply import to_attributes, to_message
 from fireflyfs.meta.ops.resolve import resolve
@@ -48,6 +49,7 @@ def rename(op: Op, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply:
     require_unlink(source, inode, who)
     if other is None:
         require(goal, who, WRITE | EXECUTE)
+        before_new_name(op, goal)
     else:
         require_unlink(goal, other, who)
     if source is not goal:

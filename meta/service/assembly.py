@@ -17,6 +17,7 @@ from fireflyfs.meta.ops.needs import AskRouting
 from fireflyfs.meta.service.accounting import Accounting
 from fireflyfs.meta.service.handlers import MetaHandlers
 from fireflyfs.meta.service.lock_news import LockNews
+from fireflyfs.meta.service.recalls import Recalls
 from fireflyfs.meta.service.runner import GroupSync, Runner
 from fireflyfs.meta.service.space import Space
 from fireflyfs.meta.service.storage import ChunkStore, RoutingNow
@@ -114,6 +115,8 @@ def assemble(
     sync = GroupSync(engine)
     space = Space(runner, routing)
     cleaner = TrashCleaner(runner, trash_keep_s)
-    handlers = MetaHandlers(runner, sync, space, LockNews(runner), accounting)
+    recalls = Recalls(runner)
+    runner.recall = recalls.clear
+    handlers = MetaHandlers(runner, sync, space, LockNews(runner), accounting, recalls)
     counter = Counter(runner)
     return MetaParts(runner, handlers, trimmer, collector, sync, space, cleaner, folder, counter, accounting)

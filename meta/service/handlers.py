@@ -11,6 +11,7 @@ from fireflyfs.common.net.methods import Method
 from fireflyfs.meta.ops import append, attributes, create, files, inventory, locks, query, remove, rename, trash, xattr
 from fireflyfs.meta.service.accounting import Accounting
 from fireflyfs.meta.service.lock_news import LockNews
+from fireflyfs.meta.service.recalls import Recalls
 from fireflyfs.meta.service.runner import GroupSync, Runner
 from fireflyfs.meta.service.space import Space
 from fireflyfs.proto import meta_pb2
@@ -22,7 +23,13 @@ class MetaHandlers:
     """One object for both lanes."""
 
     def __init__(
-        self, runner: Runner, sync: GroupSync, space: Space, lock_news: LockNews, accounting: Accounting
+        self,
+        runner: Runner,
+        sync: GroupSync,
+        space: Space,
+        lock_news: LockNews,
+        accounting: Accounting,
+        recalls: Recalls,
     ) -> None:
         self._runner = runner
         self._query = runner.query
@@ -31,6 +38,7 @@ class MetaHandlers:
         self._space = space
         self._lock_news = lock_news
         self._accounting = accounting
+        self._recalls = recalls
 
     def stat(self, request: meta_pb2.StatRequest) -> meta_pb2.InodeReply:
         return self._query(request, query.stat)
@@ -158,3 +166,9 @@ class MetaHandlers:
 
     async def await_locks(self, request: meta_pb2.AwaitLocksRequest) -> meta_pb2.AwaitLocksReply:
         return await self._lock_news.wait(request)
+
+    def delegate(self, request: meta_pb2.DelegateRequest) -> meta_pb2.DelegateReply:
+        return self._recalls.delegate(request)
+
+    async def await_recalls(self, request: meta_pb2.AwaitRecallsRequest) -> meta_pb2.AwaitRecallsReply:
+        return await self._recalls.wait(request)

@@ -23,7 +23,7 @@ from fireflyfs.meta.core.permission import Who
 from fireflyfs.meta.core.records import Outcome
 from fireflyfs.meta.core.usage import NO_LIMIT
 from fireflyfs.meta.ops.context import ChooseChains, Op
-from fireflyfs.meta.ops.needs import AskRouting, AskStorage, FoldFirst, TrimFirst
+from fireflyfs.meta.ops.needs import AskRouting, AskStorage, FoldFirst, RecallFirst, TrimFirst
 from fireflyfs.meta.ops.reply import layout_of
 from fireflyfs.meta.service.quotas import Quotas
 from fireflyfs.meta.service.storage import ChunkStore
@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Message)
 Body = Callable[[Op, Any], R]
-Need = TrimFirst | AskStorage | AskRouting | FoldFirst
-NEEDS = (TrimFirst, AskStorage, AskRouting, FoldFirst)
+Need = TrimFirst | AskStorage | AskRouting | FoldFirst | RecallFirst
+NEEDS = (TrimFirst, AskStorage, AskRouting, FoldFirst, RecallFirst)
 
 
 class Trims(Protocol):
@@ -56,10 +56,11 @@ def who_of(caller: common_pb2.Caller) -> Who:
 
 
 class Runner:
-    """The transactions of one metadata server. `trims` and `fold` are set once, before the first request."""
+    """The transactions of one metadata server. `trims`, `fold` and `recall` are set once, before the first request."""
 
     trims: Trims
     fold: Callable[[], Awaitable[int]]  # folds what was changed so far into usage
+    recall: Callable[[int], Awaitable[None]]  # until no client relies on knowing all names of a directory
 
     def __init__(
         self,
@@ -132,6 +133,9 @@ class Runner:
             return
         if isinstance(need, FoldFirst):
             await self.fold()
+            return
+        if isinstance(need, RecallFirst):
+            await self.recall(need.inode_id)
             return
         if isinstance(need, AskRouting):
             await self._confirm_routing(need.version)

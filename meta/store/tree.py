@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.ids import ROOT_INODE
 from fireflyfs.common.kv.interface import Transaction
-from fireflyfs.meta.core import acl, keys, xattrs
+from fireflyfs.meta.core import acl, delegations, keys, xattrs
 from fireflyfs.meta.core.acl import Acl
+from fireflyfs.meta.core.delegations import Holders
 from fireflyfs.meta.core.records import Flags, Garbage, Inode, Session, Trash, Trim, pack_dentry, unpack_dentry
 
 ANCESTORS_MAX = 4096  # deeper than any path reaches: a longer way up is a loop
@@ -141,6 +142,17 @@ class Tree:
                 raise error(Code.NO_ENTRY, "the directory was removed")
             directory = parent
         raise error(Code.LINK_LOOP)
+
+    def delegations(self, directory: int) -> Holders:
+        """Who knows all names of the directory."""
+        data = self.txn.get(keys.delegations(directory))
+        return () if data is None else delegations.unpack(data)
+
+    def put_delegations(self, directory: int, holders: Holders) -> None:
+        if holders:
+            self.txn.put(keys.delegations(directory), delegations.pack(holders))
+        else:
+            self.txn.delete(keys.delegations(directory))
 
     def is_empty(self, directory: int) -> bool:
         return not any(True for _ in self.children(directory, limit=1))

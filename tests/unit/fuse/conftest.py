@@ -341,6 +341,12 @@ class MemoryMeta:
         """Nobody else has any."""
         return m.SetLockReply(granted=True, inode=self._inode(request.inode))
 
+    def delegate(self, request: m.DelegateRequest) -> m.DelegateReply:
+        return m.DelegateReply()
+
+    def await_recalls(self, request: m.AwaitRecallsRequest) -> m.AwaitRecallsReply:
+        return m.AwaitRecallsReply(recalled=[held.directory for held in request.held])
+
     def await_locks(self, request: m.AwaitLocksRequest) -> m.AwaitLocksReply:
         return m.AwaitLocksReply(dropped=range(len(request.held)) if self.backend.locks_dropped else [])
 
