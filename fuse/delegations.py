@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from types import TracebackType
 from typing import Final
 
 from fireflyfs.common.clock import Clock
@@ -56,9 +55,7 @@ class _Making:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         del self._all[id(self)]
 
 
@@ -122,6 +119,7 @@ class Delegations:
             if len(self._held) >= HELD_MAX:
                 self._return(min(self._held, key=lambda each: self._held[each].used_s))
             self._held[nodeid] = known
+            self._some.set()
         # A name made from here on finds `known`. One that was begun before is either still being made now, or will be
         # in the answer.
         known.names.update(each.name for each in list(self._making.values()) if each.nodeid == nodeid)
@@ -142,7 +140,7 @@ class Delegations:
             else:
                 known.until_s = now_s + reply.term_ms / 1000
                 self._misses.pop(nodeid, None)
-        self._some.set()
+            self._some.set()
 
     def _return(self, nodeid: int) -> None:
         """Called under the lock. Of one that is not granted yet, `_ask` gives back what comes."""
@@ -158,22 +156,25 @@ class Delegations:
 
     def run(self) -> None:
         """Ask what was recalled while there is something that could be, until `stop`; then all is given back."""
-        while True:
-            self._some.wait()
-            self._spare()
-            with self._lock:
-                stopped = self._stopped
-                if stopped:
-                    for nodeid in list(self._held):
-                        self._return(nodeid)
-                held = {nodeid: known for nodeid, known in self._held.items() if known.until_s}
-                returned = dict(sorted(self._returned.items())[:HELD_MAX])
-                if not self._held and not returned:
-                    self._some.clear()
-                    if stopped:
-                        return
-                    continue
-            self._exchange(held, returned)
+        while self._turn():
+            pass
+
+    def _turn(self) -> bool:
+        """One question, once there is one to ask; whether there may be more."""
+        self._some.wait()
+        self._spare()
+        with self._lock:
+            stopped = self._stopped
+            if stopped:
+                for nodeid in list(self._held):
+                    self._return(nodeid)
+            held = {nodeid: known for nodeid, known in self._held.items() if known.until_s}
+            returned = dict(sorted(self._returned.items())[:HELD_MAX])
+            if not self._held and not returned:
+                self._some.clear()
+                return not stopped
+        self._exchange(held, returned)
+        return True
 
     def _exchange(self, held: dict[int, _Names], returned: dict[int, int]) -> None:
         request = m.AwaitRecallsRequest(

@@ -1,4 +1,7 @@
-"""Sessions, locks and delegations of clients that are gone: sessions end after what was written was given its length."""
+"""Sessions, locks and delegations of clients that are gone.
+
+Sessions end after what was written was given its length, locks go, and directories are not theirs to know any more.
+"""
 
 from __future__ import annotations
 

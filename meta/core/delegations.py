@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from struct import Struct
-from struct import error as struct_error
 from typing import Final
 
 from fireflyfs.common.errors import Code, error
@@ -29,8 +28,10 @@ _HOLDER: Final = Struct("<16sQB")
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A client that has the delegation, or was told to give it back. `number` tells this grant from any other: a request
-    that comes late renews and returns nothing that was granted after it was sent."""
+    """A client that has the delegation, or was told to give it back.
+
+    `number` tells this grant from any other: a request that comes late renews and returns nothing granted since.
+    """
 
     client_id: bytes
     number: int
@@ -41,26 +42,24 @@ Holders = tuple[Holder, ...]
 
 
 def pack(holders: Holders) -> bytes:
-    return _HEAD.pack(VERSION, len(holders)) + b"".join(
-        _HOLDER.pack(each.client_id, each.number, each.recalled) for each in holders
-    )
+    records = [_HOLDER.pack(each.client_id, each.number, each.recalled) for each in holders]
+    return _HEAD.pack(VERSION, len(holders)) + b"".join(records)
 
 
 def unpack(data: bytes) -> Holders:
     """Raises VERSION_MISMATCH, or IO_ERROR for a record that makes no sense."""
-    try:
-        version, count = _HEAD.unpack_from(data)
-        if version != VERSION:
-            raise error(
-                Code.VERSION_MISMATCH, f"delegations have record version {version}, this release reads {VERSION}"
-            )
-        if len(data) != _HEAD.size + count * _HOLDER.size:
-            raise error(Code.IO_ERROR, "the stored record of delegations is damaged")
-        return tuple(
-            Holder(client, number, bool(told)) for client, number, told in _HOLDER.iter_unpack(data[_HEAD.size :])
-        )
-    except struct_error as exc:
-        raise error(Code.IO_ERROR, "the stored record of delegations is damaged") from exc
+    if len(data) < _HEAD.size:
+        raise _damaged()
+    version, count = _HEAD.unpack_from(data)
+    if version != VERSION:
+        raise error(Code.VERSION_MISMATCH, f"delegations have record version {version}, this release reads {VERSION}")
+    if len(data) != _HEAD.size + count * _HOLDER.size:
+        raise _damaged()
+    return tuple(Holder(client, number, bool(told)) for client, number, told in _HOLDER.iter_unpack(data[_HEAD.size :]))
+
+
+def _damaged() -> Exception:
+    return error(Code.IO_ERROR, "the stored record of delegations is damaged")
 
 
 def granted(holders: Holders, client_id: bytes, number: int) -> Holders | None:
