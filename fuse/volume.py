@@ -24,6 +24,7 @@ from fireflyfs.fuse.delegations import Delegations
 from fireflyfs.fuse.held_locks import HeldLocks
 from fireflyfs.fuse.inodes import ChangedDirectories, FileHandle, Handles, InodeTable, LiveInode, attributes_of
 from fireflyfs.fuse.locks import LockClient
+from fireflyfs.fuse.look_ahead import LookAhead
 from fireflyfs.fuse.options import MountOptions
 from fireflyfs.fuse.request import Request
 from fireflyfs.fuse.segments import SegmentPool
@@ -69,6 +70,9 @@ class Volume:
         self.session_ender = SessionEnder(self._end_sessions)
         held = HeldLocks(backend.meta, self.callers.root, backend.lease_clock, backend.lease, self._locks_lost)
         self.locks = LockClient(backend.meta, self.callers.root, held)
+        self.ahead = LookAhead(
+            backend.meta, self.callers.root, self.table, clock, min(options.entry_timeout_s, options.attr_timeout_s)
+        )
         self.names = Delegations(backend.meta, self.callers.root, backend.lease_clock)
         self.entry_valid = protocol.Valid.of(options.entry_timeout_s)
         self.attr_valid = protocol.Valid.of(options.attr_timeout_s)
@@ -84,6 +88,7 @@ class Volume:
 
     def told(self, inode: m.Inode) -> None:
         """The kernel is given these attributes."""
+        self.ahead.forget(inode.id)
         self.table.told(inode)
         self.xattrs.learn(inode, self.clock.monotonic_s())
 
@@ -98,6 +103,15 @@ class Volume:
         self.told(inode)
         attributes = attributes_of(inode, self.table.get(inode.id))
         return protocol.encode_entry(attributes, self.entry_valid, self._attr_valid_of(inode))
+
+    def entry_ahead(self, inode: m.Inode, asked_s: float) -> bytes:
+        """The same of one that meta described a moment ago, and that may be trusted for the rest of its time."""
+        self.table.told(inode)
+        self.xattrs.learn(inode, asked_s)
+        since_s = self.clock.monotonic_s() - asked_s
+        entry_valid = protocol.Valid.of(max(0.0, self.options.entry_timeout_s - since_s))
+        attr_valid = protocol.Valid.of(max(0.0, self.options.attr_timeout_s - since_s))
+        return protocol.encode_entry(attributes_of(inode, None), entry_valid, attr_valid)
 
     def attr(self, inode: m.Inode) -> bytes:
         """fuse_attr_out of the same."""
@@ -114,12 +128,19 @@ class Volume:
         now = self.clock.monotonic_s()
         self.changed.learn(directory, now)
         if directory.id:
+            self.ahead.forget(directory.id)
             self.xattrs.learn(directory, now)
+
+    def name_gone(self, nodeid: int, name: bytes) -> None:
+        """A name was taken out of a directory here, or leads elsewhere now."""
+        self.ahead.forget_name(nodeid, name)
+        self.handles.name_gone(nodeid)
 
     def changed_inode(self, inode: m.Inode) -> None:
         """A name of it was made, moved or removed here. One without a name may still be open in the kernel."""
         if not inode.id:
             return
+        self.ahead.forget(inode.id)
         if not inode.nlink:
             self.removed.add(inode)
         now = self.clock.monotonic_s()
@@ -327,6 +348,7 @@ class Volume:
                 except FfsError as exc:
                     log.error("inode %d: its close was not recorded: %s", live.id, exc)
             if self.table.leave(live):
+                self.ahead.forget(live.id)
                 self.write_behind.forget(live.id)
 
     @contextmanager

@@ -78,6 +78,7 @@ def opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes, 
     handle = volume.handles.add_file(live, flags, writes)
     handle.errors_seen = volume.write_behind.errors(live.id)
     live.learn(inode, volume.clock.monotonic_s())
+    volume.ahead.forget(live.id)
     if session and session not in live.sessions:
         live.sessions.append(session)
     if writes:

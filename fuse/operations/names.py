@@ -34,6 +34,10 @@ def lookup(volume: Volume, request: Request) -> Reply:
     if volume.names.absent(request.nodeid, name):  # the kernel let them search here
         volume.counts["absent_known"] += 1
         return _missing(volume, request, name)
+    ahead = volume.ahead.take(request.nodeid, name)
+    if ahead is not None:
+        volume.counts["names_ahead"] += 1
+        return volume.entry_ahead(*ahead)
     try:
         reply = volume.meta.lookup(m.LookupRequest(caller=volume.caller(request), parent=request.nodeid, name=name))
     except FfsError as exc:
@@ -41,7 +45,9 @@ def lookup(volume: Volume, request: Request) -> Reply:
             raise
         volume.names.missed(request.nodeid)
         return _missing(volume, request, name)
-    return volume.entry(reply.inode)
+    entry = volume.entry(reply.inode)
+    volume.ahead.missed(request.nodeid, name)
+    return entry
 
 
 def _missing(volume: Volume, request: Request, name: bytes) -> Reply:
@@ -110,16 +116,17 @@ def unlink(volume: Volume, request: Request) -> Reply:
         reply = volume.meta.remove(m.RemoveRequest(caller=volume.caller(request), at=at, kind=m.REMOVE_UNLINK))
         volume.changed_inode(reply.inode)
     volume.changed_directory(reply.directory)
-    volume.handles.name_gone(request.nodeid)
+    volume.name_gone(request.nodeid, name)
     return b""
 
 
 def rmdir(volume: Volume, request: Request) -> Reply:
-    at = m.PathAt(dir=request.nodeid, path=_name(request.body, 0))
+    name = _name(request.body, 0)
+    at = m.PathAt(dir=request.nodeid, path=name)
     reply = volume.meta.remove(m.RemoveRequest(caller=volume.caller(request), at=at, kind=m.REMOVE_RMDIR))
     volume.changed_directory(reply.directory)
     volume.changed_inode(reply.inode)
-    volume.handles.name_gone(request.nodeid)
+    volume.name_gone(request.nodeid, name)
     return b""
 
 
@@ -147,8 +154,8 @@ def _rename(volume: Volume, request: Request, new_parent: int, flags: int, offse
     volume.changed_directory(reply.old_directory)
     volume.changed_directory(reply.new_directory)
     volume.changed_inode(reply.inode)
-    volume.handles.name_gone(request.nodeid)
-    volume.handles.name_gone(new_parent)
+    volume.name_gone(request.nodeid, old)
+    volume.name_gone(new_parent, new)
     return b""
 
 
