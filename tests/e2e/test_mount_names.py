@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import stat
 import subprocess
 import threading
 import time
@@ -149,3 +151,59 @@ def test_a_restart_of_the_metadata_server_keeps_what_is_known_right(
     cluster.restart("meta")
     (two / name / "file").touch()
     assert (one / name / "file").exists()
+
+
+def test_what_this_mount_changed_is_seen_by_whoever_looks_names_up(cluster: Any, mount_of: Any, name: str) -> None:
+    """Times are short, so that the kernel looks up all the time, while two threads look many names up ahead."""
+    point = mount_of(cluster, "--entry-timeout", "0.05", "--attr-timeout", "0.05").point
+    folder = point / name
+    folder.mkdir()
+    rng = random.Random(3)
+    there = {f"f{number}": 0 for number in range(200)}  # lengths
+    modes = dict.fromkeys(there, 0o644)
+    for each in there:
+        (folder / each).touch()
+        (folder / each).chmod(0o644)
+    over = threading.Event()
+
+    def walk() -> None:
+        while not over.is_set():
+            for each in sorted(there):
+                os.path.lexists(folder / each)
+
+    walking = [threading.Thread(target=walk) for _ in range(2)]
+    for each in walking:
+        each.start()
+    try:
+        for step in range(1500):
+            old = rng.choice(list(there))
+            what = rng.randrange(6)
+            if what == 0:
+                modes[old] = rng.choice((0o600, 0o640, 0o755))
+                (folder / old).chmod(modes[old])
+            elif what == 1:
+                there[old] = rng.randrange(1, 9000)
+                (folder / old).write_bytes(bytes(there[old]))
+            elif what == 2:
+                there[old] = rng.randrange(9000)
+                os.truncate(folder / old, there[old])
+            elif what == 3 and len(there) > 150:
+                (folder / old).unlink()
+                del there[old]
+                assert not os.path.lexists(folder / old)
+                continue
+            else:
+                new = rng.choice((f"f{step}", rng.choice(list(there))))
+                os.rename(folder / old, folder / new)
+                if new != old:
+                    there[new], modes[new] = there.pop(old), modes[old]
+                    assert not os.path.lexists(folder / old)
+                old = new
+            found = os.stat(folder / old)
+            assert (found.st_size, stat.S_IMODE(found.st_mode)) == (there[old], modes[old]), (step, what)
+    finally:
+        over.set()
+        for each in walking:
+            each.join()
+    assert facts(point)["names_ahead"] > 100
+    assert sorted(os.listdir(folder)) == sorted(there)
