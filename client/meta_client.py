@@ -146,6 +146,10 @@ class MetaClient:
         """Returns when something was recalled, or after the request's `wait_ms`, which is below a call's deadline."""
         return self._read(Method.META_AWAIT_RECALLS, request, request.caller, meta_pb2.AwaitRecallsReply())
 
+    def stats(self, request: meta_pb2.MetaStatsRequest) -> meta_pb2.MetaStatsReply:
+        """Of one metadata server: the one that this client's requests go to now."""
+        return self._read(Method.META_STATS, request, request.caller, meta_pb2.MetaStatsReply())
+
     # Changing
     def open(self, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
         return self._change(Method.META_OPEN, request, request.caller, request.mutation, meta_pb2.OpenReply())

@@ -14,8 +14,9 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fireflyfs.client.inode_state import InodeTable
 from fireflyfs.client.meta_client import MetaClient
@@ -30,6 +31,7 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.ids import ClientId
 from fireflyfs.common.net.api import BlockingLink, MemoryPool
 from fireflyfs.common.net.blocking import BlockingPool
+from fireflyfs.common.net.counting import connections
 from fireflyfs.common.net.host import host_id
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.link_choice import choose_link
@@ -41,8 +43,13 @@ from fireflyfs.proto.common_pb2 import NODE_TYPE_CLIENT, Caller, NodeType
 log = logging.getLogger(__name__)
 
 LEASE_RENEWALS = 3  # in each lease time
+FIRST_RENEWAL_S = 2.0
 LEASE_S_DEFAULT = 30.0  # until mgmtd says otherwise
 CLOSE_DEADLINE_S = 2.0
+
+
+def _links_of(pool: BlockingPool) -> dict[str, int]:
+    return connections(pool.traffic())
 
 
 def process_caller() -> Caller:
@@ -82,11 +89,19 @@ class LeaseKeeper:
     """A daemon thread that extends this client's lease until it is closed."""
 
     def __init__(
-        self, mgmtd: MgmtdClient, cluster_id: str, session: mgmtd_pb2.ClientSession, clock: Clock | None = None
+        self,
+        mgmtd: MgmtdClient,
+        cluster_id: str,
+        session: mgmtd_pb2.ClientSession,
+        clock: Clock | None = None,
+        *,
+        links: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
+        """`links`: how many connections there are now, by link."""
         self.term = LeaseTerm()
         self.clock = clock or LeaseClock()
         self._mgmtd = mgmtd
+        self._links = links
         self._request = mgmtd_pb2.ExtendSessionRequest(cluster_id=cluster_id, session=session)
         self._stop = threading.Event()
         self._lease_s = LEASE_S_DEFAULT
@@ -95,7 +110,9 @@ class LeaseKeeper:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._lease_s / LEASE_RENEWALS):
+        pause_s = FIRST_RENEWAL_S  # soon: then it is known which links were taken
+        while not self._stop.wait(min(pause_s, self._lease_s / LEASE_RENEWALS)):
+            pause_s = self._lease_s
             try:
                 self._extend()
             except FfsError as exc:
@@ -105,6 +122,9 @@ class LeaseKeeper:
                 log.exception("cannot extend the client's lease; the next time is tried")
 
     def _extend(self) -> None:
+        links = self._request.session.links
+        links.clear()
+        links.update(self._links())
         sent_s = self.clock.monotonic_s()
         reply = self._mgmtd.extend_session(self._request)
         if reply.lease_ms:
@@ -228,7 +248,7 @@ class ClientContext:
                 start_unix_ns=SystemClock().unix_ns(),
             )
             pool = BlockingPool(identity, pool=SharedPool())
-            lease = LeaseKeeper(manager, manager.cluster_id, session)
+            lease = LeaseKeeper(manager, manager.cluster_id, session, links=partial(_links_of, pool))
         except BaseException:
             if pool is not None:
                 pool.close()

@@ -22,6 +22,7 @@ from fireflyfs.common.kv.read_ahead import read_ahead
 from fireflyfs.common.kv.rocksdb import RocksKv
 from fireflyfs.common.limits import CHUNK_BYTES_DEFAULT, UPDATE_ITEMS_MAX, MiB
 from fireflyfs.common.net.control import ControlServer
+from fireflyfs.common.net.counting import as_numbers
 from fireflyfs.common.net.dual import link_handlers
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.link_choice import check_name, choose_link
@@ -141,6 +142,7 @@ async def serve(config: MetaConfig, stop: asyncio.Event) -> None:
         descriptor = meta_pb2.DESCRIPTOR.services_by_name["Meta"]
         handlers = link_handlers(descriptor, "META", parts.handlers)
         link = LinkServer(identity, handlers, host=config.listen_host, port=config.tcp_port, unix_path=config.unix_path)
+        parts.handlers.link_counts = lambda: as_numbers("link", link.traffic()) | as_numbers("peers", links.traffic())
         stack.push_async_callback(link.stop)
         await link.start()
         control = ControlServer([(descriptor, parts.handlers)], host=config.listen_host, port=config.grpc_port)

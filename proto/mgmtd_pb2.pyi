@@ -400,20 +400,29 @@ class RegisterTargetRequest(_message.Message):
     def __init__(self, cluster_id: _Optional[str] = ..., target_id: _Optional[int] = ..., node_id: _Optional[int] = ..., worker: _Optional[int] = ..., path: _Optional[str] = ..., accept_new_disk: _Optional[bool] = ...) -> None: ...
 
 class ClientSession(_message.Message):
-    __slots__ = ("client_id", "type", "hostname", "description", "start_unix_ns", "last_seen_unix_ns")
+    __slots__ = ("client_id", "type", "hostname", "description", "start_unix_ns", "last_seen_unix_ns", "links")
+    class LinksEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     START_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
     client_id: bytes
     type: _common_pb2.NodeType
     hostname: str
     description: str
     start_unix_ns: int
     last_seen_unix_ns: int
-    def __init__(self, client_id: _Optional[bytes] = ..., type: _Optional[_Union[_common_pb2.NodeType, str]] = ..., hostname: _Optional[str] = ..., description: _Optional[str] = ..., start_unix_ns: _Optional[int] = ..., last_seen_unix_ns: _Optional[int] = ...) -> None: ...
+    links: _containers.ScalarMap[str, int]
+    def __init__(self, client_id: _Optional[bytes] = ..., type: _Optional[_Union[_common_pb2.NodeType, str]] = ..., hostname: _Optional[str] = ..., description: _Optional[str] = ..., start_unix_ns: _Optional[int] = ..., last_seen_unix_ns: _Optional[int] = ..., links: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class ExtendSessionRequest(_message.Message):
     __slots__ = ("cluster_id", "session", "config_version", "closing")

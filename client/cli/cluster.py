@@ -13,6 +13,7 @@ from fireflyfs.client.cli import connect, exits, mount_table, output, views
 from fireflyfs.client.cli.settings import Amount, Settings, pass_settings
 from fireflyfs.client.routing import Routing
 from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.proto import mgmtd_pb2
 
 if TYPE_CHECKING:
     from fireflyfs.deploy.local import LocalCluster
@@ -152,6 +153,7 @@ def _show_status(settings: Settings) -> bool:
         with connect.mgmtd(settings) as client:
             routing = connect.routing_of(client)
             cluster_id = client.cluster_id
+            clients = client.list_sessions(mgmtd_pb2.ListSessionsRequest(cluster_id=cluster_id)).sessions
     except FfsError:
         if processes and not settings.json:
             output.show_rows(settings, processes, _PROCESS_COLUMNS, title="processes")
@@ -175,6 +177,7 @@ def _show_status(settings: Settings) -> bool:
                 "damaged": damaged,
                 "refused": refused,
                 "space": views.space_rows(routing),
+                "clients": views.client_facts(clients),
                 "mounts": [str(path) for path in _mounts(settings)],
                 "mounts_dead": [str(path) for path in _mounts(settings) if mount_table.is_dead(path)],
             }
@@ -195,6 +198,8 @@ def _show_status(settings: Settings) -> bool:
     if full:
         output.show_rows(settings, full, views.FULL_COLUMNS, title="targets that are full")
     click.echo(_summary(settings, cluster_id, facts, routing))
+    if clients:
+        click.echo(views.clients_text(clients))
     for path in _mounts(settings):
         dead = mount_table.is_dead(path)
         click.echo(f"the mount at {path} has died: `ffs mount {path}` makes it anew" if dead else f"mounted at {path}")

@@ -47,7 +47,13 @@ def serve(
     _raise_descriptors()
     link = choose_link(link).value  # the agents of its rings take the same
     with contextlib.nullcontext() if ready_fd is not None else Notice():  # who started this one says it
-        context = ClientContext.connect(addresses, NODE_TYPE_FUSE, link=link, connect_timeout_s=CONNECT_TIMEOUT_S)
+        context = ClientContext.connect(
+            addresses,
+            NODE_TYPE_FUSE,
+            link=link,
+            description=f"mount at {mountpoint}, pid {os.getpid()}",
+            connect_timeout_s=CONNECT_TIMEOUT_S,
+        )
     try:
         options.setdefault("threads_max", max(options["threads"], THREADS_USUAL))
         mount_options = MountOptions(source=f"{FS_SOURCE}#{addresses[0]}", link=link, **options)

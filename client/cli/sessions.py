@@ -32,11 +32,14 @@ def list_sessions(settings: Settings) -> None:
             "seen": output.age_text((now - session.last_seen_unix_ns) / 1e9) + " ago",
             "start_unix_ns": session.start_unix_ns,
             "last_seen_unix_ns": session.last_seen_unix_ns,
+            "links": views.links_text(session.links),
+            "connections": dict(session.links),
             "description": session.description,
         }
         for session in reply.sessions
     ]
     columns = [("client", "client"), ("type", "type"), ("host", "host"), ("since", "for"), ("seen", "last seen")]
+    columns.append(("links", "connections"))
     output.show_rows(settings, rows, [*columns, ("description", "description")], empty="no clients")
     if not reply.complete and not settings.json:
         click.echo("mgmtd started a short while ago: clients it has not heard of yet are missing here", err=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fireflyfs.client.cli.output import age_text, bytes_text
@@ -88,6 +90,27 @@ TABLE_COLUMNS = [
 
 def type_name(number: int) -> str:
     return _TYPE_NAMES.get(number, "unknown")
+
+
+def links_text(links: Mapping[str, int]) -> str:
+    """`rdma 3, tcp 1`: connections by link."""
+    return ", ".join(f"{link} {count}" for link, count in sorted(links.items())) or "-"
+
+
+def client_facts(sessions: Iterable[mgmtd_pb2.ClientSession]) -> dict[str, Any]:
+    """How many clients of each type there are, and their connections to servers by link."""
+    types: Counter[str] = Counter()
+    connections: Counter[str] = Counter()
+    for session in sessions:
+        types[type_name(session.type)] += 1
+        connections.update(session.links)
+    return {"types": dict(sorted(types.items())), "connections": dict(sorted(connections.items()))}
+
+
+def clients_text(sessions: Iterable[mgmtd_pb2.ClientSession]) -> str:
+    facts = client_facts(sessions)
+    counted = ", ".join(f"{count} {name}" for name, count in facts["types"].items())
+    return f"clients: {counted}; their connections to servers: {links_text(facts['connections'])}"
 
 
 def public_state(number: int) -> str:

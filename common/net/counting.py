@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -74,3 +75,11 @@ def as_numbers(prefix: str, traffics: Iterable[Traffic]) -> dict[str, int]:
                 key = f"{prefix}.{traffic.link}.{name}"
                 found[key] = found.get(key, 0) + value
     return found
+
+
+def connections(traffics: Iterable[Traffic]) -> dict[str, int]:
+    """How many there are now over each link that is in use."""
+    found: Counter[str] = Counter()
+    for traffic in traffics:
+        found[traffic.link] += traffic.connections
+    return {link: count for link, count in sorted(found.items()) if count}

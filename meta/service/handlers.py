@@ -5,7 +5,7 @@ A method returns its reply, or an awaitable of it when storage or the disk must 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Mapping
 
 from fireflyfs.common.net.methods import Method
 from fireflyfs.meta.ops import append, attributes, create, files, inventory, locks, query, remove, rename, trash, xattr
@@ -39,6 +39,7 @@ class MetaHandlers:
         self._lock_news = lock_news
         self._accounting = accounting
         self._recalls = recalls
+        self.link_counts: Callable[[], Mapping[str, float]] = dict  # set once there are doors
 
     def stat(self, request: meta_pb2.StatRequest) -> meta_pb2.InodeReply:
         return self._query(request, query.stat)
@@ -172,3 +173,7 @@ class MetaHandlers:
 
     async def await_recalls(self, request: meta_pb2.AwaitRecallsRequest) -> meta_pb2.AwaitRecallsReply:
         return await self._recalls.wait(request)
+
+    def stats(self, request: meta_pb2.MetaStatsRequest) -> meta_pb2.MetaStatsReply:
+        values = {"commits": self._runner.commits, **self._recalls.counts(), **self.link_counts()}
+        return meta_pb2.MetaStatsReply(values=values)

@@ -50,6 +50,11 @@ class Recalls:
         self._contended: dict[int, float] = {}  # by directory, until when
         self._clearing: dict[int, asyncio.Task[None]] = {}
         self._returned: dict[int, asyncio.Event] = {}
+        self._granted = self._recalled = 0
+
+    def counts(self) -> dict[str, int]:
+        """What became of delegations since this server started."""
+        return {"delegations_granted": self._granted, "delegations_recalled": self._recalled}
 
     def delegate(self, request: meta_pb2.DelegateRequest) -> meta_pb2.DelegateReply:
         until_s = self._contended.get(request.directory)
@@ -57,7 +62,9 @@ class Recalls:
             if asyncio.get_running_loop().time() < until_s:
                 return meta_pb2.DelegateReply()
             del self._contended[request.directory]
-        return self._mutate(lambda op: delegations.delegate(op, request), request.caller)
+        reply = self._mutate(lambda op: delegations.delegate(op, request), request.caller)
+        self._granted += reply.HasField("granted")
+        return reply
 
     async def wait(self, request: meta_pb2.AwaitRecallsRequest) -> meta_pb2.AwaitRecallsReply:
         """As soon as there is something to tell, or after the time that the client gives."""
@@ -103,6 +110,7 @@ class Recalls:
         event = self._returned[inode_id] = asyncio.Event()
         try:
             told = self._mutate(lambda op: delegations.recall(op, inode_id))
+            self._recalled += len(told)
             end_s = loop.time() + TERM_S + MARGIN_S
             for holder in told:
                 for asking in self._asking.get(holder.client_id, ()):

@@ -9,6 +9,7 @@ from fireflyfs.proto.mgmtd_pb2 import ClientSession
 
 SESSIONS_MAX = 65_536
 CLIENT_ID_BYTES = 16
+LINKS_MAX = 8
 STILL_SHARE = 0.25  # of a lease, without a look at the leases: mgmtd stood still
 
 
@@ -38,6 +39,8 @@ class LeaseTable:
         client_id = session.client_id
         if len(client_id) != CLIENT_ID_BYTES:
             raise error(Code.INVALID, f"a client id has {CLIENT_ID_BYTES} bytes, not {len(client_id)}")
+        if len(session.links) > LINKS_MAX:
+            raise error(Code.INVALID, f"connections over {len(session.links)} links, at most {LINKS_MAX} are known")
         old = self._leases.pop(client_id, None)
         if old is None and len(self._leases) >= self._sessions_max:
             raise error(Code.OVERLOADED, f"{self._sessions_max} clients hold a lease already")

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.common.limits import MiB
 from fireflyfs.common.net.control import ControlClient
 from fireflyfs.deploy.local import LocalCluster
-from fireflyfs.proto import storage_pb2
+from fireflyfs.proto import meta_pb2, storage_pb2
 
 pytestmark = pytest.mark.e2e
 
@@ -33,6 +34,27 @@ def storage_counts(cluster: LocalCluster) -> dict[str, float]:
                 for name, value in control.call("Stats", storage_pb2.StatsRequest()).values.items():
                     found[name] = found.get(name, 0) + value
     return found
+
+
+def connections_of(cluster: LocalCluster, ffs_json: Callable[..., Any], description: str) -> dict[str, int]:
+    """What mgmtd knows of a client's connections: some seconds after they were made."""
+    end_s = time.monotonic() + 20
+    while True:
+        mine = [row for row in ffs_json(cluster, "sessions", "list") if description in row["description"]]
+        if mine and mine[0]["connections"]:
+            return dict(mine[0]["connections"])
+        assert time.monotonic() < end_s, "nobody told mgmtd of any connection"
+        time.sleep(0.2)
+
+
+def test_a_metadata_server_counts_too(cluster: LocalCluster) -> None:
+    with FileSystem.connect(cluster.mgmtd_addresses(), link="tcp") as fs:
+        before = fs.context.meta.stats(meta_pb2.MetaStatsRequest()).values
+        fs.mkdir("/counted")
+        fs.rmdir("/counted")
+        after = fs.context.meta.stats(meta_pb2.MetaStatsRequest()).values
+    assert after["link.tcp.requests"] - before["link.tcp.requests"] >= 3
+    assert after["commits"] - before["commits"] >= 2
 
 
 @pytest.mark.parametrize("link", ["tcp", "shm"])
@@ -60,6 +82,8 @@ def test_a_mount_takes_the_link_it_is_told_and_shows_it(
     (mounted.point / "over-tcp").unlink()
     links = ffs_json(cluster, "stats", mounted.point)["links"]
     assert {row["link"] for row in links} == {"tcp"}
+    assert "tcp" in connections_of(cluster, ffs_json, f"mount at {mounted.point}")
+    assert ffs_json(cluster, "status")["clients"]["connections"]["tcp"] > 0
     assert sum(row["bytes_out"] for row in links) >= MiB
     assert json.loads((mounted.point / ".ffs" / "config").read_text())["link"] == "tcp"
 

@@ -175,6 +175,15 @@ def test_lease_rules() -> None:
     assert leases.sessions(clock.monotonic_s())[0].start_unix_ns == 1
 
 
+def test_connections_over_absurdly_many_links_are_refused() -> None:
+    leases = LeaseTable(10, 0.0)
+    leases.extend(pb.ClientSession(client_id=b"a" * 16, links={"tcp": 3, "shm": 1}), 0.0, 1)
+    assert leases.sessions(0.0)[0].links == {"tcp": 3, "shm": 1}
+    with pytest.raises(FfsError) as caught:
+        leases.extend(pb.ClientSession(client_id=b"a" * 16, links={f"l{n}": n for n in range(9)}), 0.0, 1)
+    assert caught.value.code is Code.INVALID
+
+
 def test_time_in_which_mgmtd_stood_still_takes_no_lease() -> None:
     clock = ManualClock()
     leases = LeaseTable(10, clock.monotonic_s())
