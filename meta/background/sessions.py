@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from fireflyfs.common.errors import FfsError
 from fireflyfs.common.kv.interface import Transaction, read
 from fireflyfs.common.net.methods import Method
-from fireflyfs.meta.core import delegations, keys
+from fireflyfs.meta.core import keys
 from fireflyfs.meta.core.lock_keys import Count
 from fireflyfs.meta.core.records import Session
 from fireflyfs.meta.ops import locks
@@ -73,25 +73,9 @@ class SessionReaper:
             begin = found[-1][0] + b"\0"
             await asyncio.sleep(0)
         await self._drop_locks(alive, asked_ns - LOCK_GRACE_NS)
-        await self._recall_delegations(alive)
+        # One of them may only be cut off from mgmtd: so each is told, or waited for.
+        await self._runner.recall_clients(lambda client_id: client_id not in alive)
         return ended
-
-    async def _recall_delegations(self, alive: set[bytes]) -> None:
-        """Of directories that a client knows which is not `alive`: it may only be cut off from mgmtd, so it is told."""
-        begin, end = keys.table(b"N")
-        while True:
-
-            def page(txn: Transaction, start: bytes = begin) -> list[tuple[bytes, bytes]]:
-                return list(txn.scan(start, end, limit=PAGE))
-
-            found = read(self._runner.engine, page)
-            held = ((keys.id_of(key), delegations.unpack(value)) for key, value in found)
-            dead = [inode for inode, holders in held if any(holder.client_id not in alive for holder in holders)]
-            await asyncio.gather(*map(self._runner.recall, dead))
-            if len(found) < PAGE:
-                return
-            begin = found[-1][0] + b"\0"
-            await asyncio.sleep(0)
 
     async def _drop_locks(self, alive: set[bytes], oldest_ns: int) -> None:
         """Locks, and requests for them, of clients that are not `alive` and asked for the last one before then."""

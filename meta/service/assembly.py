@@ -117,6 +117,7 @@ def assemble(
     cleaner = TrashCleaner(runner, trash_keep_s)
     recalls = Recalls(runner)
     runner.recall = recalls.clear
+    runner.recall_clients = recalls.clear_clients
     handlers = MetaHandlers(runner, sync, space, LockNews(runner), accounting, recalls)
     counter = Counter(runner)
     return MetaParts(runner, handlers, trimmer, collector, sync, space, cleaner, folder, counter, accounting)

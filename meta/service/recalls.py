@@ -12,9 +12,10 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from fireflyfs.common.kv.interface import read
+from fireflyfs.common.kv.interface import Transaction, read
 from fireflyfs.common.net.methods import Method
-from fireflyfs.meta.core.delegations import MARGIN_S, TERM_S, Holders
+from fireflyfs.meta.core import keys
+from fireflyfs.meta.core.delegations import MARGIN_S, TERM_S, Holders, unpack
 from fireflyfs.meta.ops import delegations
 from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.service.runner import Runner
@@ -25,6 +26,7 @@ LOOK_S: Final = 0.2
 WAIT_S_MAX: Final = 1.0  # of one call: a client whose call is answered late must have time to renew
 QUIET_S: Final = 30.0  # a directory in which several clients make names is not delegated for so long
 CONTENDED_MAX: Final = 4096
+PAGE: Final = 500
 TOLD_MAX: Final = 64  # directories that a client which asks is told of without having named them
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Recalls:
         self._contended: dict[int, float] = {}  # by directory, until when
         self._clearing: dict[int, asyncio.Task[None]] = {}
         self._returned: dict[int, asyncio.Event] = {}
+        self._forgetting: asyncio.Task[None] | None = None
         self._granted = self._recalled = 0
 
     def counts(self) -> dict[str, int]:
@@ -128,8 +131,30 @@ class Recalls:
             if left:
                 self._mutate(lambda op: delegations.end(op, inode_id, told))
                 log.info("%d clients did not give directory %d back in time", len(left), inode_id)
+                self._forget_soon({holder.client_id for holder in left})
         finally:
             del self._returned[inode_id]
+
+    async def clear_clients(self, which: Callable[[bytes], bool]) -> None:
+        """Returns when none of these clients relies on knowing any directory; others that know it are told, too."""
+        begin, end = keys.table(b"N")
+        while True:
+
+            def page(txn: Transaction, start: bytes = begin) -> list[tuple[bytes, bytes]]:
+                return list(txn.scan(start, end, limit=PAGE))
+
+            found = read(self._runner.engine, page)
+            held = ((keys.id_of(key), unpack(value)) for key, value in found)
+            theirs = [inode for inode, holders in held if any(which(holder.client_id) for holder in holders)]
+            await asyncio.gather(*map(self.clear, theirs))
+            if len(found) < PAGE:
+                return
+            begin = found[-1][0] + b"\0"
+
+    def _forget_soon(self, client_ids: set[bytes]) -> None:
+        """Who did not answer once is not waited for again at each of its directories."""
+        if self._forgetting is None or self._forgetting.done():
+            self._forgetting = asyncio.create_task(self.clear_clients(client_ids.__contains__))
 
     def _left_of(self, inode_id: int, told: Holders) -> Holders:
         """Who of those that were told has not given back. Whoever has, and was granted it again since, is not meant."""

@@ -56,11 +56,12 @@ def who_of(caller: common_pb2.Caller) -> Who:
 
 
 class Runner:
-    """The transactions of one metadata server. `trims`, `fold` and `recall` are set once, before the first request."""
+    """The transactions of one metadata server. What is declared here is set once, before the first request."""
 
     trims: Trims
     fold: Callable[[], Awaitable[int]]  # folds what was changed so far into usage
     recall: Callable[[int], Awaitable[None]]  # until no client relies on knowing all names of a directory
+    recall_clients: Callable[[Callable[[bytes], bool]], Awaitable[None]]  # of all directories that some clients know
 
     def __init__(
         self,

@@ -266,6 +266,26 @@ def test_of_clients_that_are_gone_nothing_stays(clients: Clients, monkeypatch: p
     assert clients.holders() == set()
 
 
+def test_who_does_not_answer_is_not_waited_for_at_each_directory(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recalls, "TERM_S", 0.4)
+    monkeypatch.setattr(recalls, "MARGIN_S", 0.0)
+    folders = [clients.inode]
+    for number in range(20):
+        folders.append(clients.meta.mkdir(b"e%d" % number).id)
+    for clients.inode in folders:
+        assert clients.delegate(ONE) == []
+
+    async def make_everywhere() -> None:
+        for clients.inode in folders:
+            await clients.make(TWO, b"new")
+
+    began_s = time.monotonic()
+    clients.meta.wait(make_everywhere())
+    assert time.monotonic() - began_s < 4 * 0.4, "the term was waited out at many of them"
+
+
 def test_records_that_make_no_sense_are_refused() -> None:
     holders = (Holder(ONE, 7), Holder(TWO, 1 << 63, recalled=True))
     data = core.pack(holders)
