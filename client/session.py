@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fireflyfs.client import left_to_collector
 from fireflyfs.client.inode_state import InodeTable
 from fireflyfs.client.meta_client import MetaClient
 from fireflyfs.client.mgmtd_client import MgmtdClient
@@ -245,6 +246,7 @@ class ClientContext:
             if self._closed:
                 return
             self._closed = True
+        left_to_collector.drain()
         if self._parts.lease is not None:
             self._parts.lease.close()
         self.scratch.close()
