@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from fireflyfs.client import left_to_collector
 from fireflyfs.client.inode_state import InodeTable
+from fireflyfs.client.late_closes import LateCloses
 from fireflyfs.client.meta_client import MetaClient
 from fireflyfs.client.mgmtd_client import MgmtdClient
 from fireflyfs.client.retry import RetryPolicy
@@ -80,13 +81,17 @@ class LeaseTerm:
 
 
 class LeaseKeeper:
-    """A daemon thread that extends this client's lease until it is closed."""
+    """A daemon thread that extends this client's lease until it is closed.
+
+    `on_extended` is called by it after each time, and must return soon.
+    """
 
     def __init__(
         self, mgmtd: MgmtdClient, cluster_id: str, session: mgmtd_pb2.ClientSession, clock: Clock | None = None
     ) -> None:
         self.term = LeaseTerm()
         self.clock = clock or LeaseClock()
+        self.on_extended: Callable[[], None] = lambda: None
         self._mgmtd = mgmtd
         self._request = mgmtd_pb2.ExtendSessionRequest(cluster_id=cluster_id, session=session)
         self._stop = threading.Event()
@@ -99,6 +104,7 @@ class LeaseKeeper:
         while not self._stop.wait(self._lease_s / LEASE_RENEWALS):
             try:
                 self._extend()
+                self.on_extended()
             except FfsError as exc:
                 # Nothing to do but to try again: files stay open here, and meta may close their sessions meanwhile.
                 log.warning("cannot extend the client's lease: %s", exc)
@@ -162,6 +168,9 @@ class ClientContext:
             parts.link, parts.routing, parts.client_id, policy=policy, clock=self.clock, rng=rng, sleep=sleep
         )
         self.inodes = InodeTable()
+        self.late_closes = LateCloses()
+        if parts.lease is not None:
+            parts.lease.on_extended = self.late_closes.tell_beside
         self.scratch = Scratch(self.pool)
         self._closing = threading.Lock()
         self._closed = False
