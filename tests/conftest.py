@@ -5,10 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from reachable import reachable_folder
 
 settings.register_profile("house", deadline=None)  # how fast it is, is measured in bench/
 settings.load_profile("house")
@@ -49,6 +52,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         except BlockingIOError:
             pytest.fail("two workers run real clusters: see pytest_xdist_make_scheduler in tests/conftest.py")
         yield
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A folder for one test that other users get to. What is mounted in it must be made after it."""
+    with reachable_folder("test") as folder:
+        yield folder
 
 
 @pytest.hookimpl(trylast=True)

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from reachable import reachable_folder
+
 HERE = os.environ.get("FFS_SEMANTICS_DIR", "")
 SYSTEMS = ("fireflyfs",) if HERE else ("ext4", "fireflyfs")
 IMAGE_BYTES = 512 << 20
@@ -37,12 +39,9 @@ def mounted(system: str) -> Iterator[Path]:
     if HERE and system == "fireflyfs":
         yield Path(HERE)
         return
-    # Others must get there: pytest's own folders are root's alone.
-    base = Path("/tmp") / f"ffs-semantics-{os.getpid()}-{system}-{next(_numbers)}"
-    base.mkdir(mode=0o755)
-    point = base / "mnt"
-    point.mkdir()
-    try:
+    with reachable_folder(f"semantics-{system}") as base:
+        point = base / "mnt"
+        point.mkdir()
         if system == "ext4":
             image = base / "image"
             with image.open("wb") as file:
@@ -72,8 +71,6 @@ def mounted(system: str) -> Iterator[Path]:
                     process.kill()
                     process.wait()
                     subprocess.run(["umount", "-lf", str(point)], check=False)
-    finally:
-        shutil.rmtree(base, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
