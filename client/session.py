@@ -260,10 +260,13 @@ class ClientContext:
             self._parts.lease.close()
         self.scratch.close()
         self.link.close()
-        if isinstance(self.routing, RoutingSource):
-            self.routing.close()
+        routing = self.routing if isinstance(self.routing, RoutingSource) else None
+        if routing is not None:
+            routing.stop()
         if self._parts.mgmtd is not None:
-            self._parts.mgmtd.close()
+            self._parts.mgmtd.close()  # the poll under way ends with it
+        if routing is not None:
+            routing.close()
 
     def __enter__(self) -> ClientContext:
         return self
