@@ -1,7 +1,8 @@
 """Files as Python programs know them. Errors are OSError with the file's name.
 
 `File` is raw: each call is one request. `BufferedFile` is what `FileSystem.open` gives by default: Python's own
-buffering on top, with the methods of `File` still there.
+buffering on top, with the methods of `File` still there. One that nobody closed is closed when it goes, with a
+ResourceWarning; who closes it then, see `left_to_collector`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+from fireflyfs.client import left_to_collector
 from fireflyfs.client.handle import READ_AT_ONCE_BYTES_MAX, OpenInode
 from fireflyfs.client.scratch import Unfilled
-from fireflyfs.client.storage_codec import length_of
+from fireflyfs.client.storage_codec import length_of, view_of
 from fireflyfs.common.errors import FfsError
 from fireflyfs.common.limits import FILE_BYTES_MAX, MiB
 from fireflyfs.common.net.api import Piece, Slice
@@ -43,9 +46,15 @@ def flags_of(mode: str) -> int:
 
 
 class File(io.RawIOBase):
-    """An open file. Safe to use from several threads; the position is shared like a file descriptor's."""
+    """An open file. Safe to use from several threads; the position is shared like a file descriptor's.
+
+    `wrapped`: it belongs to a buffered file, which must write what it holds before this one is closed.
+    """
+
+    wrapped = False
 
     def __init__(self, handle: OpenInode, name: str | bytes, mode: str = "") -> None:
+        left_to_collector.start()
         self.handle = handle
         self.name = name
         self.mode = mode
@@ -145,6 +154,13 @@ class File(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         self._check_open()
+        if left_to_collector.collects():  # out of a buffer that was not flushed
+            kept = bytes(view_of(as_piece(data)))
+            left_to_collector.leave(lambda: self._write(kept))
+            return len(kept)
+        return self._write(data)
+
+    def _write(self, data: Any) -> int:
         with self._moving:
             if self._append:
                 piece = as_piece(data)
@@ -181,17 +197,35 @@ class File(io.RawIOBase):
     def flush(self) -> None:
         """Make length and time of what was written visible to other clients."""
         if not self.closed and self.handle.writable:
-            with self._errors():
-                self.handle.flush()
+            self._now_or_left(self.handle.flush)
 
     def close(self) -> None:
         if self.closed:
             return
         try:
-            with self._errors():
-                self.handle.close()  # tells meta what flush would
+            self._now_or_left(self.handle.close)  # tells meta what flush would
         finally:
             super().close()
+
+    def __del__(self) -> None:
+        if not self.wrapped:
+            if not self.closed:
+                self._dealloc_warn(self)
+            super().__del__()
+
+    def _dealloc_warn(self, source: object) -> None:
+        """As Python's own files have it, whose wrappers call this."""
+        warnings.warn(f"unclosed file {source!r}", ResourceWarning, stacklevel=2, source=source)
+
+    def _now_or_left(self, work: Callable[[], object]) -> None:
+        def named() -> None:
+            with self._errors():
+                work()
+
+        if left_to_collector.collects():
+            left_to_collector.leave(named)
+        else:
+            named()
 
     def __repr__(self) -> str:
         return f"<fireflyfs File {self.name!r} inode {self.handle.file.inode} mode {self.mode!r}>"
@@ -212,6 +246,20 @@ class _Buffered:
     """The methods of `File` on a buffered one: what stands in the buffer is written first."""
 
     raw: File
+    wrapped = False
+
+    def __init__(self, raw: File, *arguments: Any) -> None:
+        super().__init__(raw, *arguments)  # type: ignore[call-arg]
+        raw.wrapped = True
+
+    def __del__(self) -> None:
+        if not self.wrapped:
+            super().__del__()  # type: ignore[misc]
+
+    def detach(self) -> File:
+        raw: File = super().detach()  # type: ignore[misc]
+        raw.wrapped = False
+        return raw
 
     @property
     def handle(self) -> OpenInode:
@@ -274,6 +322,19 @@ class BufferedRandom(_Buffered, io.BufferedRandom):
 
 
 BufferedFile = BufferedReader | BufferedWriter | BufferedRandom
+
+
+class TextFile(io.TextIOWrapper):
+    """Text over a buffered file."""
+
+    def __init__(self, buffer: BufferedFile, *arguments: Any, **options: Any) -> None:
+        super().__init__(buffer, *arguments, **options)
+        buffer.wrapped = True
+
+    def detach(self) -> Any:
+        buffer: Any = super().detach()
+        buffer.wrapped = False
+        return buffer
 
 
 def buffered(raw: File, buffer_bytes: int = BUFFER_BYTES) -> BufferedFile:

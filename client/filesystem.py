@@ -7,7 +7,6 @@ OSError subclasses with the path, as from `os`. Safe to use from several threads
 from __future__ import annotations
 
 import builtins
-import io
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fireflyfs.client import batch, range_reads
-from fireflyfs.client.file import BUFFER_BYTES, BufferedFile, File, buffered, flags_of
+from fireflyfs.client.file import BUFFER_BYTES, BufferedFile, File, TextFile, buffered, flags_of
 from fireflyfs.client.handle import open_inode
 from fireflyfs.client.paths import DirEntry, StrPath, encode, path_at, stat_result, statvfs_result
 from fireflyfs.client.session import ClientContext
@@ -109,7 +108,7 @@ class FileSystem(ExtendedAttributes):
         file = buffered(raw, buffering if buffering > 1 else BUFFER_BYTES)
         if not text:
             return file
-        wrapped = io.TextIOWrapper(file, encoding or "utf-8", errors, newline, line_buffering=buffering == 1)
+        wrapped = TextFile(file, encoding or "utf-8", errors, newline, line_buffering=buffering == 1)
         wrapped.mode = mode  # type: ignore[misc]
         return wrapped
 

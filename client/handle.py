@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fireflyfs.client.inode_state import InodeState, InodeTable
+from fireflyfs.client.late_closes import LateCloses
 from fireflyfs.client.meta_client import MetaClient
 from fireflyfs.client.scratch import Scratch, Unfilled
 from fireflyfs.client.storage_client import StorageClient, WriteSpan
 from fireflyfs.client.storage_codec import length_of, part_of, view_of
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.clock import Clock
-from fireflyfs.common.errors import Code, error
+from fireflyfs.common.errors import Code, FfsError, Reaction, error
 from fireflyfs.common.ids import new_session_id
 from fireflyfs.common.limits import FILE_BYTES_MAX, MiB
 from fireflyfs.common.net.api import Piece, tainted
@@ -34,6 +35,8 @@ class HandleContext(Protocol):
     def storage(self) -> StorageClient: ...
     @property
     def inodes(self) -> InodeTable: ...
+    @property
+    def late_closes(self) -> LateCloses: ...
     @property
     def scratch(self) -> Scratch: ...
     @property
@@ -242,7 +245,10 @@ class OpenInode:
         self._sync(durable=True)
 
     def close(self) -> None:
-        """Tell meta, and give the session back. The handle is closed even when this raises; twice is no error."""
+        """Tell meta, and give the session back. The handle is closed even when this raises; twice is no error.
+
+        Where meta is away for too long it raises, and meta is told later.
+        """
         with self._closing:
             if self._closed:
                 return
@@ -253,7 +259,16 @@ class OpenInode:
         request = meta_pb2.CloseRequest(
             inode=self._state.file.inode, session=self._session, hint=hint, mtime=mtime, caller=self._caller
         )
-        self._state.reported(hint, mtime, self._context.meta.close(request).inode)
+
+        def tell() -> None:
+            self._state.reported(hint, mtime, self._context.meta.close(request).inode)
+
+        try:
+            tell()
+        except FfsError as exc:
+            if exc.reaction is not Reaction.GIVE_UP:
+                self._context.late_closes.add(tell)
+            raise
 
     def _settle(self) -> None:
         """After a truncation elsewhere: have storage say which of our writes are left."""

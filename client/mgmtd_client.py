@@ -1,8 +1,9 @@
 """Clients of the cluster manager: one method for each rpc, and patience while mgmtd is away.
 
 A call goes to the address that answered last, and to the next one when that is away or not the primary; between rounds
-it pauses with growing, jittered pauses, for `patience_s` in all. What may have happened (TIMEOUT) is asked again only
-where doing it twice is the same as once. A request without a cluster id is given the client's.
+it pauses with growing, jittered pauses, for `patience_s` in all. What may have happened (TIMEOUT, UNAVAILABLE) is asked
+again only where doing it twice is the same as once, or a request says which version it changes. A request without a
+cluster id is given the client's.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ PATIENCE_S = 10.0
 PAUSE_FIRST_S = 0.05
 PAUSE_MAX_S = 1.0
 _FINAL = (Code.NO_CHAIN,)  # others refresh routing and ask again; mgmtd is where routing comes from
+_PERHAPS = (Code.TIMEOUT, Code.UNAVAILABLE)  # the request may have been carried out
 SERVICE = mgmtd_pb2.DESCRIPTOR.services_by_name["Mgmtd"]
 
 M = TypeVar("M", bound=Message)
@@ -152,10 +154,10 @@ class MgmtdClient:
         return self._call("SetChainTable", request, mgmtd_pb2.SetChainTableReply)
 
     def update_chain(self, request: mgmtd_pb2.UpdateChainRequest) -> mgmtd_pb2.ChainInfo:
-        return self._call("UpdateChain", request, mgmtd_pb2.ChainInfo, repeatable=False)
+        return self._call("UpdateChain", request, mgmtd_pb2.ChainInfo, repeatable=bool(request.expected_version))
 
     def set_config(self, request: mgmtd_pb2.SetConfigRequest) -> mgmtd_pb2.ConfigInfo:
-        return self._call("SetConfig", request, mgmtd_pb2.ConfigInfo, repeatable=False)
+        return self._call("SetConfig", request, mgmtd_pb2.ConfigInfo, repeatable=bool(request.expected_version))
 
     def get_config(self, request: mgmtd_pb2.GetConfigRequest) -> mgmtd_pb2.ConfigInfo:
         return self._call("GetConfig", request, mgmtd_pb2.ConfigInfo)
@@ -190,8 +192,10 @@ class MgmtdClient:
                 exc = _as_away(failure, self._closed)
                 # Whoever does not wait here must find the next address on its next call.
                 self._place = (place + 1) % len(self._addresses) if _elsewhere(exc) else place
-                if self._closed or not patient or exc.code in _FINAL or (exc.code is Code.TIMEOUT and not repeatable):
+                if self._closed or not patient or exc.code in _FINAL:
                     raise exc from failure
+                if not repeatable and exc.code in _PERHAPS:
+                    raise _perhaps(exc, rpc) from failure
                 step = retry.after(exc)
             time.sleep(step.pause_s)
 
@@ -272,10 +276,10 @@ class AsyncMgmtdClient:
         return await self._call("SetChainTable", request, mgmtd_pb2.SetChainTableReply)
 
     async def update_chain(self, request: mgmtd_pb2.UpdateChainRequest) -> mgmtd_pb2.ChainInfo:
-        return await self._call("UpdateChain", request, mgmtd_pb2.ChainInfo, repeatable=False)
+        return await self._call("UpdateChain", request, mgmtd_pb2.ChainInfo, repeatable=bool(request.expected_version))
 
     async def set_config(self, request: mgmtd_pb2.SetConfigRequest) -> mgmtd_pb2.ConfigInfo:
-        return await self._call("SetConfig", request, mgmtd_pb2.ConfigInfo, repeatable=False)
+        return await self._call("SetConfig", request, mgmtd_pb2.ConfigInfo, repeatable=bool(request.expected_version))
 
     async def get_config(self, request: mgmtd_pb2.GetConfigRequest) -> mgmtd_pb2.ConfigInfo:
         return await self._call("GetConfig", request, mgmtd_pb2.ConfigInfo)
@@ -312,8 +316,10 @@ class AsyncMgmtdClient:
                 exc = _as_away(failure, self._closed)
                 # Whoever does not wait here must find the next address on its next call.
                 self._place = (place + 1) % len(self._addresses) if _elsewhere(exc) else place
-                if self._closed or not patient or exc.code in _FINAL or (exc.code is Code.TIMEOUT and not repeatable):
+                if self._closed or not patient or exc.code in _FINAL:
                     raise exc from failure
+                if not repeatable and exc.code in _PERHAPS:
+                    raise _perhaps(exc, rpc) from failure
                 step = retry.after(exc)
             await asyncio.sleep(step.pause_s)
 
@@ -331,6 +337,10 @@ class AsyncMgmtdClient:
 def _elsewhere(exc: FfsError) -> bool:
     """Whether another address may answer better."""
     return exc.code in (Code.UNAVAILABLE, Code.TIMEOUT, Code.NOT_PRIMARY)
+
+
+def _perhaps(exc: FfsError, rpc: str) -> FfsError:
+    return error(exc.code, f"{exc.message}: whether {rpc} was carried out is not known, look before it is tried again")
 
 
 def _reason(exc: FfsError) -> str:

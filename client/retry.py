@@ -24,8 +24,9 @@ DAMAGED_MAX = 12  # answers of damaged data in one operation: by then every repl
 class RetryPolicy:
     """Bounds of one operation, in seconds. `deadline_s` may be infinite (a mount that waits for its servers).
 
-    `on_wait` is told of each failure after which an operation is tried again: for how long it has been tried, and why.
-    It is called in the operation's own thread.
+    `on_wait` is told of each failure after which an operation waits: for how long it has been tried, and why.
+    It is called in the operation's own thread, and ends the operation where it raises. `on_give_up` is told when an
+    operation's time is up.
     """
 
     deadline_s: float = 60.0
@@ -34,6 +35,7 @@ class RetryPolicy:
     first_pause_s: float = 0.01
     pause_s_max: float = 1.0
     on_wait: Callable[[float, FfsError], None] | None = None
+    on_give_up: Callable[[], None] | None = None
 
 
 class Step(NamedTuple):
@@ -105,16 +107,18 @@ class Retry:
             self._unknown_since_s = None
         left = self._end_s - now_s
         if left <= 0:
+            if self._policy.on_give_up is not None:
+                self._policy.on_give_up()
             raise error(
                 Code.TIMEOUT,
                 f"gave up after {self._attempts} attempts in {self._policy.deadline_s:g} s; "
                 f"last: {exc.code.name.lower()}: {exc.message}",
             ) from exc
-        if self._policy.on_wait is not None:
-            self._policy.on_wait(now_s - self._began_s, exc)
         if replicas_left and reaction in (Reaction.OTHER_REPLICA, Reaction.REFRESH) and self._at_once < AT_ONCE_MAX:
             self._at_once += 1
             return Step(0.0, False)
+        if self._policy.on_wait is not None:
+            self._policy.on_wait(now_s - self._began_s, exc)
         pause = self._pause_s * self._random.uniform(0.5, 1.0)  # jitter: clients that failed together come apart
         self._pause_s = min(self._pause_s * 2, self._policy.pause_s_max)
         return Step(min(pause, left), reaction is Reaction.REFRESH)

@@ -70,7 +70,7 @@ class RoutingSource:
         rng: random.Random | None = None,
         poll_wait_s: float = POLL_WAIT_S,
     ) -> None:
-        """`mgmtd` stays the caller's: close this first, then that."""
+        """`mgmtd` stays the caller's: stop this first, then close that."""
         self._mgmtd = mgmtd
         self._pauses = Pauses(rng)
         self._poll_wait_s = poll_wait_s
@@ -98,11 +98,15 @@ class RoutingSource:
                 raise _not_in_time(self._routing, timeout_s)
             return self._routing
 
-    def close(self) -> None:
-        """Stop polling. Waiters return; a poll under way ends by itself, or when its client is closed."""
+    def stop(self) -> None:
+        """Poll no more. Waiters return; a poll under way ends by itself, or when its client is closed."""
         self._closed.set()
         with self._changed:
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """As `stop`, and wait for a moment for the poll to end."""
+        self.stop()
         self._thread.join(JOIN_S)
 
     def _run(self) -> None:

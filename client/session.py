@@ -18,7 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from fireflyfs.client import left_to_collector
 from fireflyfs.client.inode_state import InodeTable
+from fireflyfs.client.late_closes import LateCloses
 from fireflyfs.client.meta_client import MetaClient
 from fireflyfs.client.mgmtd_client import MgmtdClient
 from fireflyfs.client.retry import RetryPolicy
@@ -86,7 +88,10 @@ class LeaseTerm:
 
 
 class LeaseKeeper:
-    """A daemon thread that extends this client's lease until it is closed."""
+    """A daemon thread that extends this client's lease until it is closed.
+
+    `on_extended` is called by it after each time, and must return soon.
+    """
 
     def __init__(
         self,
@@ -100,6 +105,7 @@ class LeaseKeeper:
         """`links`: how many connections there are now, by link."""
         self.term = LeaseTerm()
         self.clock = clock or LeaseClock()
+        self.on_extended: Callable[[], None] = lambda: None
         self._mgmtd = mgmtd
         self._links = links
         self._request = mgmtd_pb2.ExtendSessionRequest(cluster_id=cluster_id, session=session)
@@ -115,6 +121,7 @@ class LeaseKeeper:
             pause_s = self._lease_s
             try:
                 self._extend()
+                self.on_extended()
             except FfsError as exc:
                 # Nothing to do but to try again: files stay open here, and meta may close their sessions meanwhile.
                 log.warning("cannot extend the client's lease: %s", exc)
@@ -181,6 +188,9 @@ class ClientContext:
             parts.link, parts.routing, parts.client_id, policy=policy, clock=self.clock, rng=rng, sleep=sleep
         )
         self.inodes = InodeTable()
+        self.late_closes = LateCloses()
+        if parts.lease is not None:
+            parts.lease.on_extended = self.late_closes.tell_beside
         self.scratch = Scratch(self.pool)
         self._closing = threading.Lock()
         self._closed = False
@@ -265,14 +275,18 @@ class ClientContext:
             if self._closed:
                 return
             self._closed = True
+        left_to_collector.drain()
         if self._parts.lease is not None:
             self._parts.lease.close()
         self.scratch.close()
         self.link.close()
-        if isinstance(self.routing, RoutingSource):
-            self.routing.close()
+        routing = self.routing if isinstance(self.routing, RoutingSource) else None
+        if routing is not None:
+            routing.stop()
         if self._parts.mgmtd is not None:
-            self._parts.mgmtd.close()
+            self._parts.mgmtd.close()  # the poll under way ends with it
+        if routing is not None:
+            routing.close()
 
     def __enter__(self) -> ClientContext:
         return self

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fireflyfs.client.cli.placement import spread
 from fireflyfs.client.mgmtd_client import MgmtdClient
@@ -27,8 +28,9 @@ from fireflyfs.deploy.plan import META_NODE_ID, ClusterSpec, Plan
 from fireflyfs.deploy.process import ProcessStatus, ServerProcess
 from fireflyfs.proto import mgmtd_pb2
 from fireflyfs.proto.common_pb2 import NODE_TYPE_META, NODE_TYPE_STORAGE, NodeType
-from fireflyfs.storage.engine.identity import create_target, sync_directory
-from fireflyfs.storage.server import StorageConfig
+
+if TYPE_CHECKING:
+    from fireflyfs.storage.server import StorageConfig
 
 READY_TIMEOUT_S = 60.0
 STOP_GRACE_S = 25.0  # a storage node waits for its workers
@@ -213,6 +215,8 @@ class LocalCluster:
 
     def _make_targets(self, name: str, storage: StorageConfig, cluster_id: str) -> None:
         """All targets of a node or none: one that is missing where others are is never made, its disk was lost."""
+        from fireflyfs.storage.engine.identity import create_target, sync_directory
+
         made = self.root / "data" / name
         new = made.with_name(f"{name}.new")
         if new.exists():

@@ -14,14 +14,16 @@ import shutil
 import socket
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fireflyfs.common import config as configuration
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import CHUNK_BYTES_DEFAULT, REPLICAS_MAX, MiB
-from fireflyfs.meta.server import MetaConfig
-from fireflyfs.mgmtd.server import MgmtdConfig
-from fireflyfs.storage.server import StorageConfig, TargetConfig, WorkerConfig
+
+if TYPE_CHECKING:  # where a configuration is made, its server's code is loaded: most commands only look up an address
+    from fireflyfs.meta.server import MetaConfig
+    from fireflyfs.mgmtd.server import MgmtdConfig
+    from fireflyfs.storage.server import StorageConfig
 
 PLAN_FILE = "cluster.toml"
 META_NODE_ID = 1001
@@ -163,6 +165,8 @@ def socket_path(root: Path, cluster_id: str, name: str) -> str:
 
 
 def mgmtd_config(plan: Plan, root: Path) -> MgmtdConfig:
+    from fireflyfs.mgmtd.server import MgmtdConfig
+
     spec = plan.spec
     return MgmtdConfig(
         cluster_id=spec.cluster_id,
@@ -175,6 +179,8 @@ def mgmtd_config(plan: Plan, root: Path) -> MgmtdConfig:
 
 
 def meta_config(plan: Plan, root: Path) -> MetaConfig:
+    from fireflyfs.meta.server import MetaConfig
+
     spec = plan.spec
     return MetaConfig(
         cluster_id=spec.cluster_id,
@@ -191,6 +197,8 @@ def meta_config(plan: Plan, root: Path) -> MetaConfig:
 
 
 def storage_config(plan: Plan, root: Path, node: int) -> StorageConfig:
+    from fireflyfs.storage.server import StorageConfig, TargetConfig, WorkerConfig
+
     spec = plan.spec
     workers = [
         WorkerConfig(

@@ -139,6 +139,7 @@ class MgmtdService:
                 request.chain_id,
                 request.target_id,
                 request.kind,
+                expected_version=request.expected_version,
                 same_node_allowed=self._same_node_allowed,
             )
         )

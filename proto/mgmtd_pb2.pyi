@@ -372,16 +372,18 @@ class SetChainTableReply(_message.Message):
     def __init__(self, version: _Optional[int] = ...) -> None: ...
 
 class UpdateChainRequest(_message.Message):
-    __slots__ = ("cluster_id", "chain_id", "target_id", "kind")
+    __slots__ = ("cluster_id", "chain_id", "target_id", "kind", "expected_version")
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
     TARGET_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_VERSION_FIELD_NUMBER: _ClassVar[int]
     cluster_id: str
     chain_id: int
     target_id: int
     kind: UpdateChainKind
-    def __init__(self, cluster_id: _Optional[str] = ..., chain_id: _Optional[int] = ..., target_id: _Optional[int] = ..., kind: _Optional[_Union[UpdateChainKind, str]] = ...) -> None: ...
+    expected_version: int
+    def __init__(self, cluster_id: _Optional[str] = ..., chain_id: _Optional[int] = ..., target_id: _Optional[int] = ..., kind: _Optional[_Union[UpdateChainKind, str]] = ..., expected_version: _Optional[int] = ...) -> None: ...
 
 class RegisterTargetRequest(_message.Message):
     __slots__ = ("cluster_id", "target_id", "node_id", "worker", "path", "accept_new_disk")

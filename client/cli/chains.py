@@ -82,10 +82,14 @@ def resync(settings: Settings, chain_id: int, target_id: int) -> None:
 
 def _update(settings: Settings, chain_id: int, target_id: int, kind: mgmtd_pb2.UpdateChainKind) -> None:
     with connect.mgmtd(settings) as client:
-        connect.routing_of(client).chain(chain_id)  # says at once that there is none: a client would ask again
+        before = connect.routing_of(client).chain(chain_id)  # says at once that there is none: a client would ask again
         after = client.update_chain(
             mgmtd_pb2.UpdateChainRequest(
-                cluster_id=client.cluster_id, chain_id=chain_id, target_id=target_id, kind=kind
+                cluster_id=client.cluster_id,
+                chain_id=chain_id,
+                target_id=target_id,
+                kind=kind,
+                expected_version=before.version,
             )
         )
     members = [{"target": one.target_id, "state": views.public_state(one.state)} for one in after.targets]

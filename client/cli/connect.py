@@ -73,7 +73,7 @@ def filesystem(settings: Settings) -> Iterator[FileSystem]:
     addresses = mgmtd_addresses(settings)
     meet(addresses)
     with Notice() as notice:
-        policy = RetryPolicy(on_wait=notice.on_wait)
+        policy = RetryPolicy(on_wait=notice.on_wait, on_give_up=notice.on_give_up)
         fs = FileSystem.connect(addresses, connect_timeout_s=CONNECT_TIMEOUT_S, policy=policy)
         notice.connected(fs.context.routing.current)
         try:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import click
 
 from fireflyfs.client.cli import connect, output
-from fireflyfs.client.cli.exits import describe, exit_code, worst
+from fireflyfs.client.cli.exits import Failures, describe
 from fireflyfs.client.cli.settings import Settings, pass_settings
 from fireflyfs.client.cli.trees import Copier, LocalTree, Progress, Tree
 
@@ -77,9 +77,7 @@ def _copy_all(
     into = _is_directory(target_tree, target)
     if len(sources) > 1 and not into:
         raise click.UsageError(f"{target} is no directory: several files need one")
-    for source in sources:
-        if stat.S_ISDIR(source_tree.lstat(source).st_mode) and not wishes.recursive:
-            raise click.UsageError(f"{source} is a directory: copy it with -r")
+    failures = Failures(verbose=settings.verbose)
     started = time.monotonic()
     progress = Progress()
     progress.on_problem = lambda path, exc: _report(progress, path, exc)
@@ -87,23 +85,25 @@ def _copy_all(
         for source in sources:
             name = os.path.basename(os.path.normpath(source))
             place = os.path.join(target, name) if into and name not in ("", ".", "..", "/") else target
-            copier = Copier(
-                source_tree,
-                target_tree,
-                progress,
-                threads=wishes.threads,
-                durable=wishes.durable,
-                xattrs=wishes.xattrs,
-            )
-            copier.copy(source, place)
+            with failures.told():
+                if stat.S_ISDIR(source_tree.lstat(source).st_mode) and not wishes.recursive:
+                    raise click.UsageError(f"{source} is a directory: copy it with -r")
+                copier = Copier(
+                    source_tree,
+                    target_tree,
+                    progress,
+                    threads=wishes.threads,
+                    durable=wishes.durable,
+                    xattrs=wishes.xattrs,
+                )
+                copier.copy(source, place)
     seconds = time.monotonic() - started
     speed = output.bytes_text(int(progress.bytes / seconds)) if seconds else "-"
     text = f"{progress.files} files, {output.bytes_text(progress.bytes)} in {seconds:.1f} s ({speed}/s)"
-    facts = {"files": progress.files, "bytes": progress.bytes, "seconds": seconds, "failed": len(progress.problems)}
-    if progress.problems:
-        output.done(settings, f"{text}; {len(progress.problems)} failed", **facts)
-        sys.exit(worst(exit_code(exc) for _, exc in progress.problems))
-    output.done(settings, text, **facts)
+    failed = len(progress.problems) + failures.count
+    facts = {"files": progress.files, "bytes": progress.bytes, "seconds": seconds, "failed": failed}
+    output.done(settings, f"{text}; {failed} failed" if failed else text, **facts)
+    failures.end(exc for _, exc in progress.problems)
 
 
 def _report(progress: Progress, path: str, exc: Exception) -> None:

@@ -130,7 +130,7 @@ class Failures:
 
     def __init__(self, *, verbose: bool = False) -> None:
         self._verbose = verbose
-        self._codes: set[int] = set()
+        self._codes: list[int] = []
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -138,14 +138,20 @@ class Failures:
         try:
             yield
         except click.UsageError as exc:
-            self._codes.add(exit_code(exc))
+            self._codes.append(exit_code(exc))
             print(f"ffs: {exc.format_message()}", file=sys.stderr)
         except (FfsError, OSError) as exc:
             if isinstance(exc, OSError) and exc.filename is None and not isinstance(exc.__cause__, FfsError):
                 raise
-            self._codes.add(report(exc, verbose=self._verbose))
+            self._codes.append(report(exc, verbose=self._verbose))
 
-    def end(self) -> None:
-        """Ends the command with the worst exit code, if anything failed."""
-        if self._codes:
-            sys.exit(worst(self._codes))
+    @property
+    def count(self) -> int:
+        """How many there are so far."""
+        return len(self._codes)
+
+    def end(self, others: Iterable[BaseException] = ()) -> None:
+        """Ends the command with the worst exit code, if anything failed; `others` were told elsewhere."""
+        codes = [*self._codes, *map(exit_code, others)]
+        if codes:
+            sys.exit(worst(codes))

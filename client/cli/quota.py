@@ -171,11 +171,17 @@ def du(settings: Settings, paths: tuple[str, ...], plain: bool) -> None:
     Lengths count in whole blocks of 4 KiB, and holes count. A file of several names counts once, where its first name
     that is left is.
     """
+    rows = []
+    failures = exits.Failures(verbose=settings.verbose)
     with connect.filesystem(settings) as fs:
         quotas = _quotas(fs)
-        rows = [_row(quotas.usage(path)[0]) for path in paths or ("/",)]
+        for path in paths or ("/",):
+            with failures.told():
+                rows.append(_row(quotas.usage(path)[0]))
     columns = [("bytes" if plain else "used", "bytes"), ("inodes", "inodes"), ("name", "directory")]
-    output.show_rows(settings, rows, columns)
+    if rows or settings.json:
+        output.show_rows(settings, rows, columns)
+    failures.end()
 
 
 def _quotas(fs: Any) -> Quotas:

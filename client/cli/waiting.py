@@ -1,6 +1,7 @@
 """One line on the standard error when a command waits: a silent one looks like one that hangs.
 
-Commands wait for servers that are away, up to a minute, because most are back by then.
+Commands wait for servers that are away, up to a minute, because most are back by then. Who has waited so long in vain
+for one path does not wait for the next ones too.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import Callable
 import click
 
 from fireflyfs.client.routing import Routing
-from fireflyfs.common.errors import FfsError
+from fireflyfs.common.errors import Code, FfsError, error
 
 NOTICE_S = 3.0  # without an answer
 LOOK_S = 0.25
+AWAY = {Code.UNAVAILABLE, Code.TIMEOUT, Code.TARGET_OFFLINE, Code.FENCED}  # nobody answers who could
 _LINE = "ffs: waiting for {}; `ffs status` shows what is missing, Ctrl-C ends the wait"
 
 
@@ -27,6 +29,7 @@ class Notice:
         self._what = what
         self._lock = threading.Lock()
         self._said = False
+        self._in_vain = False
         self._done = threading.Event()
         self._routing: Callable[[], Routing] | None = None
         self._thread = threading.Thread(target=self._watch, name="ffs-notice", daemon=True)
@@ -44,9 +47,15 @@ class Notice:
         self._routing = routing
 
     def on_wait(self, waited_s: float, why: FfsError) -> None:
-        """A `RetryPolicy`'s: something did not answer. For any thread."""
+        """A `RetryPolicy`'s: something did not answer. For any thread. Raises TIMEOUT after a wait in vain."""
+        if self._in_vain and why.code in AWAY:
+            raise error(Code.TIMEOUT, f"not waited for, after a wait in vain: {why.message}") from why
         if waited_s >= NOTICE_S:
             self._say(f"the cluster ({' '.join(why.message.split())})")
+
+    def on_give_up(self) -> None:
+        """A `RetryPolicy`'s: a wait was in vain. What is away then is not waited for again. For any thread."""
+        self._in_vain = True
 
     def _watch(self) -> None:
         # A server that is stopped or cut off leaves calls waiting that nobody counts as failed; routing tells of it.

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from fireflyfs.client.fsck.core.facts import ABSENT, Content, Copy, File, Finding, Key, Look, Suspect, Writer
 from fireflyfs.client.fsck.core.scan import Lost
-from fireflyfs.client.routing import Routing
+from fireflyfs.client.routing import Routing, apply_delta
 from fireflyfs.client.session import ClientContext
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import UPDATE_ITEMS_MAX
@@ -197,10 +197,15 @@ class Cluster:
 
         Raises FfsError: mgmtd's refusal, or TIMEOUT.
         """
+        mgmtd = self._context.mgmtd
+        before = apply_delta(Routing(), mgmtd.routing()).chain(chain_id).version
         request = mgmtd_pb2.UpdateChainRequest(
-            chain_id=chain_id, target_id=target_id, kind=mgmtd_pb2.UPDATE_CHAIN_RESYNC
+            chain_id=chain_id,
+            target_id=target_id,
+            kind=mgmtd_pb2.UPDATE_CHAIN_RESYNC,
+            expected_version=before,
         )
-        after = self._context.mgmtd.update_chain(request).chain_version
+        after = mgmtd.update_chain(request).chain_version
         end_s = self.monotonic_s() + timeout_s
         while True:
             routing = self._context.routing.current()

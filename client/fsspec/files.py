@@ -142,8 +142,11 @@ class _Window(File):
         try:
             super().close()
         finally:
-            with self._moving:
-                self._drop()
+            self._now_or_left(self._drop_held)
+
+    def _drop_held(self) -> None:
+        with self._moving:
+            self._drop()
 
 
 class Reader(_FsspecFile, BufferedReader):

@@ -14,8 +14,10 @@ from typing import Final
 import numpy as np
 
 SLOTS_MAX: Final = 16_384
-_END, _COUNT, _EPOCH, _TURN = 0, 1, 2, 3  # u64 words of a slot; the agent writes the first two, the mount the others
-_BYTES: Final = SLOTS_MAX * 4 * 8
+# u64 words of a slot; the agent writes the first three, the mount the others
+_END, _COUNT, _TORN, _EPOCH, _TURN = 0, 1, 2, 3, 4
+_WORDS: Final = 8
+_BYTES: Final = SLOTS_MAX * _WORDS * 8
 
 
 class Ends:
@@ -27,7 +29,7 @@ class Ends:
             os.ftruncate(fd, _BYTES)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         self.fd = fd
-        self._words = np.frombuffer(mmap.mmap(fd, _BYTES), np.uint64).reshape(SLOTS_MAX, 4)
+        self._words = np.frombuffer(mmap.mmap(fd, _BYTES), np.uint64).reshape(SLOTS_MAX, _WORDS)
 
     def clear(self, slot: int) -> None:
         """The mount, before it gives the slot away."""
@@ -49,15 +51,20 @@ class Ends:
         self._words[slot, _END] = end
         self._words[slot, _COUNT] += np.uint64(1)
 
-    def look(self, slot: int, seen: int) -> tuple[int, int] | None:
-        """The mount: (count, end) when something was written since the count was `seen`. The agent begins anew with
-        what it writes from now on."""
+    def torn(self, slot: int, end: int) -> None:
+        """The agent: as `wrote`, and a write has failed of which any part may be stored."""
+        self._words[slot, _TORN] += np.uint64(1)
+        self.wrote(slot, end)
+
+    def look(self, slot: int, seen: tuple[int, int]) -> tuple[tuple[int, int], int] | None:
+        """The mount: ((count, of writes that failed), end) when something was written since the counts were `seen`.
+        The agent begins anew with what it writes from now on."""
         count = int(self._words[slot, _COUNT])
-        if count == seen:
+        if count == seen[0]:
             return None
-        end = int(self._words[slot, _END])
+        torn, end = int(self._words[slot, _TORN]), int(self._words[slot, _END])
         self._words[slot, _EPOCH] += np.uint64(1)
-        return count, end
+        return (count, torn), end
 
     def close(self) -> None:
         if self.fd >= 0:

@@ -252,7 +252,7 @@ class RingHost:
             self._agents.remove(agent)
             pids = agent.pids & set(self._watched)
         for known in self.files.of_agent(agent):
-            self.files.agent_left(known, agent)
+            self.files.agent_left(known, agent, died=not self._ending.is_set())
         agent.ends.close()
         agent.sock.close()
         if self._ending.is_set():

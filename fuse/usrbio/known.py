@@ -79,11 +79,20 @@ class KnownFile:
     def wrote(self, end: int) -> None:
         """Bytes up to `end` are stored: the mount shall know."""
         with self._lock:
-            epoch = self._ends.epoch(self.slot)
-            self._end = end if epoch != self._epoch else max(end, self._end)
-            self._epoch = epoch
-            self._ends.wrote(self.slot, self._end)
+            self._ends.wrote(self.slot, self._since_looked(end))
             self._length = max(self._length, end)
+
+    def torn(self) -> None:
+        """A write failed, and parts of it may be stored, beyond the end too: the mount shall have storage asked."""
+        with self._lock:
+            self._ends.torn(self.slot, self._since_looked(0))
+
+    def _since_looked(self, end: int) -> int:
+        """How far was written since the mount last looked, now that it was up to `end`."""
+        epoch = self._ends.epoch(self.slot)
+        self._end = end if epoch != self._epoch else max(end, self._end)
+        self._epoch = epoch
+        return self._end
 
 
 class Known:

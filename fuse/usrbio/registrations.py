@@ -38,14 +38,14 @@ class AgentEnd(Protocol):
 
 @dataclass(eq=False)
 class Registration:
-    """`slots`: in which slot of its table which agent says what it has written; `seen`: up to which count that is
+    """`slots`: in which slot of its table which agent says what it has written; `seen`: up to which counts that is
     known. `recorded`: meta knows it too. After `closing` no agent gets to know the file."""
 
     token: int
     handle: FileHandle
     truncate_version: int
     slots: dict[AgentEnd, int] = field(default_factory=dict)
-    seen: dict[AgentEnd, int] = field(default_factory=dict)
+    seen: dict[AgentEnd, tuple[int, int]] = field(default_factory=dict)
     recorded: bool = True
     closing: bool = False
 
@@ -124,10 +124,13 @@ class Registrations:
             if not agent.forget_file(known.token):
                 self.agent_left(known, agent)
 
-    def agent_left(self, known: Registration, agent: AgentEnd) -> None:
-        """The agent writes nothing more to the file."""
+    def agent_left(self, known: Registration, agent: AgentEnd, *, died: bool = False) -> None:
+        """The agent writes nothing more to the file. One that died may have stored what it could not tell."""
         with known.live.lock:
             self._look(known)
+            if died and known.handle.writes:
+                known.live.unsure = True
+                known.recorded = False
             with self._lock:
                 slot = known.slots.pop(agent, None)
                 known.seen.pop(agent, None)
@@ -182,13 +185,15 @@ class Registrations:
         with self._lock:
             slots = list(known.slots.items())
         for agent, slot in slots:
-            found = agent.ends.look(slot, known.seen.get(agent, 0))
+            before = known.seen.get(agent, (0, 0))
+            found = agent.ends.look(slot, before)
             if found is None:
                 continue
-            known.seen[agent], end = found
+            counts, end = found
+            known.seen[agent] = counts
             new = True
-            if known.truncate_version != live.inode.truncate_version:
-                live.unsure = True  # some of it may have been cut off: storage knows
+            if counts[1] != before[1] or known.truncate_version != live.inode.truncate_version:
+                live.unsure = True  # some of it failed, or may have been cut off: storage knows what is there
                 known.truncate_version = live.inode.truncate_version
             live.written_end = max(live.written_end, end)
             live.mtime_ns = self._volume.clock.unix_ns()

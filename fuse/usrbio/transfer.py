@@ -189,12 +189,17 @@ class Transfer:
             failed = dict.fromkeys(range(len(spans)), exc)
         wrong = self._note(parts, failed, "write")
         ends: dict[int, tuple[KnownFile, int]] = {}
+        torn: dict[int, KnownFile] = {}
         for place_, part in enumerate(parts):
-            if place_ not in wrong:
-                io = self._one(part)
+            io = self._one(part)
+            if place_ in wrong:
+                torn[io.file.token] = io.file
+            else:
                 end = io.file_offset + part.start + part.length
                 known = ends.get(io.file.token)
                 ends[io.file.token] = (io.file, max(end, known[1]) if known is not None else end)
+        for file in torn.values():
+            file.torn()
         for file, end in ends.values():
             file.wrote(end)
 

@@ -69,15 +69,28 @@ def set_chain_table(cluster: Cluster, table_id: int, chains: Sequence[int], desc
 
 
 def update_chain(
-    cluster: Cluster, chain_id: int, target_id: int, kind: int, *, same_node_allowed: bool = False
+    cluster: Cluster,
+    chain_id: int,
+    target_id: int,
+    kind: int,
+    *,
+    expected_version: int = 0,
+    same_node_allowed: bool = False,
 ) -> Changes:
     """Add a target (it comes in through a resync), take one out or through a resync, or step to the preferred order.
 
-    Raises NO_CHAIN, INVALID, EXISTS, and BUSY when taking the target out would lose acknowledged writes.
+    Raises NO_CHAIN, INVALID, EXISTS, and BUSY when taking the target out would lose acknowledged writes, or when the
+    chain is at another version than `expected_version` (0: any).
     """
     chain = cluster.chains.get(chain_id)
     if chain is None:
         raise error(Code.NO_CHAIN, f"chain {chain_id} does not exist")
+    if expected_version and expected_version != chain.version:
+        raise error(
+            Code.BUSY,
+            f"chain {chain_id} is at version {chain.version}, not {expected_version}: it changed meanwhile, perhaps "
+            "by an earlier try of this very change",
+        )
     if kind == mgmtd_pb2.UPDATE_CHAIN_ADD:
         new = _with(cluster, chain, target_id, same_node_allowed)
     elif kind == mgmtd_pb2.UPDATE_CHAIN_REMOVE:

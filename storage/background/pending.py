@@ -4,6 +4,7 @@ deadline. Only the head does, because only it may decide that a pending version 
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.storage.engine.interface import ChunkKey
@@ -38,20 +39,35 @@ class PendingResolver:
             await self._replicas.wait_change(LOOK_EVERY_S)
 
     async def once(self) -> int:
-        """Finish what is pending now; how many were finished. Raises FfsError."""
+        """Finish what is pending now; how many were finished. Raises the first error of a chunk, after all others."""
         local = self._local
         finished = 0
-        if not self._replicas.leads(self._local):
-            return 0
-        for state in await local.call(local.engine.pending, PAGE):
-            if local.locks.held(state.key):
-                continue  # its update is under way
-            finished += await local.finish_anyway(self._finish(state.key))
-            if not self._replicas.leads(self._local):
-                break
+        failure: FfsError | None = None
+        async for key in self._pending():
+            try:
+                finished += await local.finish_anyway(self._finish(key))
+            except FfsError as exc:
+                failure = failure or exc
         if finished:
             log.info("target %d: finished %d pending versions", local.target_id, finished)
+        if failure is not None:
+            raise failure
         return finished
+
+    async def _pending(self) -> AsyncIterator[ChunkKey]:
+        """Chunks whose update is not under way, page by page, for as long as this target leads."""
+        local = self._local
+        after: ChunkKey | None = None
+        while self._replicas.leads(local):
+            page = await local.call(local.engine.pending, PAGE, after)
+            for state in page:
+                if not local.locks.held(state.key):
+                    yield state.key
+                    if not self._replicas.leads(local):
+                        return
+            if len(page) < PAGE:
+                return
+            after = page[-1].key
 
     async def _finish(self, key: ChunkKey) -> int:
         local = self._local

@@ -268,8 +268,8 @@ class ChunkEngine(Protocol):
     def scan_inode(self, inode: int, begin: int, end: int, limit: int) -> list[ChunkState]:
         """States of one inode with begin <= index < end (end 0: no end), lowest index first."""
 
-    def pending(self, limit: int) -> list[ChunkState]:
-        """Chunks with a pending version (a bounded list; what a restart or a chain change must resolve)."""
+    def pending(self, limit: int, after: ChunkKey | None = None) -> list[ChunkState]:
+        """Chunks with a pending version (what a restart or a chain change must resolve), as `scan`; fewer: no more."""
 
     def verify(self, key: ChunkKey) -> int:
         """Read the whole committed version, from the disk rather than from a cache where that can be; its length.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from itertools import islice
 
 from fireflyfs.storage.engine.chunks import Chunks
 from fireflyfs.storage.engine.interface import ChunkKey, ChunkState, LastChunk
@@ -50,8 +51,10 @@ class Listing:
         ]
         return self._states(heapq.merge(stored, sorted(waiting)), limit)
 
-    def pending(self, limit: int) -> list[ChunkState]:
-        return [state for state in self._states(sorted(self._pending_keys()), limit) if state.pending is not None]
+    def pending(self, limit: int, after: ChunkKey | None = None) -> list[ChunkState]:
+        keys = sorted(key for key in self._pending_keys() if after is None or key > after)
+        states = (self._chunks.stat(key) for key in keys)
+        return list(islice((state for state in states if state is not None and state.pending is not None), limit))
 
     def _pending_keys(self) -> list[ChunkKey]:
         while True:

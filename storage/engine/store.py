@@ -228,8 +228,8 @@ class Engine:
     def scan_inode(self, inode: int, begin: int, end: int, limit: int) -> list[ChunkState]:
         return self._listing.scan_inode(inode, begin, end, limit)
 
-    def pending(self, limit: int) -> list[ChunkState]:
-        return self._listing.pending(limit)
+    def pending(self, limit: int, after: ChunkKey | None = None) -> list[ChunkState]:
+        return self._listing.pending(limit, after)
 
     # -- changing
 

@@ -176,6 +176,11 @@ def test_listing(engine: ChunkEngine) -> None:
     assert [state.key.chunk_index for state in engine.scan_inode(2, 1, 8, 10)] == [1, 5, 7]
     assert [state.key.chunk_index for state in engine.scan_inode(2, 0, 0, 2)] == [0, 1]
     assert [state.key for state in engine.pending(10)] == [ChunkKey(2, 5)]
+    engine.apply([write(ChunkKey(inode, 9), 1, extent(0, b"new")) for inode in (1, 3)])
+    engine.commit([(ChunkKey(1, 9), 1)], 1)
+    assert [state.key for state in engine.pending(1)] == [ChunkKey(2, 5)]
+    assert [state.key for state in engine.pending(2, ChunkKey(1, 9))] == [ChunkKey(2, 5), ChunkKey(3, 9)]
+    assert [state.key for state in engine.pending(2, ChunkKey(2, 5))] == [ChunkKey(3, 9)]
     last = engine.last_chunk(2, 0, 100)
     assert last is not None
     assert (last.chunk_index, last.length, last.chunks) == (7, 3, 3)

@@ -19,6 +19,7 @@ from fireflyfs.client.aio import AsyncFileSystem
 from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.deploy.local import LocalCluster
 from fireflyfs.fuse import device
+from reachable import reachable_folder
 
 pytestmark = [
     pytest.mark.e2e,
@@ -54,18 +55,15 @@ class Mounted:
 
 @pytest.fixture(scope="module")
 def mounts(cluster: LocalCluster) -> Iterator[tuple[Mounted, Mounted]]:
-    base = Path("/tmp") / f"ffs-semantics-{os.getpid()}-cluster"  # others than root must get there
     made: list[Mounted] = []
-    try:
-        for name in ("one", "two"):
-            made.append(Mounted(cluster, base / name))
-        yield made[0], made[1]
-    finally:
-        for mounted in made:
-            mounted.end()
-            mounted.point.rmdir()
-            Path(f"{mounted.point}.log").unlink(missing_ok=True)
-        base.rmdir()
+    with reachable_folder("semantics-cluster") as base:
+        try:
+            for name in ("one", "two"):
+                made.append(Mounted(cluster, base / name))
+            yield made[0], made[1]
+        finally:
+            for mounted in made:
+                mounted.end()
 
 
 @pytest.fixture

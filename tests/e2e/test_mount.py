@@ -229,13 +229,13 @@ def test_two_mounts_see_closed_files_at_once(mounts):
     assert (b / "two" / "g").exists()
 
 
-def test_mount_as_a_user(cluster, mounts, tmp_path):
+def test_mount_as_a_user(cluster, mounts, tmp_path, reachable):
     if not shutil.which("fusermount3"):
         pytest.skip("needs fusermount3")
     mounted = mounts()
     (mounted.point / "home").mkdir()
     os.chown(mounted.point / "home", NOBODY, NOBODY)
-    point = Path("/tmp") / f"ffs-user-{os.getpid()}"
+    point = reachable / "point"
     point.mkdir()
     os.chown(point, NOBODY, NOBODY)
     script = (
@@ -275,7 +275,6 @@ def test_mount_as_a_user(cluster, mounts, tmp_path):
     finally:
         if device.is_mounted(point):
             device.unmount(point, force=True)
-        point.rmdir()
 
 
 class Copying(threading.Thread):

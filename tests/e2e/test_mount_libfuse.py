@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,15 +16,18 @@ from pathlib import Path
 import pytest
 
 from fireflyfs.deploy.local import ClusterSpec, LocalCluster
+from reachable import reachable_folder
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
 def mount() -> Iterator[Path]:
-    # Other users must get there: each run of pytest takes its own folders from them, those of other runs as well.
-    folder = Path(tempfile.mkdtemp(prefix="ffs-libfuse-"))
-    folder.chmod(0o755)
+    with reachable_folder("libfuse") as folder:
+        yield from _mounted(folder)
+
+
+def _mounted(folder: Path) -> Iterator[Path]:
     cluster = LocalCluster(folder / "cluster")
     cluster.create(ClusterSpec(storage_nodes=1, replicas=1))
     point = folder / "mnt"
@@ -52,7 +53,6 @@ def mount() -> Iterator[Path]:
         if os.path.ismount(point):
             subprocess.run(["umount", "-lf", str(point)], check=True)
         cluster.down()
-        shutil.rmtree(folder)
 
 
 @pytest.fixture

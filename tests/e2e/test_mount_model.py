@@ -291,8 +291,8 @@ def tree(top: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def tmpfs(tmp_path: Path) -> Iterator[Path]:
-    point = tmp_path / "model"
+def tmpfs(reachable: Path) -> Iterator[Path]:
+    point = reachable / "model"
     point.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=777,nosuid,nodev", "model", str(point)], check=True)
     try:
@@ -302,14 +302,10 @@ def tmpfs(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_two_mounts_do_what_tmpfs_does(
-    cluster_factory: Callable[..., LocalCluster], mount_of: Callable[..., Any], tmpfs: Path, tmp_path: Path
+    cluster_factory: Callable[..., LocalCluster], reachable: Path, mount_of: Callable[..., Any], tmpfs: Path
 ) -> None:
-    for folder in (tmp_path, *tmp_path.parents):  # other users must get there
-        if folder == Path("/tmp"):
-            break
-        folder.chmod(0o755)
     cluster = cluster_factory(storage_nodes=1, replicas=1)
-    points = tuple(mount_of(cluster, "--strict").point for _ in range(2))
+    points = tuple(mount_of(cluster, "--strict", folder=reachable).point for _ in range(2))
     before = os.umask(0o022)
     try:
         machine: Any = type("Machine", (Files,), {"mounts": points, "model": tmpfs})

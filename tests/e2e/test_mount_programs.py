@@ -6,7 +6,6 @@ import glob
 import os
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 import pytest
 
 from fireflyfs.deploy.local import LocalCluster
-from fireflyfs.fuse import device
 
 pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(3600)]
 
@@ -141,24 +139,20 @@ class Postgres:
 
 
 @pytest.fixture
-def postgres(cluster: LocalCluster, mount_of: Callable[..., Any]) -> Iterator[Postgres]:
-    # Not below pytest's folder, which only its user may enter; and the path of a socket must be short.
-    with tempfile.TemporaryDirectory(prefix="ffs-pg-") as base:
-        os.chmod(base, 0o755)
-        sockets = Path(base) / "sockets"
-        home = mount_of(cluster, folder=Path(base)).point / f"pg-{time.time_ns()}"
-        for path in (sockets, home):
-            path.mkdir()
-            shutil.chown(path, "postgres")
-        server = Postgres(home / "data", sockets)
-        server.call("initdb", "-D", server.data, "-A", "trust")
-        server.start()
-        try:
-            yield server
-        finally:
-            server.stop()
-            shutil.rmtree(home)
-            device.unmount(home.parent)
+def postgres(cluster: LocalCluster, reachable: Path, mount_of: Callable[..., Any]) -> Iterator[Postgres]:
+    sockets = reachable / "sockets"
+    home = mount_of(cluster, folder=reachable).point / f"pg-{time.time_ns()}"
+    for path in (sockets, home):
+        path.mkdir()
+        shutil.chown(path, "postgres")
+    server = Postgres(home / "data", sockets)
+    server.call("initdb", "-D", server.data, "-A", "trust")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(home)
 
 
 def test_pgbench_with_crashes(postgres: Postgres) -> None:

@@ -17,9 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from reachable import reachable_folder
+
 HERE = os.environ.get("FFS_SEMANTICS_DIR", "")
 SYSTEMS = ("fireflyfs",) if HERE else ("ext4", "fireflyfs")
-IMAGE_BYTES = 512 << 20
+IMAGE_BYTES = 2 << 30  # sparse; what all tests leave
+INODES = 400_000
 _numbers = itertools.count()
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -37,17 +40,14 @@ def mounted(system: str) -> Iterator[Path]:
     if HERE and system == "fireflyfs":
         yield Path(HERE)
         return
-    # Others must get there: pytest's own folders are root's alone.
-    base = Path("/tmp") / f"ffs-semantics-{os.getpid()}-{system}-{next(_numbers)}"
-    base.mkdir(mode=0o755)
-    point = base / "mnt"
-    point.mkdir()
-    try:
+    with reachable_folder(f"semantics-{system}") as base:
+        point = base / "mnt"
+        point.mkdir()
         if system == "ext4":
             image = base / "image"
             with image.open("wb") as file:
                 file.truncate(IMAGE_BYTES)
-            subprocess.run(["mkfs.ext4", "-q", "-N", "140000", str(image)], check=True)
+            subprocess.run(["mkfs.ext4", "-q", "-N", str(INODES), str(image)], check=True)
             subprocess.run(["mount", "-o", "loop,acl,user_xattr,nosuid,nodev", str(image), str(point)], check=True)
             try:
                 yield point
@@ -72,8 +72,6 @@ def mounted(system: str) -> Iterator[Path]:
                     process.kill()
                     process.wait()
                     subprocess.run(["umount", "-lf", str(point)], check=False)
-    finally:
-        shutil.rmtree(base, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -104,4 +102,5 @@ def root(top: Path) -> Iterator[Path]:
     finally:
         os.umask(umask)
         os.chdir(before)
-        shutil.rmtree(folder, ignore_errors=True)
+        if HERE:  # else the whole file system goes, and a hundred thousand names need not be removed one by one
+            shutil.rmtree(folder, ignore_errors=True)

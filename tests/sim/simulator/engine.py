@@ -274,10 +274,8 @@ class SimEngine(BlocksByState):
         keys = [k for k in self.chunks if k.inode == inode and begin <= k.chunk_index and (not end or k[1] < end)]
         return [_state(key, self.chunks[key]) for key in sorted(keys)[:limit]]
 
-    def pending(self, limit: int) -> list[ChunkState]:
-        self._check()
-        keys = sorted(key for key, chunk in self.chunks.items() if chunk.pending is not None)[:limit]
-        return [_state(key, self.chunks[key]) for key in keys]
+    def pending(self, limit: int, after: ChunkKey | None = None) -> list[ChunkState]:
+        return [state for state in self.scan(after, len(self.chunks)) if state.pending is not None][:limit]
 
     def verify(self, key: ChunkKey) -> int:
         self._check()

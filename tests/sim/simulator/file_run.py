@@ -187,10 +187,9 @@ async def _last_look(world: World, work: FileWork, metas: Metas, policy: RetryPo
         for path in work.names:
             began = Event(0, What.LENGTH, 0, 0, world.loop.now_s, "last")
             try:
-                file = await last.blocking(lambda path=path: last.files.open_file(path))
+                file = await last.blocking(lambda path=path: work.keep(last.files.open_file(path)))
             except FileNotFoundError:
                 continue
-            work.kept.append(file)
             held = OpenFile(file, path, file.handle.file.inode, began.call_s)
             opened.append(held)
             began.end = file.inode.length // CELL

@@ -125,10 +125,9 @@ class FileWork:
             flags |= os.O_TRUNC
             self.open_cuts.setdefault(path, []).append(cut)  # whatever file that may be
         began = self.event(What.LENGTH, 0, 0, who)
-        ok, file = await self._try(client, "open", who, lambda: client.files.open_file(path, flags))
+        ok, file = await self._try(client, "open", who, lambda: self.keep(client.files.open_file(path, flags)))
         if not ok:
             return
-        self.kept.append(file)
         inode = file.handle.file.inode
         for removed_s, inodes in self.removed.get(path, []):
             if inode in inodes and removed_s < began.call_s:
@@ -285,6 +284,11 @@ class FileWork:
         for history in self.histories.values():
             found += history.problems()
         return found
+
+    def keep(self, file: File) -> File:
+        """For `bury`; in the thread that opens it, whose client may be dead before it hears of it."""
+        self.kept.append(file)
+        return file
 
     def bury(self) -> None:
         """Nothing of an open file happens any more when it is forgotten."""

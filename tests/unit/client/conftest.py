@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 from fireflyfs.client.file import File
 from fireflyfs.client.handle import OpenInode, open_inode
 from fireflyfs.client.inode_state import InodeTable
+from fireflyfs.client.late_closes import LateCloses
 from fireflyfs.client.meta_client import MetaClient
 from fireflyfs.client.retry import RetryPolicy
 from fireflyfs.client.routing import SERVING, Chain, Routing
@@ -419,6 +420,7 @@ class FakeContext:
             cluster, cluster, client_id, clock=cluster.clock, rng=random.Random(number), sleep=cluster.sleep
         )
         self.inodes = InodeTable()
+        self.late_closes = LateCloses()
         self.scratch = Scratch(cluster.pool)
 
     def open(self, path: bytes, flags: int = os.O_RDWR | os.O_CREAT, **options: Any) -> OpenInode:

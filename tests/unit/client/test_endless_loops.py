@@ -38,8 +38,11 @@ class Trouble:
 def test_a_lease_is_extended_after_any_error() -> None:
     manager: Any = Trouble()
     keeper = LeaseKeeper(manager, "c", mgmtd_pb2.ClientSession())
+    told = threading.Event()
+    keeper.on_extended = told.set
     try:
         assert manager.went_on.wait(5)
+        assert told.wait(5)
     finally:
         keeper.close()
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fireflyfs.client.cli.waiting import Notice
 from fireflyfs.client.meta_client import MetaClient
 from fireflyfs.client.retry import RetryPolicy
 from fireflyfs.common.errors import Code, FfsError
@@ -78,6 +79,32 @@ def test_gives_up_at_the_deadline(cluster: FakeCluster) -> None:
     with pytest.raises(FfsError) as caught:
         meta.stat_fs(meta_pb2.StatFsRequest())
     assert caught.value.code is Code.TIMEOUT
+
+
+def test_a_command_that_has_waited_in_vain_does_not_wait_again(cluster: FakeCluster) -> None:
+    with Notice() as notice:
+        meta = MetaClient(
+            cluster,
+            cluster,
+            ClientId(b"x" * 16),
+            policy=RetryPolicy(on_wait=notice.on_wait, on_give_up=notice.on_give_up),
+            clock=cluster.clock,
+            sleep=cluster.sleep,
+        )
+        for server in cluster.meta_servers.values():
+            server.down = True
+        for waited_s in (60, 0, 0):
+            began_s = cluster.clock.monotonic_s()
+            with pytest.raises(FfsError) as caught:
+                meta.stat_fs(meta_pb2.StatFsRequest())
+            assert caught.value.code is Code.TIMEOUT
+            assert cluster.clock.monotonic_s() - began_s == pytest.approx(waited_s, abs=1.1)
+        cluster.meta_servers[2].down = False  # one of two is enough, and what answers may ask for a pause
+        cluster.meta_servers[2].refuse = [Code.TXN_CONFLICT]
+        root = meta_pb2.StatRequest(at=meta_pb2.PathAt(path=b"/missing"))
+        with pytest.raises(FfsError) as caught:
+            meta.stat(root)
+        assert caught.value.code is Code.NO_ENTRY
 
 
 def test_conflicts_are_tried_again(cluster: FakeCluster, client: FakeContext) -> None:

@@ -64,6 +64,33 @@ def test_flush_makes_the_length_visible_and_says_it_once(cluster: FakeCluster, c
     assert len(cluster.meta_servers[1].requests) + len(cluster.meta_servers[2].requests) == before
 
 
+def test_a_close_that_meta_did_not_take_in_time_is_told_later(cluster: FakeCluster, client: FakeContext) -> None:
+    """Else its session stays for as long as the process does."""
+    handles = [client.open(name) for name in (b"/a", b"/b")]
+    for handle in handles:
+        handle.pwrite(0, view(b"hello"))
+    for server in cluster.meta_servers.values():
+        server.down = True
+    for handle in handles:
+        with pytest.raises(FfsError) as away:
+            handle.close()
+        assert away.value.code is Code.TIMEOUT
+        handle.close()  # it is closed
+    client.late_closes.tell_all()
+    assert (len(client.late_closes), len(cluster.sessions)) == (2, 2)
+    for server in cluster.meta_servers.values():
+        server.down = False
+    del cluster.names[b"/b"]  # what meta refuses is over
+    client.late_closes.tell_beside()
+    for thread in threading.enumerate():
+        if thread.name == "ffs-late-closes":
+            thread.join(10)
+    assert len(client.late_closes) == 0
+    assert list(cluster.sessions.values()) == [handles[1].inode.id]
+    assert cluster.names[b"/a"].length == 5
+    client.late_closes.tell_beside()  # nothing to tell
+
+
 def test_fsync_syncs_storage_then_meta(cluster: FakeCluster, client: FakeContext) -> None:
     handle = client.open(b"/a")
     handle.pwrite(0, view(b"hello"))

@@ -19,13 +19,13 @@ from fireflyfs.client.cli import cluster as cluster_commands
 from fireflyfs.common import config
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.net.host import host_id
-from fireflyfs.deploy import local
 from fireflyfs.deploy import plan as planning
 from fireflyfs.deploy.local import LocalCluster
 from fireflyfs.deploy.plan import ClusterSpec
 from fireflyfs.deploy.process import ServerProcess, start_time, tail
 from fireflyfs.meta.server import MetaConfig
 from fireflyfs.mgmtd.server import MgmtdConfig
+from fireflyfs.storage.engine import identity
 from fireflyfs.storage.engine.identity import create_target, require_identity
 from fireflyfs.storage.server import StorageConfig
 
@@ -126,7 +126,7 @@ def test_a_start_that_was_killed_while_it_made_targets_is_done_by_the_next(
         made.append(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(local, "create_target", killed)
+        patched.setattr(identity, "create_target", killed)
         with pytest.raises(KeyboardInterrupt):
             cluster._ready_plan()
     cluster._ready_plan()

@@ -446,8 +446,8 @@ def mounts(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
         pytest.skip("needs root and /dev/fuse")
     made: list[tuple[Mount, MemoryBackend]] = []
 
-    def make(backend: MemoryBackend, **options: object) -> Mount:
-        point = tmp_path / f"mnt{len(made)}"
+    def make(backend: MemoryBackend, *, folder: Path = tmp_path, **options: object) -> Mount:
+        point = folder / f"mnt{len(made)}"
         point.mkdir()
         mount = Mount(backend, point, MountOptions(**options))
         mount.start()

@@ -280,14 +280,16 @@ def test_odds_and_ends(root):
     assert not os.path.exists(root / "missing")
 
 
-def test_permissions_are_checked(root, tmp_path):
-    (root / "secret").write_bytes(b"x")
-    os.chmod(root / "secret", 0o600)
-    os.chmod(tmp_path, 0o755)
-    command = ["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", "cat", str(root / "secret")]
+def test_permissions_are_checked(backend, reachable, mounts):
+    file = mounts(backend, folder=reachable).mountpoint / "secret"
+    file.write_bytes(b"x")
+    command = ["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", "cat", str(file)]
+    os.chmod(file, 0o600)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "denied" in done.stderr
+    os.chmod(file, 0o604)
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "x"
 
 
 def test_program_runs_from_the_mount(root):

@@ -219,6 +219,25 @@ class Agent:
         return False
 
 
+@pytest.mark.parametrize("died", [False, True], ids=["failed", "died"])
+def test_what_rings_stored_without_a_word_of_it_is_in_the_length(bench: Bench, died: bool) -> None:
+    """Else it would show when the file is lengthened."""
+    fh = bench.open()
+    known = Registrations(bench.volume)
+    handle = bench.volume.handles.file(fh)
+    agent = Agent()
+    registration, slot = known.resolve(known.register(handle), agent)
+    bench.backend.data.files[bench.id] = bytearray(b"r" * 300)
+    if died:
+        known.agent_left(registration, agent, died=True)
+    else:
+        agent.ends.torn(slot, 0)
+    assert known.tell_meta(handle.live)
+    assert bench.recorded == 300
+    assert not known.tell_meta(handle.live)
+    known.stop()
+
+
 @pytest.mark.parametrize("truncate", [_truncate_by_open, lambda bench: bench.truncate(10)], ids=["open", "truncate"])
 def test_pages_are_dropped_when_no_read_of_them_can_wait_for_us(
     bench: Bench, truncate: Callable[[Bench], None]

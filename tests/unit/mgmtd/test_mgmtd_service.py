@@ -17,11 +17,12 @@ from fireflyfs.client.routing import Routing
 from fireflyfs.client.routing_source import AsyncRoutingSource, RoutingSource
 from fireflyfs.common import config
 from fireflyfs.common.clock import ManualClock, SystemClock
-from fireflyfs.common.errors import Code, FfsError
+from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.kv.memory import MemoryKv
 from fireflyfs.common.kv.rocksdb import RocksKv
 from fireflyfs.mgmtd.core.leases import LeaseTable
 from fireflyfs.mgmtd.server import MgmtdConfig, MgmtdServer
+from fireflyfs.mgmtd.service import MgmtdService
 from fireflyfs.proto import mgmtd_pb2 as pb
 from fireflyfs.proto.common_pb2 import NODE_TYPE_CLIENT, NODE_TYPE_META, NODE_TYPE_STORAGE, Endpoint
 
@@ -81,6 +82,42 @@ def test_nodes_targets_chains_and_tables() -> None:
         assert time.monotonic() - began_s < 1.5  # not asked again until patience (2 s) is out
         info = await client.set_node_disabled(pb.SetNodeDisabledRequest(node_id=1, disabled=True))
         assert info.disabled
+
+    with_server(body)
+
+
+def test_a_change_of_a_chain_whose_answer_was_lost_is_not_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    update = MgmtdService.update_chain
+
+    async def lost(self: MgmtdService, request: pb.UpdateChainRequest) -> pb.ChainInfo:
+        asked.append(request.kind)
+        await update(self, request)
+        raise error(Code.UNAVAILABLE, "the connection broke")
+
+    monkeypatch.setattr(MgmtdService, "update_chain", lost)
+
+    async def body(_server: MgmtdServer, client: AsyncMgmtdClient) -> None:
+        for node in (1, 2, 3):
+            await client.register_node(pb.RegisterNodeRequest(node_id=node, type=NODE_TYPE_STORAGE))
+            await client.register_target(pb.RegisterTargetRequest(target_id=node * 100, node_id=node, path="/data"))
+        await client.set_chains(pb.SetChainsRequest(chains=[pb.ChainSpec(chain_id=1, targets=[100, 200])]))
+        add = pb.UpdateChainRequest(chain_id=1, target_id=300, kind=pb.UPDATE_CHAIN_ADD)
+        with pytest.raises(FfsError, match="whether UpdateChain was carried out is not known") as unknown:
+            await client.update_chain(add)
+        assert unknown.value.code is Code.UNAVAILABLE
+        assert asked == [pb.UPDATE_CHAIN_ADD]
+        (chain,) = (await client.routing()).chains
+        assert len(chain.targets) == 3
+        # Who says which version is meant may ask again: it is refused once it is done.
+        remove = pb.UpdateChainRequest(chain_id=1, target_id=300, kind=pb.UPDATE_CHAIN_REMOVE)
+        remove.expected_version = chain.chain_version
+        with pytest.raises(FfsError, match=f"at version {chain.chain_version + 1}, not {chain.chain_version}") as done:
+            await client.update_chain(remove)
+        assert done.value.code is Code.BUSY
+        assert asked == [pb.UPDATE_CHAIN_ADD, pb.UPDATE_CHAIN_REMOVE, pb.UPDATE_CHAIN_REMOVE]
+        (chain,) = (await client.routing()).chains
+        assert len(chain.targets) == 2
 
     with_server(body)
 

@@ -239,8 +239,8 @@ class MemoryEngine(BlocksByState):
         keys = [k for k in self.chunks if k.inode == inode and begin <= k.chunk_index and (not end or k[1] < end)]
         return [self._state(key, self.chunks[key]) for key in sorted(keys)[:limit]]
 
-    def pending(self, limit: int) -> list[ChunkState]:
-        return [self._state(key, chunk) for key, chunk in self.chunks.items() if chunk.pending][:limit]
+    def pending(self, limit: int, after: ChunkKey | None = None) -> list[ChunkState]:
+        return [state for state in self.scan(after, len(self.chunks)) if state.pending is not None][:limit]
 
     def quarantine(self, key: ChunkKey, reason: str) -> None:
         chunk = self.chunks.get(key)

@@ -17,6 +17,7 @@ from fireflyfs.common.net.api import Address, Call
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.storage_wire import READ_IO, READ_RESULT, UpdateKind
+from fireflyfs.storage.background import pending
 from fireflyfs.storage.background.disk import DiskWatcher
 from fireflyfs.storage.background.pending import PendingResolver
 from fireflyfs.storage.background.resync import Resync
@@ -221,6 +222,33 @@ def test_a_new_head_finishes_what_the_dead_one_left(make_cluster: MakeCluster, w
         # The client's retry finds it done.
         results = await cluster.update(20, [write_item(0, b"new")], writer(2))
         assert (results[0].code, results[0].version) == (Code.OK, 2)
+        cluster.close()
+
+    run(scenario)
+
+
+def test_what_cannot_be_finished_keeps_nothing_behind_it_waiting(
+    make_cluster: MakeCluster, write_item: MakeItem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than a page of chunks whose updates are under way, and one that is taken just as it is looked at."""
+    monkeypatch.setattr(pending, "PAGE", 2)
+    monkeypatch.setattr(pending, "CHUNK_DEADLINE_S", 0.05)
+
+    async def scenario() -> None:
+        cluster = make_cluster(2)
+        head = cluster.servers[10]
+        keys = [ChunkKey(7, index) for index in range(6)]
+        for index, key in enumerate(keys):
+            extents = write_item(index, b"new").extents
+            head.engine.apply([Update(key, UpdateKind.WRITE, 1, cluster.version, 65536, 0, extents, writer(index))])
+        held = type(head.target.locks).held
+        with monkeypatch.context() as patched:
+            patched.setattr(type(head.target.locks), "held", lambda locks, key: key != keys[2] and held(locks, key))
+            async with head.target.locks.hold(keys[:3], 1.0):
+                with pytest.raises(FfsError) as busy:
+                    await PendingResolver(head.replicas, head.service.updater, head.target).once()
+        assert busy.value.code is Code.CHUNK_BUSY
+        assert sorted(contents(cluster, 20)) == keys[3:]
         cluster.close()
 
     run(scenario)

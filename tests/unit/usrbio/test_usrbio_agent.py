@@ -15,10 +15,11 @@ import pytest
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.client.usrbio import layout
 from fireflyfs.client.usrbio.layout import RingLayout, RingOptions
+from fireflyfs.common.errors import Code, error
 from fireflyfs.common.ids import InodeId
 from fireflyfs.common.net.memory import SharedPool
 from fireflyfs.fuse.usrbio.ends import Ends
-from fireflyfs.fuse.usrbio.known import Known, Region
+from fireflyfs.fuse.usrbio.known import Known, KnownFile, Region
 from fireflyfs.fuse.usrbio.messages import Message
 from fireflyfs.fuse.usrbio.ring_threads import RingThreads
 from fireflyfs.fuse.usrbio.served_ring import ServedRing
@@ -211,6 +212,24 @@ class Storage:
 
     def read(self, spans: list[Any]) -> dict[int, Any]:
         return self.read_rows(None, [span.into for span in spans])
+
+
+def test_what_a_failed_write_may_have_stored_is_told(region: int) -> None:
+    """Of two files in one batch, the one of which a part failed: how far it goes, only storage knows."""
+    ends = Ends()
+    answer = {"inode": 7, "chunk_size": 1 << 20, "chains": [1], "readable": True, "writable": True, "length": 0}
+    good, bad = (KnownFile(TOKEN + slot, {**answer, "slot": slot}, ends) for slot in (1, 2))
+    storage: Any = SimpleNamespace(write=lambda _spans: {2: error(Code.NO_SPACE, "full")})
+    ios = [Io(file, offset, Region(region, 1 << 20), 0, 4096) for file, offset in ((good, 0), (bad, 0), (bad, 1 << 21))]
+    results = np.full(3, 4096, np.int64)
+    pair = Pair(SharedPool())
+    Transfer(storage, pair, ios, results, lambda _: None).write()
+    pair.close()
+    assert results.tolist() == [4096, 4096, -errno.ENOSPC]
+    assert ends.look(1, (0, 0)) == ((1, 0), 4096)
+    assert ends.look(2, (0, 0)) == ((2, 1), 4096)
+    bad.torn()  # and nothing is said of writes that the mount has looked at
+    assert ends.look(2, (2, 1)) == ((3, 2), 0)
 
 
 def submit(memory: int, position: int, file_offset: int, length: int) -> None:

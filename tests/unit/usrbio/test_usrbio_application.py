@@ -112,19 +112,22 @@ def test_any_type_of_mount() -> None:
 def test_ends_begin_anew_after_each_look() -> None:
     mount = Ends()
     agent = Ends(os.dup(mount.fd))
-    assert mount.look(3, 0) is None
+    none = (0, 0)
+    assert mount.look(3, none) is None
     agent.wrote(3, 100)
     agent.wrote(3, 200)
-    assert mount.look(3, 0) == (2, 200)
+    assert mount.look(3, none) == ((2, 0), 200)
     assert agent.epoch(3) == 1
-    assert mount.look(3, 2) is None
+    assert mount.look(3, (2, 0)) is None
     agent.wrote(3, 50)
-    assert mount.look(3, 2) == (3, 50)
+    assert mount.look(3, (2, 0)) == ((3, 0), 50)
+    agent.torn(3, 20)
+    assert mount.look(3, (3, 0)) == ((4, 1), 20)
     before = agent.turn(3)
     mount.shortened(3)
     assert agent.turn(3) != before
     mount.clear(3)
-    assert mount.look(3, 0) is None
+    assert mount.look(3, none) is None
 
 
 def test_futexes_of_memory_that_is_gone() -> None:
