@@ -39,9 +39,6 @@ from fireflyfs.storage.engine.record import (
 )
 
 LOGGED_PART_BYTES_MAX = 16 * KiB  # overwritten in one piece; a larger one becomes a patch: a block of its own
-# As BlockStore's, for patches: each lies in a block that was used by another a while ago, and the first touch of a page
-# costs more than its copy.
-PATCH_UNCACHED_BYTES_MIN = 64 * KiB
 DELTA_CHUNK_REFS_MAX = 64  # logged and patched pieces waiting over one chunk, together no longer than twice its length;
 # beyond, and for an overwrite of more than half of it, the chunk is copied
 NOWAIT_COPY_BYTES_MAX = 128 * KiB  # a larger chunk is copied only where the caller has time,
@@ -268,7 +265,7 @@ class Stager:
         shift = block_shift_of(len(data))
         place = (shift, self._blocks.allocate(shift))
         taken.append(place)
-        self._blocks.write(*place, 0, [data], uncached_from=PATCH_UNCACHED_BYTES_MIN)
+        self._blocks.write(*place, 0, [data])
         self.counters["patch"] += 1
         self.counters["block_bytes"] += len(data)
         return DeltaRef(offset, len(data), patch_id(*place))
