@@ -27,6 +27,7 @@ from fireflyfs.common.net.pending import view_of
 from fireflyfs.common.net.rdma.adapters import revoke
 from fireflyfs.common.net.staging import StagedCall, StagingPool
 from fireflyfs.common.net.stream import Stream
+from fireflyfs.common.start_now import answer_now
 
 CONNECT_S_MAX: Final = 10.0
 
@@ -142,10 +143,9 @@ class _Connection(Stream):
     def in_flight(self) -> int:
         return len(self._outstanding)
 
-    @staticmethod
-    def _answered(pending: _Pending) -> None:
+    def _answered(self, pending: _Pending) -> None:
         if not pending.future.done():
-            pending.future.set_result(Reply(pending.body, pending.pushed))
+            answer_now(self.loop, pending.future, Reply(pending.body, pending.pushed))
 
     def _finish(self, request_id: int, pending: _Pending) -> None:
         del self._outstanding[request_id]

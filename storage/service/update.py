@@ -53,7 +53,10 @@ class Updater:
         """One result for each item, in order. Raises FfsError when the request as a whole is refused."""
         await self._replicas.catch_up(request.chain_id, request.chain_version)
         local, _ = self._admit(request, from_client)
-        bad = await self._verify(local, request)
+        if request.data_bytes <= INLINE_BYTES_MAX:
+            bad = _damaged(request.items)
+        else:
+            bad = await local.call(_damaged, request.items)
         writer = request.writer
         earlier: dict[ChunkKey, Result] = {}
         if from_client:
@@ -92,16 +95,14 @@ class Updater:
             raise error(Code.CHAIN_VERSION, f"target {local.target_id} is {local.public.name}")
         return local, chain
 
-    async def _verify(self, local: LocalTarget, request: UpdateRequest) -> set[ChunkKey]:
-        if request.data_bytes <= INLINE_BYTES_MAX:
-            return _damaged(request.items)
-        return await local.call(_damaged, request.items)
-
     async def _locked(
         self, local: LocalTarget, request: UpdateRequest, items: Sequence[Item], deadline_s: float, from_client: bool
     ) -> dict[ChunkKey, Result]:
-        wait_s = min(LOCK_WAIT_MAX_S, max(0.0, deadline_s - self._replicas.clock.monotonic_s()))
-        async with local.locks.hold(sorted(item.key for item in items), wait_s):
+        locked = sorted([item.key for item in items])
+        if not local.locks.take_now(locked):
+            wait_s = min(LOCK_WAIT_MAX_S, max(0.0, deadline_s - self._replicas.clock.monotonic_s()))
+            await local.locks.take(locked, wait_s)
+        try:
             now, chain = self._admit(request, from_client)
             assert now is local, "a chain has another target of this worker in the same version"
             keys = [item.key for item in items]
@@ -141,6 +142,8 @@ class Updater:
             if fresh or again:
                 results.update(await self._store(local, chain, request, fresh, again, states, deadline_s))
             return results
+        finally:
+            local.locks.give(locked)
 
     async def _finish_first(
         self,
