@@ -28,18 +28,21 @@ class Chain:
     chain_id: int
     version: int
     targets: tuple[tuple[int, int], ...]
+    # Worked out once: each request asks for them.
+    serving: tuple[int, ...] = field(init=False, repr=False, compare=False)  # may answer reads; the first is the head
+    _live: tuple[tuple[int, int], ...] = field(init=False, repr=False, compare=False)
 
-    @property
-    def serving(self) -> tuple[int, ...]:
-        """Targets that may answer reads; the first is the head."""
-        return tuple(target for target, state in self.targets if state == SERVING)
+    def __post_init__(self) -> None:
+        live = tuple(member for member in self.targets if member[1] in (SERVING, SYNCING))
+        object.__setattr__(self, "serving", tuple(target for target, state in live if state == SERVING))
+        object.__setattr__(self, "_live", live)
 
     def successor(self, target_id: int) -> tuple[int, int] | None:
         """The next SERVING or SYNCING target after `target_id`: (target id, state), or None for the tail."""
-        live = [(target, state) for target, state in self.targets if state in (SERVING, SYNCING)]
-        for place, (target, _) in enumerate(live):
+        live = self._live
+        for place, (target, _) in enumerate(live, 1):
             if target == target_id:
-                return live[place + 1] if place + 1 < len(live) else None
+                return live[place] if place < len(live) else None
         return None
 
 

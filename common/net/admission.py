@@ -24,14 +24,20 @@ class Admission:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._ended: FfsError | None = None
 
+    def enter_now(self, payload: int) -> bool:
+        """Whether there is room, and nobody waits for it: then the request has entered. Raises as `enter`."""
+        self._check()
+        if self._waiting or not self._has_room(payload):
+            return False
+        self._admit(payload)
+        return True
+
     async def enter(self, payload: int) -> None:
         """Wait in turn until a request with so much payload may be sent; alone, any may.
 
         Raises OVERLOADED when too many wait, or what has ended the connection.
         """
-        self._check()
-        if not self._waiting and self._has_room(payload):
-            self._admit(payload)
+        if self.enter_now(payload):
             return
         if len(self._waiting) >= WAITING_MAX:
             raise error(Code.OVERLOADED, f"{WAITING_MAX} calls wait for {self._name}")

@@ -27,6 +27,7 @@ from fireflyfs.common.net.pending import view_of
 from fireflyfs.common.net.rdma.adapters import revoke
 from fireflyfs.common.net.staging import StagedCall, StagingPool
 from fireflyfs.common.net.stream import Stream
+from fireflyfs.common.start_now import answer_now
 
 CONNECT_S_MAX: Final = 10.0
 
@@ -34,10 +35,11 @@ CONNECT_S_MAX: Final = 10.0
 class _Pending:
     """A call on its way."""
 
-    __slots__ = ("body", "future", "into", "payload", "pushed", "rooms", "shared", "staged")
+    __slots__ = ("body", "deadline_s", "future", "into", "payload", "pushed", "rooms", "shared", "staged")
 
-    def __init__(self, future: asyncio.Future[Reply]) -> None:
+    def __init__(self, future: asyncio.Future[Reply], deadline_s: float) -> None:
         self.future = future
+        self.deadline_s = deadline_s  # on the loop's clock
         self.into: list[memoryview | None] = []
         self.rooms: list[int] = []
         self.shared: list[SharedMemory] = []
@@ -72,6 +74,7 @@ class _Connection(Stream):
         self._next_id = 1
         self._landing: _Pending | None = None
         self._regions: dict[int, SharedMemory] = {}
+        self._alarm: asyncio.TimerHandle | None = None  # at the earliest deadline there was when it was set
 
     # Stream
 
@@ -122,6 +125,8 @@ class _Connection(Stream):
             if pending.staged is not None:
                 pending.staged.leave()
         self._outstanding.clear()
+        if self._alarm is not None:
+            self._alarm.cancel()
         self.counts.failures += len(pendings)
         for pending in pendings:
             for memory in pending.shared:
@@ -138,10 +143,9 @@ class _Connection(Stream):
     def in_flight(self) -> int:
         return len(self._outstanding)
 
-    @staticmethod
-    def _answered(pending: _Pending) -> None:
+    def _answered(self, pending: _Pending) -> None:
         if not pending.future.done():
-            pending.future.set_result(Reply(pending.body, pending.pushed))
+            answer_now(self.loop, pending.future, Reply(pending.body, pending.pushed))
 
     def _finish(self, request_id: int, pending: _Pending) -> None:
         del self._outstanding[request_id]
@@ -149,30 +153,39 @@ class _Connection(Stream):
             pending.staged.leave()
         self._admission.leave(pending.payload)
 
-    async def call(self, call: Call) -> Reply:
+    async def call(self, call: Call, deadline_s: float) -> Reply:
+        """Send, wait, return the answer. Raises TIMEOUT at `deadline_s` of the loop's clock."""
         staged = StagedCall.of(call, self._staging) if self._rdma is not None else None
         if staged is None:
-            return await self._call(call, None)
+            return await self._call(call, deadline_s, None)
         try:
-            reply = await self._call(staged.call, staged)
+            reply = await self._call(staged.call, deadline_s, staged)
             staged.land(reply.pushed)
             return reply
         finally:
             staged.leave()
 
-    async def _call(self, call: Call, staged: StagedCall | None) -> Reply:
-        payload = sum(_length(piece) for piece in call.out) + sum(_length(piece) for piece in call.into)
-        await self._admission.enter(payload)
-        pending = _Pending(self.loop.create_future())
+    async def _call(self, call: Call, deadline_s: float, staged: StagedCall | None) -> Reply:
+        payload = 0
+        for piece in call.out:
+            payload += piece.length if isinstance(piece, Slice) else len(piece)
+        for piece in call.into:
+            payload += piece.length if isinstance(piece, Slice) else len(piece)
+        if not self._admission.enter_now(payload):
+            async with asyncio.timeout_at(deadline_s):
+                await self._admission.enter(payload)
+        pending = _Pending(self.loop.create_future(), deadline_s)
         pending.payload = payload
         try:
             inline = self._send(call, pending, staged)
         except BaseException:
             self._admission.leave(payload)
             raise
+        if self._alarm is None or deadline_s < self._alarm.when():
+            self._watch(deadline_s)
         try:
             return await pending.future
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, TimeoutError):
             # Nobody waits any more: queued views of the caller's memory may still be sent, and an answer may still
             # be landing in it, so its owner must not have it back while this connection lives.
             if (inline and self.queued_bytes) or self._landing is pending:
@@ -180,6 +193,28 @@ class _Connection(Stream):
             for memory in pending.shared:
                 memory.tainted = True
             raise
+
+    def _watch(self, deadline_s: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self.loop.call_at(deadline_s, self._end_late) if not self.closed else None
+
+    def _end_late(self) -> None:
+        """End the calls whose time is over; the alarm is set to the next one. One timer serves all calls: nearly none
+        ends by it."""
+        self._alarm = None
+        now_s = self.loop.time()
+        earliest_s = float("inf")
+        landing = [self._landing] if self._landing is not None else []
+        for pending in [*self._outstanding.values(), *landing]:
+            if pending.future.done():
+                continue
+            if pending.deadline_s <= now_s:
+                pending.future.set_exception(TimeoutError())
+            else:
+                earliest_s = min(earliest_s, pending.deadline_s)
+        if earliest_s < float("inf"):
+            self._watch(earliest_s)
 
     def _send(self, call: Call, pending: _Pending, staged: StagedCall | None) -> bool:
         """Queue a request that has entered; returns whether payload of its own is in the queue."""
@@ -266,10 +301,6 @@ class _Connection(Stream):
             self.send([frame.pack_withdraw(memory.region)])
 
 
-def _length(piece: Piece) -> int:
-    return piece.length if isinstance(piece, Slice) else len(piece)
-
-
 def _close_unused(dialing: asyncio.Future[Dialed]) -> None:
     """What was dialed for a link that is closed."""
     if not dialing.cancelled() and dialing.exception() is None:
@@ -296,12 +327,13 @@ class MultiplexLink(WithdrawListener):
             self.pool.subscribe(self)
 
     async def call(self, address: Address, call: Call) -> Reply:
+        deadline_s = asyncio.get_running_loop().time() + min(call.deadline_s, DEADLINE_S_MAX)
         try:
-            async with asyncio.timeout(min(call.deadline_s, DEADLINE_S_MAX)):
-                connection = self._connections.get(address)
-                if connection is None or connection.closed:
+            connection = self._connections.get(address)
+            if connection is None or connection.closed:
+                async with asyncio.timeout_at(deadline_s):
                     connection = await self._connect(address)
-                return await connection.call(call)
+            return await connection.call(call, deadline_s)
         except TimeoutError as exc:
             raise error(Code.TIMEOUT, f"{address.tcp or address.unix} did not answer in time") from exc
 

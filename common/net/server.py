@@ -29,6 +29,7 @@ from fireflyfs.common.net.methods import Method
 from fireflyfs.common.net.rdma.adapters import adapters, check_link
 from fireflyfs.common.net.rdma.server import RdmaServer
 from fireflyfs.common.net.request import Request
+from fireflyfs.common.start_now import start_now
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class LinkServer:
         self._unix_path = unix_path if identity.link.tries_shm else ""
         self._listeners: list[socket.socket] = []
         self._connections: set[Connection] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         ours = adapters()
         check_link(identity.link)
@@ -224,7 +225,9 @@ class LinkServer:
             self._failed(request, exc)
             return
         if pending is not None:
-            self.spawn(self._finish(request, pending))
+            task = start_now(self.loop, self._finish(request, pending))
+            if not task.done():
+                self._tasks.add(task)
         elif not request.answered:
             self._unanswered(request)
 
@@ -240,6 +243,10 @@ class LinkServer:
         else:
             if not request.answered:
                 self._unanswered(request)
+        finally:
+            task = asyncio.current_task()
+            if task is not None:
+                self._tasks.discard(task)
 
     def _failed(self, request: Request, exc: Exception) -> None:
         if not isinstance(exc, FfsError):

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import mmap
 import os
 import threading
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import KiB, MiB
+from fireflyfs.common.net.scatter import advance
 from fireflyfs.storage.engine.allocator import ClassAllocator
 from fireflyfs.storage.engine.identity import sync_directory
 from fireflyfs.storage.engine.interface import WouldBlock
@@ -36,6 +39,7 @@ _STATVFS_EVERY_BYTES = MiB  # of allocations or metadata between two looks at th
 UNCACHED_BYTES_MIN = 512 * KiB
 _DONTCACHE = 0x80  # RWF_DONTCACHE
 _DIRECT_ALIGN = 4096  # of offsets, lengths and memory; every block begins and ends so
+IOV_MAX = 512
 _PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _NOWAIT = os.RWF_NOWAIT
 
@@ -245,18 +249,22 @@ class BlockStore:
         try:
             fd, start = self._place(shift, block)
             at = start + offset
-            pending = [part for part in parts if len(part)]
-            uncached = self._uncached and sum(map(len, pending)) >= uncached_from
-            while pending:
-                done = self._pwritev(fd, pending[:512], at, uncached)
-                at += done
-                while pending and done >= len(pending[0]):
-                    done -= len(pending.pop(0))
-                if done:
-                    pending[0] = pending[0][done:]
-            # Marked after the write: a sync that starts in between must not think that it covered it.
-            with self._lock:
-                self._dirty.add((shift, block % STRIPES))
+            size = sum([len(part) for part in parts])
+            uncached = self._uncached and size >= uncached_from
+            done = self._pwritev(fd, parts[:IOV_MAX], at, uncached) if size else 0
+            if done < size:
+                rest = deque(part for part in parts if len(part))
+                advance(rest, done)
+                while rest:
+                    more = self._pwritev(fd, list(itertools.islice(rest, IOV_MAX)), at + done, uncached)
+                    done += more
+                    advance(rest, more)
+            # Marked after the write: a sync that starts in between must not think that it covered it. One that takes
+            # the marks after this look covers it.
+            file = (shift, block % STRIPES)
+            if file not in self._dirty:
+                with self._lock:
+                    self._dirty.add(file)
         except OSError as exc:
             raise disk_error(exc, "writing a block") from exc
 

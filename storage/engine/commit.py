@@ -101,6 +101,10 @@ class Committer:
 
 def _by_writer(changes: Sequence[Change], chain_version: int) -> dict[Writer, list[DoneChunk]]:
     """What a commit does, for each of its requests: nearly always one."""
+    if len(changes) == 1:
+        key, _, new, _, _ = changes[0]
+        done = DoneChunk(key, new.version, chain_version, new.length, new.crc)
+        return {Writer(new.client_id, new.channel, new.sequence): [done]}
     found: dict[Writer, list[DoneChunk]] = {}
     for change in changes:
         new = change.new

@@ -39,9 +39,6 @@ from fireflyfs.storage.engine.record import (
 )
 
 LOGGED_PART_BYTES_MAX = 16 * KiB  # overwritten in one piece; a larger one becomes a patch: a block of its own
-# As BlockStore's, for patches: each lies in a block that was used by another a while ago, and the first touch of a page
-# costs more than its copy.
-PATCH_UNCACHED_BYTES_MIN = 64 * KiB
 DELTA_CHUNK_REFS_MAX = 64  # logged and patched pieces waiting over one chunk, together no longer than twice its length;
 # beyond, and for an overwrite of more than half of it, the chunk is copied
 NOWAIT_COPY_BYTES_MAX = 128 * KiB  # a larger chunk is copied only where the caller has time,
@@ -135,21 +132,30 @@ class Stager:
         *,
         written: int | None = None,
         deltas: Deltas | None = None,
+        place: tuple[int, int] = (0, 0),
+        chunk_size: int = 0,
     ) -> Record:
-        """A pending record over base's block, with base's bytes written and deltas where none are given."""
-        if written is None:
-            written = base.written if base else 0
-        if deltas is None:
-            deltas = base.deltas if base else NO_DELTAS
+        """A pending record over base's block, with base's bytes written and deltas where none are given.
+
+        Without a base, in the block at `place`, with the update's chunk size or the one given.
+        """
+        unit_shift = 0
+        if base is not None:
+            place = base.block_place
+            unit_shift, chunk_size = base.unit_shift, base.chunk_size
+            written = base.written if written is None else written
+            deltas = base.deltas if deltas is None else deltas
+        else:
+            chunk_size = chunk_size or update.chunk_size
         return Record(
             flags,
-            base.block_shift if base else 0,
-            base.unit_shift if base else unit_shift_of(update.chunk_size),
-            base.chunk_size if base else update.chunk_size,
+            place[0],
+            unit_shift or unit_shift_of(chunk_size),
+            chunk_size,
             length,
             crc,
-            written,
-            base.block if base else 0,
+            written or 0,
+            place[1],
             update.version,
             0,
             update.writer.sequence,
@@ -157,7 +163,7 @@ class Stager:
             update.writer.channel,
             update.writer.client_id,
             array("I", crcs),
-            deltas,
+            NO_DELTAS if deltas is None else deltas,
             update.name,
         )
 
@@ -259,7 +265,7 @@ class Stager:
         shift = block_shift_of(len(data))
         place = (shift, self._blocks.allocate(shift))
         taken.append(place)
-        self._blocks.write(*place, 0, [data], uncached_from=PATCH_UNCACHED_BYTES_MIN)
+        self._blocks.write(*place, 0, [data])
         self.counters["patch"] += 1
         self.counters["block_bytes"] += len(data)
         return DeltaRef(offset, len(data), patch_id(*place))
@@ -337,8 +343,9 @@ class Stager:
             raise
         self.counters["copy"] += 1
         self.counters["block_bytes"] += length
-        record = self._record(update._replace(chunk_size=chunk_size), None, length, crcs, whole)
-        record = record._replace(block_shift=shift, block=block, written=length)
+        record = self._record(
+            update, None, length, crcs, whole, written=length, place=(shift, block), chunk_size=chunk_size
+        )
         if base is not None and rewrite and unit_shift > PART_SHIFT:
             sums = self._sums.of(update.key, base)
             for extent in extents:

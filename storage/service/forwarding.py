@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from fireflyfs.client.routing import Chain
 from fireflyfs.common.errors import Code, FfsError, error
-from fireflyfs.common.net.api import Address, Call
+from fireflyfs.common.net.api import Call
 from fireflyfs.common.net.methods import Method
 from fireflyfs.proto.storage_wire import UpdateFlag, UpdateKind
 from fireflyfs.storage.core import forward, versions
@@ -104,6 +104,8 @@ class Forwarder:
         deadline_s: float,
     ) -> dict[ChunkKey, Result]:
         syncing = hop.form is Form.REPLACE
+        if not syncing and not any(item.whole for item in items):
+            return await self.send_once(local, chain, hop, writer, items, 0, deadline_s)
         flags = UpdateFlag.SYNCING if syncing else 0
         as_they_are = [item for item in items if not syncing and not item.whole]
         whole = [item for item in items if syncing or item.whole]
@@ -144,12 +146,9 @@ class Forwarder:
             raise error(Code.TIMEOUT)
         call = Call(Method.STORAGE_UPDATE, body, out=pieces, deadline_s=left)
         address = self._replicas.routing.address(hop.target_id)
-        reply = await self._replicas.until_superseded(local, hop, _call(self._replicas, address, call))
-        return dict(zip([item.key for item in items], decode_results(reply, len(items)), strict=True))
-
-
-async def _call(replicas: Replicas, address: Address, call: Call) -> bytes | memoryview:
-    return (await replicas.link.call(address, call)).body
+        with self._replicas.until_superseded(local, hop):
+            reply = await self._replicas.link.call(address, call)
+        return dict(zip([item.key for item in items], decode_results(reply.body, len(items)), strict=True))
 
 
 def read_pending(local: LocalTarget, item: Item) -> Item:

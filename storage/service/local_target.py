@@ -6,11 +6,10 @@ It belongs to the worker's event loop; only `LocalTarget.call` leaves that, for 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import resource
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -94,7 +93,8 @@ class LocalTarget:
         self.repaired = 0  # chunks, since the process began
         self.scrub = Progress()
         self.scrub_asked = asyncio.Event()
-        self._running: set[asyncio.Future[None]] = set()
+        self._running: set[_UnderWay] = set()
+        self._drains: list[tuple[set[_UnderWay], asyncio.Future[None]]] = []  # what each still waits for
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"target-{target_id}")
         self._threads_until_s = 0.0
         self._rests_until_s = 0.0
@@ -162,23 +162,20 @@ class LocalTarget:
         with self.under_way():
             return await to_its_end(asyncio.get_running_loop().create_task(work))
 
-    @contextlib.contextmanager
-    def under_way(self) -> Iterator[None]:
+    def under_way(self) -> _UnderWay:
         """An update that `drain` waits for."""
-        end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._running.add(end)
-        try:
-            yield
-        finally:
-            self._running.discard(end)
-            end.set_result(None)
+        return _UnderWay(self._running, self._drains)
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait for the updates that are under way now, not for later ones. False when some did not end in time."""
-        running = set(self._running)
-        if not running:
+        if not self._running:
             return True
-        _, late = await asyncio.wait(running, timeout=timeout_s)
+        drain = (set(self._running), asyncio.get_running_loop().create_future())
+        self._drains.append(drain)
+        try:
+            _, late = await asyncio.wait([drain[1]], timeout=timeout_s)
+        finally:
+            self._drains.remove(drain)
         return not late
 
     @property
@@ -313,6 +310,26 @@ class LocalTarget:
         """Waits for the threads, then closes the engine."""
         self._pool.shutdown(wait=True)
         self.engine.close()
+
+
+class _UnderWay:
+    """`LocalTarget.under_way`; a class, because each update enters it and a generator costs three times as much."""
+
+    __slots__ = ("_drains", "_running")
+
+    def __init__(self, running: set[_UnderWay], drains: list[tuple[set[_UnderWay], asyncio.Future[None]]]) -> None:
+        self._running = running
+        self._drains = drains
+
+    def __enter__(self) -> None:
+        self._running.add(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._running.discard(self)
+        for waited_for, end in self._drains:
+            waited_for.discard(self)
+            if not waited_for and not end.done():
+                end.set_result(None)
 
 
 def _as_result(chunk: DoneChunk) -> tuple[int, int, int, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Awaitable
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.net.api import ServerRequest
@@ -34,11 +35,11 @@ class LocalUpdates:
         self._own_client = secrets.token_bytes(16)
         self._own_sequence = 0
 
-    async def handle_write(self, request: ServerRequest) -> None:
-        await self._run_update(request, from_client=True)
+    def handle_write(self, request: ServerRequest) -> Awaitable[None]:
+        return self._run_update(request, from_client=True)
 
-    async def handle_update(self, request: ServerRequest) -> None:
-        await self._run_update(request, from_client=False)
+    def handle_update(self, request: ServerRequest) -> Awaitable[None]:
+        return self._run_update(request, from_client=False)
 
     async def _run_update(self, request: ServerRequest, *, from_client: bool) -> None:
         update = decode_update(request.body, request.pull_lengths, from_client=from_client)
@@ -89,7 +90,7 @@ class LocalUpdates:
                 await evictor.admit(inode, update.capacity_bytes)
         results = await self._updater.run(update, deadline_s, from_client=from_client)
         for _ in range(MAKE_ROOM_MAX):
-            if all(result.code is not Code.NO_SPACE for result in results):
+            if not [result for result in results if result.code is Code.NO_SPACE]:
                 break
             local = self._replicas.local(update.chain_id)
             if not await self._evictors.make_room(local, max(2 * update.data_bytes, MAKE_ROOM_BYTES_MIN)):

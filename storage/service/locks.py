@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.storage.engine.interface import ChunkKey
@@ -20,7 +19,7 @@ class KeyLocks:
     __slots__ = ("_held", "_waiters")
 
     def __init__(self) -> None:
-        self._held: dict[ChunkKey, deque[asyncio.Future[None]]] = {}
+        self._held: dict[ChunkKey, deque[asyncio.Future[None]] | None] = {}  # None: nobody waits
         self._waiters = 0
 
     def held(self, key: ChunkKey) -> bool:
@@ -34,6 +33,18 @@ class KeyLocks:
         """Hold all of `keys`, which are sorted. Raises CHUNK_BUSY after `timeout_s`, OVERLOADED over the bound."""
         return _Hold(self, keys, timeout_s)
 
+    def take_now(self, keys: Sequence[ChunkKey]) -> bool:
+        """Take all of them if nobody holds one; else none."""
+        held = self._held
+        if len(held) + len(keys) > LOCKED_MAX:
+            return False
+        for key in keys:
+            if key in held:
+                return False
+        for key in keys:
+            held[key] = None
+        return True
+
     async def take(self, keys: Sequence[ChunkKey], timeout_s: float) -> None:
         """All of them or, when it raises, none. See `hold`."""
         taken = 0
@@ -44,7 +55,7 @@ class KeyLocks:
                 else:
                     if len(self._held) >= LOCKED_MAX:
                         raise error(Code.OVERLOADED, f"{LOCKED_MAX} chunks are being updated")
-                    self._held[key] = deque()
+                    self._held[key] = None
                 taken += 1
         except BaseException:
             self.give(keys[:taken])
@@ -58,7 +69,10 @@ class KeyLocks:
         if self._waiters >= WAITERS_MAX:
             raise error(Code.OVERLOADED, f"{WAITERS_MAX} updates wait for chunks")
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._held[key].append(turn)
+        waiters = self._held[key]
+        if waiters is None:
+            waiters = self._held[key] = deque()
+        waiters.append(turn)
         self._waiters += 1
         try:
             await asyncio.wait_for(turn, timeout_s)
@@ -93,7 +107,8 @@ class _Hold:
         self._timeout_s = timeout_s
 
     async def __aenter__(self) -> None:
-        await self._locks.take(self._keys, self._timeout_s)
+        if not self._locks.take_now(self._keys):
+            await self._locks.take(self._keys, self._timeout_s)
 
     async def __aexit__(self, *_: object) -> None:
         self._locks.give(self._keys)
@@ -110,15 +125,27 @@ class Gate:
         self.requests = 0
         self.bytes = 0
 
-    @contextmanager
-    def enter(self, size: int) -> Iterator[None]:
-        """Raises OVERLOADED. One request is let in whatever its size, so that none is refused for ever."""
-        if self.requests >= self.requests_max or (self.requests and self.bytes + size > self.bytes_max):
-            raise error(Code.OVERLOADED, f"{self.requests} updates with {self.bytes} bytes are in flight")
-        self.requests += 1
-        self.bytes += size
-        try:
-            yield
-        finally:
-            self.requests -= 1
-            self.bytes -= size
+    def enter(self, size: int) -> _Passage:
+        """Entering raises OVERLOADED. One request is let in whatever its size, so that none is refused for ever."""
+        return _Passage(self, size)
+
+
+class _Passage:
+    """`Gate.enter`; a class for the same reason as `_Hold`."""
+
+    __slots__ = ("_gate", "_size")
+
+    def __init__(self, gate: Gate, size: int) -> None:
+        self._gate = gate
+        self._size = size
+
+    def __enter__(self) -> None:
+        gate = self._gate
+        if gate.requests >= gate.requests_max or (gate.requests and gate.bytes + self._size > gate.bytes_max):
+            raise error(Code.OVERLOADED, f"{gate.requests} updates with {gate.bytes} bytes are in flight")
+        gate.requests += 1
+        gate.bytes += self._size
+
+    def __exit__(self, *_: object) -> None:
+        self._gate.requests -= 1
+        self._gate.bytes -= self._size

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from fireflyfs.client.routing import Chain, Routing
 from fireflyfs.common.clock import Clock
@@ -20,7 +20,6 @@ from fireflyfs.storage.service.local_target import LocalTarget
 from fireflyfs.storage.service.locks import Gate
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 CLIENT_UPDATES_MAX = 1024
 CLIENT_UPDATE_BYTES_MAX = 192 << 20
@@ -30,15 +29,28 @@ CATCH_UP_MAX_S = 0.5  # for routing that a sender of a request has heard of befo
 
 
 class _Forward:
-    """A call to a successor that a change of the chain ends."""
+    """See `Replicas.until_superseded`. As asyncio.timeout does it: the task is cancelled out of the call, and goes
+    on."""
 
-    __slots__ = ("hop", "superseded", "target", "task")
+    __slots__ = ("_forwards", "_others", "hop", "superseded", "target", "task")
 
-    def __init__(self, target: LocalTarget, hop: forward.Hop, task: asyncio.Task[Any]) -> None:
+    def __init__(self, target: LocalTarget, hop: forward.Hop, forwards: dict[_Forward, None]) -> None:
         self.target = target
         self.hop = hop
-        self.task = task
         self.superseded = False
+        self._forwards = forwards
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.task: asyncio.Task[Any] = task
+        self._others = task.cancelling()
+        self._forwards[self] = None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        del self._forwards[self]
+        if self.superseded and kind is asyncio.CancelledError and self.task.uncancel() <= self._others:
+            raise error(Code.UNAVAILABLE, f"target {self.hop.target_id} is no longer the successor") from None
 
 
 class Replicas:
@@ -162,19 +174,6 @@ class Replicas:
             )
         return local, chain
 
-    async def until_superseded(self, local: LocalTarget, hop: forward.Hop, work: Coroutine[Any, Any, T]) -> T:
-        """Await a call to the successor `hop`. Raises UNAVAILABLE once it is no longer the next."""
-        # As asyncio.timeout does it: this task is cancelled out of the call, and goes on.
-        task = asyncio.current_task()
-        assert task is not None
-        others = task.cancelling()
-        call = _Forward(local, hop, task)
-        self._forwards[call] = None
-        try:
-            return await work
-        except asyncio.CancelledError:
-            if call.superseded and task.uncancel() <= others:
-                raise error(Code.UNAVAILABLE, f"target {hop.target_id} is no longer the successor") from None
-            raise
-        finally:
-            del self._forwards[call]
+    def until_superseded(self, local: LocalTarget, hop: forward.Hop) -> _Forward:
+        """Around a call to the successor `hop`. Raises UNAVAILABLE once it is no longer the next."""
+        return _Forward(local, hop, self._forwards)

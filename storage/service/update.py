@@ -53,7 +53,10 @@ class Updater:
         """One result for each item, in order. Raises FfsError when the request as a whole is refused."""
         await self._replicas.catch_up(request.chain_id, request.chain_version)
         local, _ = self._admit(request, from_client)
-        bad = await self._verify(local, request)
+        if request.data_bytes <= INLINE_BYTES_MAX:
+            bad = _damaged(request.items)
+        else:
+            bad = await local.call(_damaged, request.items)
         writer = request.writer
         earlier: dict[ChunkKey, Result] = {}
         if from_client:
@@ -92,16 +95,14 @@ class Updater:
             raise error(Code.CHAIN_VERSION, f"target {local.target_id} is {local.public.name}")
         return local, chain
 
-    async def _verify(self, local: LocalTarget, request: UpdateRequest) -> set[ChunkKey]:
-        if request.data_bytes <= INLINE_BYTES_MAX:
-            return _damaged(request.items)
-        return await local.call(_damaged, request.items)
-
     async def _locked(
         self, local: LocalTarget, request: UpdateRequest, items: Sequence[Item], deadline_s: float, from_client: bool
     ) -> dict[ChunkKey, Result]:
-        wait_s = min(LOCK_WAIT_MAX_S, max(0.0, deadline_s - self._replicas.clock.monotonic_s()))
-        async with local.locks.hold(sorted(item.key for item in items), wait_s):
+        locked = sorted([item.key for item in items])
+        if not local.locks.take_now(locked):
+            wait_s = min(LOCK_WAIT_MAX_S, max(0.0, deadline_s - self._replicas.clock.monotonic_s()))
+            await local.locks.take(locked, wait_s)
+        try:
             now, chain = self._admit(request, from_client)
             assert now is local, "a chain has another target of this worker in the same version"
             keys = [item.key for item in items]
@@ -117,9 +118,10 @@ class Updater:
                 if item.key in done:
                     results[item.key] = done[item.key]
                     continue
-                decision, state = await self._decide(
-                    local, chain, request, item, states[item.key], deadline_s, from_client
-                )
+                state = states[item.key]
+                decision = _decide(local, chain, request, item, state, from_client)
+                if decision.action is Action.FINISH_FIRST and state is not None:
+                    decision, state = await self._finish_first(local, chain, request, item, state, deadline_s)
                 if decision.action is Action.APPLY:
                     item.version = decision.version
                     if from_client and state is not None and state.pending is not None:
@@ -140,53 +142,35 @@ class Updater:
             if fresh or again:
                 results.update(await self._store(local, chain, request, fresh, again, states, deadline_s))
             return results
+        finally:
+            local.locks.give(locked)
 
-    async def _decide(
+    async def _finish_first(
         self,
         local: LocalTarget,
         chain: Chain,
         request: UpdateRequest,
         item: Item,
-        state: ChunkState | None,
+        state: ChunkState,
         deadline_s: float,
-        from_client: bool,
     ) -> tuple[Decision, ChunkState | None]:
-        if not from_client:
-            syncing = bool(request.flags & UpdateFlag.SYNCING)
-            decision = versions.decide_replica(
-                state,
-                item.kind,
-                item.version,
-                item.crc32c,
-                request.writer,
-                syncing=syncing,
-                chain_version=chain.version,
-                floor=local.removed.get(item.key, 0),
-                creates=item.kind in _ONTO_NOTHING and item.length == CREATES,
-                built_on=item.base,
-            )
-            return decision, state
+        """At the head, over another writer's pending version: finish that, then decide."""
+        now: ChunkState | None = state
         replace = False
         for _ in range(FINISH_ROUNDS_MAX):
-            decision = versions.decide_head(
-                state,
-                item.kind,
-                item.length,
-                request.writer,
-                replace_pending=replace,
-                floor=local.removed.get(item.key, 0),
-                seen=item.seen,
-            )
-            if decision.action is not Action.FINISH_FIRST or state is None:
-                return decision, state
-            outcome = await self.finish_locked(local, chain.chain_id, state, deadline_s)
-            if outcome is not Code.OK:
-                now = local.chain.version if local.chain is not None else 0
-                if state.pending is None or not versions.may_replace_pending(outcome, state.pending, item.kind, now):
-                    return Decision(Action.REFUSE, 0, outcome, "the pending version cannot be finished"), state
-                replace = True
-            state = await local.call(local.engine.stat, item.key)
-        return Decision(Action.REFUSE, 0, Code.CHUNK_BUSY, "a pending version does not go away"), state
+            if now is not None:
+                outcome = await self.finish_locked(local, chain.chain_id, now, deadline_s)
+                if outcome is not Code.OK:
+                    version = local.chain.version if local.chain is not None else 0
+                    pending = now.pending
+                    if pending is None or not versions.may_replace_pending(outcome, pending, item.kind, version):
+                        return Decision(Action.REFUSE, 0, outcome, "the pending version cannot be finished"), now
+                    replace = True
+            now = await local.call(local.engine.stat, item.key)
+            decision = _decide(local, chain, request, item, now, True, replace_pending=replace)
+            if decision.action is not Action.FINISH_FIRST:
+                return decision, now
+        return Decision(Action.REFUSE, 0, Code.CHUNK_BUSY, "a pending version does not go away"), now
 
     async def finish_locked(self, local: LocalTarget, chain_id: int, state: ChunkState, deadline_s: float) -> Code:
         """Forward and commit the chunk's pending version. The caller holds the chunk's lock."""
@@ -278,7 +262,9 @@ class Updater:
 
         Mending may take seconds: where the chain is another one then, the update is refused as one that comes late.
         """
-        again = []
+        again: list[Update] = []
+        if Code.CHECKSUM not in applied.values():
+            return again
         for update in updates:
             if applied[update.key] is not Code.CHECKSUM:
                 continue
@@ -330,10 +316,44 @@ class Updater:
         return results
 
 
+def _decide(
+    local: LocalTarget,
+    chain: Chain,
+    request: UpdateRequest,
+    item: Item,
+    state: ChunkState | None,
+    from_client: bool,
+    *,
+    replace_pending: bool = False,
+) -> Decision:
+    floor = local.removed.get(item.key, 0)
+    if from_client:
+        return versions.decide_head(
+            state,
+            item.kind,
+            item.length,
+            request.writer,
+            replace_pending=replace_pending,
+            floor=floor,
+            seen=item.seen,
+        )
+    return versions.decide_replica(
+        state,
+        item.kind,
+        item.version,
+        item.crc32c,
+        request.writer,
+        syncing=bool(request.flags & UpdateFlag.SYNCING),
+        chain_version=chain.version,
+        floor=floor,
+        creates=item.kind in _ONTO_NOTHING and item.length == CREATES,
+        built_on=item.base,
+    )
+
+
 def _damaged(items: Sequence[Item]) -> set[ChunkKey]:
-    return {
-        item.key for item in items if any(crc32c_module.crc32c(extent.data) != extent.crc32c for extent in item.extents)
-    }
+    crc32c = crc32c_module.crc32c
+    return {item.key for item in items for extent in item.extents if crc32c(extent.data) != extent.crc32c}
 
 
 def _stat_all(local: LocalTarget, keys: Sequence[ChunkKey]) -> dict[ChunkKey, ChunkState | None]:

@@ -91,7 +91,7 @@ class UpdateRequest:
         place = 0
         for item in self.items:
             for number, extent in enumerate(item.extents):
-                item.extents[number] = extent._replace(data=pieces[place])
+                item.extents[number] = Extent(extent.offset, pieces[place], extent.crc32c)
                 place += 1
 
 
@@ -113,7 +113,7 @@ def decode_update(body: memoryview, pull_lengths: Sequence[int], *, from_client:
         raise error(Code.PROTOCOL, f"{len(pull_lengths)} pieces of data for {n_extents} extents")
     rows = _ITEM.iter_unpack(body[_HEADER.size : extents_at])
     extents = list(_EXTENT.iter_unpack(body[extents_at:names_at]))
-    names: list[CacheName | None] = [None] * n_items
+    names: Iterable[CacheName | None] = itertools.repeat(None, n_items)
     capacity_bytes = 0
     if flags & UpdateFlag.NAMED:
         names = _names(body, n_items, names_at)
@@ -135,12 +135,11 @@ def decode_update(body: memoryview, pull_lengths: Sequence[int], *, from_client:
         if (kind == UpdateKind.PUT and name is None) or (name is not None and kind not in _MAY_BE_NAMED):
             raise error(Code.PROTOCOL, f"an update of kind {kind} {'with' if name else 'without'} a name")
         data = [Extent(offset, _EMPTY, crc) for offset, _, crc, _ in mine]
-        item = Item(ChunkKey(inode, index), _KINDS[kind], version, chunk_size, length, crc32c, data, base)
-        item.name = name
-        items.append(item)
+        key = ChunkKey(inode, index)
+        items.append(Item(key, _KINDS[kind], version, chunk_size, length, crc32c, data, base, False, None, name))
     if place != n_extents:
         raise error(Code.PROTOCOL, f"the items name {place} of {n_extents} extents")
-    if len({item.key for item in items}) != len(items):
+    if len(items) > 1 and len({item.key for item in items}) != len(items):
         raise error(Code.PROTOCOL, "an update names a chunk twice")
     writer = Writer(client_id, channel, sequence)
     return UpdateRequest(chain_id, chain_version, writer, flags, items, sum(pull_lengths), capacity_bytes)

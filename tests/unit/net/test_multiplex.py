@@ -38,8 +38,11 @@ class Peer:
         self.theirs.append(theirs)
         return Dialed(ours, Welcome(1, LinkKind.TCP, self.requests_max, PAYLOAD_MAX), "played")
 
-    def call(self, method: int, *, body: bytes = b"", payload: int = 0) -> asyncio.Task[object]:
-        call = Call(method, body, into=[memoryview(bytearray(payload))] if payload else ())
+    def call(
+        self, method: int, *, body: bytes = b"", payload: int = 0, deadline_s: float = 30.0
+    ) -> asyncio.Task[object]:
+        into = [memoryview(bytearray(payload))] if payload else ()
+        call = Call(method, body, into=into, deadline_s=deadline_s)
         return asyncio.ensure_future(self.link.call(ADDRESS, call))
 
     async def request(self) -> frame.Header:
@@ -196,7 +199,7 @@ def test_a_lost_connection_ends_calls_that_wait_and_is_forgotten(play) -> None:
         assert await ended(sent, waiting) == [Code.UNAVAILABLE] * 2
         assert not peer.link._connections
         with pytest.raises(FfsError) as caught:  # who still holds it is told at once
-            await connection.call(Call(3, b""))
+            await connection.call(Call(3, b""), asyncio.get_running_loop().time() + 1)
         assert caught.value.code is Code.UNAVAILABLE
         again = peer.call(4)
         peer.answer(await peer.request())
@@ -251,3 +254,38 @@ def test_a_call_that_is_cancelled_while_it_connects_is_cancelled(play, monkeypat
         assert await ended(other) == [Code.NO_ENTRY]
 
     play(8, scene)
+
+
+def test_each_call_ends_at_its_own_deadline(play) -> None:
+    """One timer serves all: neither an earlier deadline that comes later nor an answered call may set it wrong."""
+
+    async def scene(peer: Peer) -> None:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        late, soon, answered, waiting = (
+            peer.call(n, deadline_s=d) for n, d in ((1, 0.3), (2, 0.1), (3, 0.2), (4, 0.2))
+        )
+        headers = [await peer.request() for _ in range(4)]
+        peer.answer(headers[2])
+        assert await ended(soon) == [Code.TIMEOUT]
+        assert 0.1 <= loop.time() - began_s < 0.2
+        assert await ended(answered, waiting, late) == [Code.NO_ENTRY, Code.TIMEOUT, Code.TIMEOUT]
+        assert 0.3 <= loop.time() - began_s < 0.6
+        peer.answer(headers[0])  # nobody waits for it any more
+        after = peer.call(5, deadline_s=5)
+        peer.answer(await peer.request())
+        assert await ended(after) == [Code.NO_ENTRY]
+
+    play(4, scene)
+
+
+def test_a_call_that_waits_for_room_ends_at_its_deadline(play) -> None:
+    async def scene(peer: Peer) -> None:
+        first, second = peer.call(1), peer.call(2, deadline_s=0.1)
+        header = await peer.request()
+        assert await ended(second) == [Code.TIMEOUT]
+        await peer.nothing_comes()
+        peer.answer(header)
+        assert await ended(first) == [Code.NO_ENTRY]
+
+    play(1, scene)
