@@ -64,6 +64,21 @@ class Exchange:
     def in_flight(self) -> int:
         return len(self._outstanding)
 
+    @property
+    def landing_bytes(self) -> int:
+        """Room for what is still to be received from the socket."""
+        return sum([pending.landing_bytes for pending in self._outstanding.values()])
+
+    def interrupt(self) -> None:
+        """From another thread: nothing more is to be received."""
+        if self._outstanding:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
+
+    def give_up(self) -> None:
+        """Nobody waits for its answers any more, and their memory is the caller's again."""
+        self._break(error(Code.CANCELLED, "interrupted"))
+
     def send(self, pendings: Sequence[Pending]) -> None:
         """Send requests; takes answers meanwhile where bounds or full sockets ask for it. Errors end up in outcomes."""
         try:
@@ -189,7 +204,8 @@ class Exchange:
         out: list[Segment] = []
         into: list[Segment] = []
         inline: list[memoryview] = []
-        if not call.out and not call.into:
+        spread = call.spread
+        if not call.out and not call.into and spread is None:
             return out, into, inline
         room = self._stage(pending) if self._staging is not None else 0
         position = 0
@@ -221,10 +237,22 @@ class Exchange:
                 else:
                     segment = (INLINE, length, 0)
                     landing = view
+                    pending.landing_bytes += length
             into.append(segment)
             pending.into.append(landing)
             pending.rooms.append(segment[1])
             pending.payload += segment[1]
+        if spread is not None:
+            length = spread.length
+            if STAGED_PIECE_BYTES_MIN <= length <= room - position and pending.staging is not None:
+                segment = (pending.staging.region, length, position)
+                pending.spread = pending.staging.view[position : position + length]
+            else:
+                segment = (INLINE, length, 0)
+                pending.landing_bytes += length
+            into.append(segment)
+            pending.rooms.append(length)
+            pending.payload += length
         return out, into, inline
 
     def _stage(self, pending: Pending) -> int:
@@ -237,6 +265,9 @@ class Exchange:
                 length = piece.length if isinstance(piece, Slice) else len(piece)
                 if length >= STAGED_PIECE_BYTES_MIN:
                     need += length
+        spread = pending.call.spread
+        if spread is not None and spread.length >= STAGED_PIECE_BYTES_MIN:
+            need += spread.length
         if not need or self._staging is None:
             return 0
         memory = self._staging.take(need)
@@ -369,6 +400,7 @@ class Exchange:
         body_at = begin + HEADER_BYTES + table_bytes
         text = bytes(view[body_at : begin + total])
         pushed: Sequence[int] = ()
+        spread, spread_bytes = pending.call.spread, 0
         if header.status:
             if header.data_len:
                 raise error(Code.PROTOCOL, "a failure carries payload")
@@ -382,6 +414,10 @@ class Exchange:
             incoming.begin = begin + total
             if header.data_len or pushed:
                 sinks = deque(s[:n] for s, n in zip(pending.into, pushed, strict=False) if s is not None and n)
+                if spread is not None and len(pushed) == len(pending.rooms):
+                    spread_bytes = pushed[-1]
+                    if spread_bytes and pending.spread is None:
+                        sinks.extend(spread.places(text, spread_bytes))
                 if sum(map(len, sinks)) != header.data_len:
                     raise error(
                         Code.PROTOCOL,
@@ -395,6 +431,11 @@ class Exchange:
             for index, landing, source in pending.staged:
                 length = pushed[index] if index < len(pushed) else 0
                 landing[:length] = source[:length]
+        if spread is not None and spread_bytes:
+            if pending.spread is None:
+                spread.landed()
+            else:
+                spread.fill(text, pending.spread[:spread_bytes])
         pending.outcome = outcome
         self._release(pending, answered=True)
 
@@ -421,7 +462,7 @@ class Exchange:
                 memory.tainted = True
         staging = pending.staging
         if staging is not None and self._staging is not None:
-            pending.staging = None
+            pending.staging = pending.spread = None
             pending.staged = []
             if not answered:
                 staging.tainted = True

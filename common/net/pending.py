@@ -11,7 +11,10 @@ from fireflyfs.common.net.memory import SharedMemory
 class Pending:
     """`outcome` is set once."""
 
-    __slots__ = ("call", "deadline_s", "into", "outcome", "payload", "rooms", "shared", "staged", "staging")
+    __slots__ = (
+        "call", "deadline_s", "into", "landing_bytes", "outcome", "payload", "rooms", "shared", "spread", "staged",
+        "staging",
+    )  # fmt: skip
 
     def __init__(self, call: Call, now_s: float) -> None:
         self.call = call
@@ -21,9 +24,11 @@ class Pending:
         self.into: list[memoryview | None] = []  # where inline answers land; None: the server writes there itself
         # (index of the into piece, where it lies, its bytes in the staging buffer)
         self.staged: list[tuple[int, memoryview, memoryview]] = []
+        self.spread: memoryview | None = None  # the call's, in the staging buffer; None: it arrives on the socket
         self.staging: SharedMemory | None = None
         self.shared: list[SharedMemory] = []  # the caller's memory that the server may write
         self.payload = 0
+        self.landing_bytes = 0  # of it, what answers may bring on the socket
 
     def regions(self) -> set[int]:
         """Where those of its pieces lie that have been placed."""
