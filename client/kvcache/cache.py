@@ -24,6 +24,7 @@ from fireflyfs.client.kvcache.api import MISS, Block, CacheStats, Namespace, Out
 from fireflyfs.client.kvcache.getting import GetBatch
 from fireflyfs.client.kvcache.namespaces import Namespaces
 from fireflyfs.client.kvcache.nodes import Nodes
+from fireflyfs.client.kvcache.packed import PackedAnswer
 from fireflyfs.client.kvcache.placement import Placed, Placement, Rows
 from fireflyfs.client.kvcache.prefetch import Prefetcher, PrefetchJob
 from fireflyfs.client.kvcache.putting import Putter
@@ -149,15 +150,15 @@ class KVCache:
     def get_batch(self, keys: Sequence[bytes], out: Sequence[Out]) -> list[int]:
         self._check(len(keys), len(out))
         stats = CacheStats()
-        with GetBatch(keys, out, self._placement, self._fs.context.scratch) as batch:
+        batch = GetBatch(keys, out, self._placement)
 
-            def land(rows: Rows, reply: Reply, memory: Any) -> list[int]:
-                return batch.land(rows, reply, memory, stats)
+        def land(rows: Rows, reply: Reply, answer: PackedAnswer | None) -> list[int]:
+            return batch.land(rows, reply, answer, stats)
 
-            unanswered: list[int] = []
-            for rows in batch.waves():
-                unanswered += self._nodes.ask_all(batch.positions, rows, batch.pack, land)
-            unanswered += batch.give_up_tainted()
+        unanswered: list[int] = []
+        for rows in batch.waves():
+            unanswered += self._nodes.ask_all(batch.positions, rows, batch.pack, land)
+        unanswered += batch.give_up_tainted()
         lengths = batch.lengths
         stats.damaged = len(batch.damaged)
         stats.away = len(set(unanswered) - batch.damaged)

@@ -1,26 +1,23 @@
 """Looking blocks up: one `get_batch`, from callers' buffers to requests and from answers to verified blocks.
 
-Small blocks of one request travel packed, in one piece of memory, and are copied to where they are wanted: a piece of
-its own for each costs more than that copy. A block counts when its checksum is right where it landed; where it is not,
-it is asked for again with VERIFY, so that the server looks at what it has.
+Small blocks of one request travel packed, as one piece: a piece of its own for each costs more (packed.py). A block
+counts when its checksum is right where it landed; where it is not, it is asked for again with VERIFY, so that the
+server looks at what it has.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from itertools import chain
-from typing import Any, Self
 
 import numpy as np
 from crc32c import crc32c
 
 from fireflyfs.client.kvcache.api import MISS, CacheStats, Out
-from fireflyfs.client.kvcache.memory import pieces_of
+from fireflyfs.client.kvcache.memory import pieces_of, plain_views
 from fireflyfs.client.kvcache.nodes import MOVED
+from fireflyfs.client.kvcache.packed import RESULT, PackedAnswer, Target
 from fireflyfs.client.kvcache.placement import Placed, Placement, Rows
-from fireflyfs.client.scratch import Scratch
 from fireflyfs.client.storage_codec import length_of, part_of, view_of
 from fireflyfs.common.cache_hash import Keys
 from fireflyfs.common.errors import Code
@@ -35,45 +32,45 @@ REQUEST_BYTES_MAX = 8 * MiB  # of one request, except for a single larger block
 PACKED_REQUEST_BYTES_MAX = 4 * MiB
 PACKED_BLOCK_BYTES_MAX = 96 * KiB
 DIRECT_BLOCK_BYTES_MIN = 32 * KiB
-_RESULT = struct.Struct("<IIII")  # CACHE_RESULT, whose rows numpy takes longer to take apart
 _VERIFY, _PACKED = int(CacheFlag.VERIFY), int(CacheFlag.PACKED)
 _MISSING = int(Code.CHUNK_NOT_FOUND)
 _TOO_LARGE = int(Code.TOO_LARGE)
 
 
 class GetBatch:
-    """What is asked for, and what has landed. Used as a context: it holds memory until its answers are read."""
+    """What is asked for, and what has landed."""
 
-    def __init__(self, keys: Sequence[bytes], out: Sequence[Out], placement: Placement, scratch: Scratch) -> None:
+    def __init__(self, keys: Sequence[bytes], out: Sequence[Out], placement: Placement) -> None:
         """Raises INVALID for memory that cannot be written to, or keys out of bounds."""
         self._keys = Keys(keys)
         self._placement = placement
-        self._scratch = scratch
-        self._stack = ExitStack()
         self.positions = placement.positions_of(self._keys)
         self.lengths = [MISS] * len(keys)
         self.damaged: set[int] = set()
         self._doubtful: set[int] = set()  # did not match on the way: to be asked for with VERIFY
-        self._pieces: list[Sequence[Piece]] = []
-        self._room: list[int] = []
-        for each in out:
-            pieces, nbytes = pieces_of(each, writable=True)
-            self._pieces.append(pieces)
-            self._room.append(nbytes)
-        largest = max(self._room, default=0)
-        slices = Slice in set(map(type, chain.from_iterable(self._pieces)))
-        # Servers reach slices of shared memory directly, which only pays for blocks that are long enough.
-        self._packed = largest <= PACKED_BLOCK_BYTES_MAX and not (slices and largest >= DIRECT_BLOCK_BYTES_MIN)
-        if self._packed and slices:
-            self._pieces = [[view_of(piece) for piece in pieces] for pieces in self._pieces]
+        self._targets: list[Target] = []  # of packed blocks
+        self._pieces: list[list[Piece]] = []  # of others
+        views = plain_views(out)
+        self._room: list[int] = [view.nbytes for view in views or ()]
+        self._packed = max(self._room, default=0) <= PACKED_BLOCK_BYTES_MAX
+        if views is not None and self._packed:
+            self._targets += views
+        else:
+            self._room.clear()
+            for each in out:
+                pieces, nbytes = pieces_of(each, writable=True)
+                self._pieces.append(pieces)
+                self._room.append(nbytes)
+            largest = max(self._room, default=0)
+            slices = Slice in set(map(type, chain.from_iterable(self._pieces)))
+            # Servers reach slices of shared memory directly, which only pays for blocks that are long enough.
+            self._packed = largest <= PACKED_BLOCK_BYTES_MAX and not (slices and largest >= DIRECT_BLOCK_BYTES_MIN)
+            if self._packed:
+                for pieces in self._pieces:
+                    parts = [view_of(piece) for piece in pieces]
+                    self._targets.append(parts[0] if len(parts) == 1 else parts)
         named = self._room if self._packed else [len(pieces) for pieces in self._pieces]
         self._table = placement.get_table(self._keys, self.positions, named)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     def waves(self) -> Iterator[Rows]:
         """The batch in parts that may be under way at once."""
@@ -81,28 +78,25 @@ class GetBatch:
         for end, size in enumerate(self._room) if sum(self._room) > WAVE_BYTES_MAX else ():
             if end > start and nbytes + size > WAVE_BYTES_MAX:
                 yield np.arange(start, end)
-                self._stack.close()
                 start, nbytes = end, 0
             nbytes += size
         if self._room:
             yield np.arange(start, len(self._room))
 
-    def pack(self, placed: Placed, mine: Rows) -> Iterator[tuple[Rows, Call, Any]]:
-        """Requests to one worker: their rows, and the memory that they land in when they are packed."""
+    def pack(self, placed: Placed, mine: Rows) -> Iterator[tuple[Rows, Call, PackedAnswer | None]]:
+        """Requests to one worker: their rows, and what takes a packed answer."""
         for rows in self._requests(mine):
             numbers: list[int] = rows.tolist()
             flags = _VERIFY if self._doubtful and not self._doubtful.isdisjoint(numbers) else 0
-            into: Sequence[Piece]
+            into: Sequence[Piece] = ()
+            answer: PackedAnswer | None = None
             if self._packed:
                 flags |= _PACKED
-                total = sum([self._room[row] for row in numbers])
-                memory = part_of(self._stack.enter_context(self._scratch.take(total)), 0, total)
-                into = (memory,)
+                answer = PackedAnswer(numbers, self._room, self._targets)
             else:
-                memory = None
                 into = [piece for row in numbers for piece in self._pieces[row]]
             body = self._placement.body(self._table, placed, rows, flags)
-            yield rows, Call(Method.STORAGE_CACHE_GET, body, (), into), memory
+            yield rows, Call(Method.STORAGE_CACHE_GET, body, (), into, spread=answer), answer
 
     def _requests(self, rows: Rows) -> Iterator[Rows]:
         bytes_max = PACKED_REQUEST_BYTES_MAX if self._packed else REQUEST_BYTES_MAX
@@ -122,43 +116,49 @@ class GetBatch:
         if numbers:
             yield rows[start:]
 
-    def land(self, rows: Rows, reply: Reply, memory: Any, stats: CacheStats) -> list[int]:
+    def land(self, rows: Rows, reply: Reply, answer: PackedAnswer | None, stats: CacheStats) -> list[int]:
         """Verify what came; rows to ask another replica for."""
-        if len(reply.body) != len(rows) * _RESULT.size:
-            return list(rows.tolist())
-        whole = view_of(memory) if memory is not None else None
         again: list[int] = []
-        lengths, all_room, all_pieces = self.lengths, self._room, self._pieces
-        for row, (status, length, expected, offset) in zip(rows.tolist(), _RESULT.iter_unpack(reply.body), strict=True):
-            if status == 0 and 0 < length <= all_room[row]:
-                pieces = all_pieces[row]
-                if whole is None:
-                    right = _crc(pieces, length) == expected
-                elif offset + length > len(whole):
-                    right = False
-                elif len(pieces) == 1:
-                    target = pieces[0] if length == all_room[row] else pieces[0][:length]
-                    target[:] = whole[offset : offset + length]
-                    right = crc32c(target) == expected
-                else:
-                    right = _scatter(whole[offset : offset + length], pieces) == expected
-                if right:
-                    lengths[row] = length
-                else:
-                    if row in self._doubtful:
-                        self.damaged.add(row)
-                    self._doubtful.add(row)
-                    again.append(row)
-            elif status == _MISSING:
-                continue
-            elif status == _TOO_LARGE:
-                stats.too_large += 1
-            elif status == Code.CHECKSUM:
-                self.damaged.add(row)
-                again.append(row)
-            elif status in MOVED or status == 0:
-                again.append(row)
+        if answer is not None:
+            if not answer.read:  # nothing came with it
+                answer.places(bytes(reply.body), 0)
+                answer.landed()
+            for row, length in answer.right:
+                self.lengths[row] = length
+            for row in answer.wrong:
+                self._doubt(row, again)
+            for row, status in answer.others:
+                self._note(row, status, again, stats)
+            return again
+        if len(reply.body) != len(rows) * RESULT.size:
+            return list(rows.tolist())
+        for row, (status, length, expected, _) in zip(rows.tolist(), RESULT.iter_unpack(reply.body), strict=True):
+            if status or not 0 < length <= self._room[row]:
+                self._note(row, status, again, stats)
+            elif _crc(self._pieces[row], length) == expected:
+                self.lengths[row] = length
+            else:
+                self._doubt(row, again)
         return again
+
+    def _doubt(self, row: int, again: list[int]) -> None:
+        """The block does not match its checksum."""
+        if row in self._doubtful:
+            self.damaged.add(row)
+        self._doubtful.add(row)
+        again.append(row)
+
+    def _note(self, row: int, status: int, again: list[int], stats: CacheStats) -> None:
+        """Why there is no block."""
+        if status == _MISSING:
+            return
+        if status == _TOO_LARGE:
+            stats.too_large += 1
+        elif status == Code.CHECKSUM:
+            self.damaged.add(row)
+            again.append(row)
+        elif status in MOVED or status == 0:
+            again.append(row)
 
     def give_up_tainted(self) -> list[int]:
         """Blocks in shared memory that a server may still write to, because it did not answer in time, are misses:
@@ -179,16 +179,4 @@ def _crc(pieces: Sequence[Piece], length: int) -> int:
         take = min(length, length_of(piece))
         whole = crc32c(view_of(part_of(piece, 0, take)), whole)
         length -= take
-    return whole
-
-
-def _scatter(block: memoryview, pieces: Sequence[Any]) -> int:
-    """Copy the block into the pieces, one after the other; the checksum of what is there now."""
-    whole = at = 0
-    for piece in pieces:
-        take = min(len(block) - at, len(piece))
-        target = piece[:take]
-        target[:] = block[at : at + take]
-        whole = crc32c(target, whole)
-        at += take
     return whole

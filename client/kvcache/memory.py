@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,19 @@ from fireflyfs.client.kvcache.api import PIECES_MAX
 from fireflyfs.client.storage_codec import length_of
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.net.api import Piece, Slice
+
+
+def plain_views(blocks: Sequence[Any]) -> list[memoryview] | None:
+    """The memory of each where all are single buffers of bytes that can be written to, the usual case, by the shortest
+    way; None where they are not, or not all."""
+    try:
+        views: list[memoryview] = list(map(memoryview, blocks))  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError):
+        return None
+    for view in views:
+        if view.format != "B" or view.ndim != 1 or view.readonly or not view.c_contiguous:
+            return None
+    return views
 
 
 def pieces_of(block: Any, *, writable: bool) -> tuple[list[Piece], int]:

@@ -111,9 +111,10 @@ class Placement:
 
 
 def place(plan: Plan, positions: Rows, rows: Rows) -> Placed:
-    """`rows` of a batch by worker."""
-    node_of = plan.node_of[positions[rows]]
-    order = np.argsort(node_of, kind="stable")
+    """`rows` of a batch by worker, and by chain: as the worker answers for them."""
+    chain_of = positions[rows]
+    node_of = plan.node_of[chain_of]
+    order = np.argsort(node_of * len(plan.node_of) + chain_of, kind="stable")
     by_node, node_of = rows[order], node_of[order]
     ends = np.searchsorted(node_of, np.arange(-1, len(plan.nodes)), side="right").tolist()
     nodes = [

@@ -53,6 +53,34 @@ def tainted(piece: Piece) -> bool:
     return isinstance(piece, Slice) and getattr(piece.memory, "tainted", False)
 
 
+class Spread:
+    """Room for a piece whose bytes end up in several buffers, which are known when the answer's body is there.
+
+    Where bytes travel on a socket they are received straight into these buffers.
+    """
+
+    __slots__ = ("length",)
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def places(self, body: bytes, count: int) -> Sequence[memoryview]:
+        """Where the `count` bytes that were pushed go, in order; of so many bytes in all. Called once, if any came."""
+        raise TypeError(f"{type(self).__name__} has no places")
+
+    def landed(self) -> None:
+        """They are there. Called from the thread that took the answer, while others of a batch may be on their way."""
+
+    def fill(self, body: bytes, pushed: memoryview) -> None:
+        """Copy what was pushed to another place first."""
+        at = 0
+        for place in self.places(body, len(pushed)):
+            end = at + len(place)
+            place[:] = pushed[at:end]
+            at = end
+        self.landed()
+
+
 @dataclass(slots=True)
 class Call:
     """One request. `body` is the packed or protobuf part; pieces are in the order that the method defines."""
@@ -62,6 +90,7 @@ class Call:
     out: Sequence[Piece] = ()  # the server reads these
     into: Sequence[Piece] = ()  # the server fills these, possibly short
     deadline_s: float = DEFAULT_DEADLINE_S
+    spread: Spread | None = None  # one more `into` piece, after the others
 
 
 @dataclass(slots=True)

@@ -25,6 +25,7 @@ from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.memory import SharedMemory, SharedPool, WithdrawListener
 from fireflyfs.common.net.pending import Pending
 from fireflyfs.common.net.rdma.adapters import revoke
+from fireflyfs.common.net.receivers import Receivers
 from fireflyfs.common.net.staging import StagingPool
 
 CONNECT_S_MAX: Final = 10.0
@@ -80,6 +81,7 @@ class BlockingPool(WithdrawListener):
         self._staging_pool.subscribe(self)
         self._staging = StagingPool(self._staging_pool)
         self._waiters = Waiters(busy_poll_s())
+        self._receivers = Receivers()
         self._closed = False
 
     def call(self, address: Address, call: Call) -> Reply:
@@ -120,8 +122,7 @@ class BlockingPool(WithdrawListener):
                     continue
                 taken.append((server, connection))
                 connection.send(group)
-            for _, connection in taken:
-                connection.receive()
+            self._receivers.receive([connection for _, connection in taken])
         finally:
             for server, connection in taken:
                 self._put_back(server, connection)
@@ -137,6 +138,7 @@ class BlockingPool(WithdrawListener):
             with server.lock:
                 server.forget()
         self._staging.close()
+        self._receivers.close()
 
     def traffic(self) -> list[Traffic]:
         """What went to and came from each server that is remembered, by link."""
@@ -225,6 +227,8 @@ class BlockingPool(WithdrawListener):
             server.lock.notify()
 
     def _put_back(self, server: _Server, connection: Exchange) -> None:
+        if connection.in_flight and connection.broken is None:
+            connection.give_up()  # the caller was interrupted: answers must not land in its memory later
         with server.lock:
             if connection.broken is None and connection.withdrawals_seen != self._withdrawals:
                 connection.withdrawals_seen = self._withdrawals

@@ -26,6 +26,7 @@ ROUNDS_MAX: Final = 8  # of callbacks, until the kernel is asked for more whatev
 CREDIT_MAX: Final = 8  # waits in vain in a row until looking is given up
 TRY_EVERY: Final = 32  # waits after which it is tried again
 TAKEN_COSTS: Final = 3  # what a wait counts in which somebody took the processor
+PROCESSORS_MANY: Final = 4
 TAKEN_S: Final = 15e-6  # offering the processor takes a microsecond, unless somebody takes it
 
 T = TypeVar("T")
@@ -40,6 +41,11 @@ def busy_poll_s() -> float:
     if not text.isdigit() or int(text) > BUSY_POLL_US_MAX:
         raise error(Code.CONFIG, f"{ENVIRONMENT} is {text!r}; it takes microseconds from 0 to {BUSY_POLL_US_MAX}")
     return int(text) / 1e6 if len(os.sched_getaffinity(0)) > 1 else 0.0
+
+
+def many_processors() -> bool:
+    """Whether servers on this host leave some to their clients' threads."""
+    return len(os.sched_getaffinity(0)) >= PROCESSORS_MANY
 
 
 class Worthwhile:
@@ -74,10 +80,11 @@ class Worthwhile:
 class Waiters:
     """Who of a process waits for answers. Only one that waits alone looks again: it would keep others from running."""
 
-    __slots__ = ("_present", "wait_s")
+    __slots__ = ("_present", "many_processors", "wait_s")
 
     def __init__(self, wait_s: float) -> None:
         self.wait_s = wait_s
+        self.many_processors = many_processors()
         self._present: set[object] = set()
 
     def enter(self, who: object) -> None:

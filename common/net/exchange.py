@@ -15,16 +15,17 @@ from typing import Final
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import DEADLINE_S_MAX, REGIONS_MAX, KiB
 from fireflyfs.common.net import frame
-from fireflyfs.common.net.api import Reply, Slice
+from fireflyfs.common.net.api import Reply
 from fireflyfs.common.net.busy_poll import Waiters
 from fireflyfs.common.net.counting import Counts
 from fireflyfs.common.net.dial import Dialed
-from fireflyfs.common.net.frame import HEADER_BYTES, INLINE, Buffer, Kind, Segment
+from fireflyfs.common.net.frame import HEADER_BYTES, Buffer, Kind
 from fireflyfs.common.net.incoming import IOV_MAX, Incoming
 from fireflyfs.common.net.memory import SharedMemory
-from fireflyfs.common.net.pending import Pending, view_of
+from fireflyfs.common.net.pending import Pending
+from fireflyfs.common.net.placing import place
 from fireflyfs.common.net.scatter import advance
-from fireflyfs.common.net.staging import STAGED_PIECE_BYTES_MIN, StagingPool
+from fireflyfs.common.net.staging import StagingPool
 
 GATHER_BYTES_MAX: Final = 256 * KiB  # requests joined into one system call
 # As plain numbers: combining the enum's members costs microseconds each time.
@@ -63,6 +64,21 @@ class Exchange:
     @property
     def in_flight(self) -> int:
         return len(self._outstanding)
+
+    @property
+    def landing_bytes(self) -> int:
+        """Room for what is still to be received from the socket."""
+        return sum([pending.landing_bytes for pending in self._outstanding.values()])
+
+    def interrupt(self) -> None:
+        """From another thread: nothing more is to be received."""
+        if self._outstanding:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
+
+    def give_up(self) -> None:
+        """Nobody waits for its answers any more, and their memory is the caller's again."""
+        self._break(error(Code.CANCELLED, "interrupted"))
 
     def send(self, pendings: Sequence[Pending]) -> None:
         """Send requests; takes answers meanwhile where bounds or full sockets ask for it. Errors end up in outcomes."""
@@ -146,7 +162,7 @@ class Exchange:
     def _request(self, pending: Pending) -> None:
         call = pending.call
         try:
-            out, into, inline = self._place(pending)
+            out, into, inline = place(pending, self.shares, self._staging, self._know)
             request_id = self._next_id
             head = frame.pack_request(
                 call.method, request_id, out, into, len(call.body), frame.deadline_ms(call.deadline_s)
@@ -182,82 +198,6 @@ class Exchange:
             self._gathered += sum(map(len, inline))
         if self._gathered > GATHER_BYTES_MAX or len(self._gather) > IOV_MAX:
             self._flush()
-
-    def _place(self, pending: Pending) -> tuple[list[Segment], list[Segment], list[memoryview]]:
-        """Decide for each piece how it travels: as a region, through staging, or on the socket."""
-        call = pending.call
-        out: list[Segment] = []
-        into: list[Segment] = []
-        inline: list[memoryview] = []
-        if not call.out and not call.into:
-            return out, into, inline
-        room = self._stage(pending) if self._staging is not None else 0
-        position = 0
-        for piece in call.out:
-            segment = self._shared(piece, pending) if self.shares and isinstance(piece, Slice) else None
-            if segment is None:
-                view = view_of(piece)
-                length = len(view)
-                if STAGED_PIECE_BYTES_MIN <= length <= room - position and pending.staging is not None:
-                    pending.staging.view[position : position + length] = view
-                    segment = (pending.staging.region, length, position)
-                    position += length
-                else:
-                    segment = (INLINE, length, 0)
-                    if length:  # an empty buffer at the end of the queue would never count as sent
-                        inline.append(view)
-            out.append(segment)
-            pending.payload += segment[1]
-        for index, piece in enumerate(call.into):
-            segment = self._shared(piece, pending) if self.shares and isinstance(piece, Slice) else None
-            landing: memoryview | None = None
-            if segment is None:
-                view = view_of(piece)
-                length = len(view)
-                if STAGED_PIECE_BYTES_MIN <= length <= room - position and pending.staging is not None:
-                    segment = (pending.staging.region, length, position)
-                    pending.staged.append((index, view, pending.staging.view[position : position + length]))
-                    position += length
-                else:
-                    segment = (INLINE, length, 0)
-                    landing = view
-            into.append(segment)
-            pending.into.append(landing)
-            pending.rooms.append(segment[1])
-            pending.payload += segment[1]
-        return out, into, inline
-
-    def _stage(self, pending: Pending) -> int:
-        """Take a staging buffer for the plain pieces of a call that are worth it; returns its size or 0."""
-        need = 0
-        for pieces in (pending.call.out, pending.call.into):
-            for piece in pieces:
-                if isinstance(piece, Slice) and isinstance(piece.memory, SharedMemory):
-                    continue
-                length = piece.length if isinstance(piece, Slice) else len(piece)
-                if length >= STAGED_PIECE_BYTES_MIN:
-                    need += length
-        if not need or self._staging is None:
-            return 0
-        memory = self._staging.take(need)
-        if memory is None:
-            return 0
-        if not self._know(memory, pending):
-            self._staging.give(memory)
-            return 0
-        pending.staging = memory
-        return memory.length
-
-    def _shared(self, piece: Slice, pending: Pending) -> Segment | None:
-        memory = piece.memory
-        if not isinstance(memory, SharedMemory):
-            return None
-        if memory.closed:
-            raise error(Code.INVALID, "a piece lies in memory that is closed")
-        if memory.region not in self._regions and not self._know(memory, pending):
-            return None
-        pending.shared.append(memory)
-        return (memory.region, piece.length, piece.offset)
 
     def _know(self, memory: SharedMemory, pending: Pending) -> bool:
         """Register memory with the server for a request; False when the table is full of what is in use."""
@@ -381,7 +321,7 @@ class Exchange:
                 self.counts.bytes_in += sum(pushed)
             incoming.begin = begin + total
             if header.data_len or pushed:
-                sinks = deque(s[:n] for s, n in zip(pending.into, pushed, strict=False) if s is not None and n)
+                sinks = deque(pending.sinks(text, pushed))
                 if sum(map(len, sinks)) != header.data_len:
                     raise error(
                         Code.PROTOCOL,
@@ -391,10 +331,8 @@ class Exchange:
             outcome = Reply(text, pushed)
         del self._outstanding[header.request_id]
         self._payload -= pending.payload
-        if pending.staged and not header.status:
-            for index, landing, source in pending.staged:
-                length = pushed[index] if index < len(pushed) else 0
-                landing[:length] = source[:length]
+        if not header.status:
+            pending.landed(text, pushed)
         pending.outcome = outcome
         self._release(pending, answered=True)
 
@@ -421,7 +359,7 @@ class Exchange:
                 memory.tainted = True
         staging = pending.staging
         if staging is not None and self._staging is not None:
-            pending.staging = None
+            pending.staging = pending.spread = None
             pending.staged = []
             if not answered:
                 staging.tainted = True

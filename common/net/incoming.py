@@ -88,7 +88,7 @@ class Incoming:
         left -= taken
         while sinks:
             self._arm()
-            much = left >= WAKE_BYTES
+            much = left >= WAKE_BYTES and not self._waiters.many_processors
             self._wake_at(WAKE_BYTES if much else 1)
             if much:
                 self._poller.poll(self._timeout_s * 1000)

@@ -11,6 +11,7 @@ import asyncio
 import functools
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from fireflyfs.common.errors import Code, FfsError, error
@@ -327,6 +328,12 @@ class MultiplexLink(WithdrawListener):
             self.pool.subscribe(self)
 
     async def call(self, address: Address, call: Call) -> Reply:
+        if call.spread is not None:
+            memory = memoryview(bytearray(call.spread.length))
+            reply = await self.call(address, replace(call, into=[*call.into, memory], spread=None))
+            if len(reply.pushed) > len(call.into) and reply.pushed[-1]:
+                call.spread.fill(bytes(reply.body), memory[: reply.pushed[-1]])
+            return reply
         deadline_s = asyncio.get_running_loop().time() + min(call.deadline_s, DEADLINE_S_MAX)
         try:
             connection = self._connections.get(address)

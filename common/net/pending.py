@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import DEADLINE_S_MAX
 from fireflyfs.common.net.api import Call, Piece, Reply, Slice
@@ -11,7 +13,10 @@ from fireflyfs.common.net.memory import SharedMemory
 class Pending:
     """`outcome` is set once."""
 
-    __slots__ = ("call", "deadline_s", "into", "outcome", "payload", "rooms", "shared", "staged", "staging")
+    __slots__ = (
+        "call", "deadline_s", "into", "landing_bytes", "outcome", "payload", "rooms", "shared", "spread", "staged",
+        "staging",
+    )  # fmt: skip
 
     def __init__(self, call: Call, now_s: float) -> None:
         self.call = call
@@ -21,9 +26,34 @@ class Pending:
         self.into: list[memoryview | None] = []  # where inline answers land; None: the server writes there itself
         # (index of the into piece, where it lies, its bytes in the staging buffer)
         self.staged: list[tuple[int, memoryview, memoryview]] = []
+        self.spread: memoryview | None = None  # the call's, in the staging buffer; None: it arrives on the socket
         self.staging: SharedMemory | None = None
         self.shared: list[SharedMemory] = []  # the caller's memory that the server may write
         self.payload = 0
+        self.landing_bytes = 0  # of it, what answers may bring on the socket
+
+    def sinks(self, body: bytes, pushed: Sequence[int]) -> list[memoryview]:
+        """Where the answer's payload on the socket goes, in order."""
+        sinks = [place[:n] for place, n in zip(self.into, pushed, strict=False) if place is not None and n]
+        count = self._spread_bytes(pushed)
+        if count and self.spread is None and self.call.spread is not None:
+            sinks += self.call.spread.places(body, count)
+        return sinks
+
+    def landed(self, body: bytes, pushed: Sequence[int]) -> None:
+        """The answer is there: what went to a staging buffer moves to where the caller wants it."""
+        for index, landing, source in self.staged:
+            length = pushed[index] if index < len(pushed) else 0
+            landing[:length] = source[:length]
+        count = self._spread_bytes(pushed)
+        if count and self.call.spread is not None:
+            if self.spread is None:
+                self.call.spread.landed()
+            else:
+                self.call.spread.fill(body, self.spread[:count])
+
+    def _spread_bytes(self, pushed: Sequence[int]) -> int:
+        return pushed[-1] if self.call.spread is not None and len(pushed) == len(self.rooms) else 0
 
     def regions(self) -> set[int]:
         """Where those of its pieces lie that have been placed."""

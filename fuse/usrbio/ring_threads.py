@@ -1,7 +1,8 @@
 """Threads that serve one ring: they take what was submitted, check it, move it, and complete it in order.
 
-There are two, so that one looks at the ring and talks to storage while the other copies or waits. Each takes a batch
-with a ticket; a batch completes when those before it have.
+There are a few, so that one looks at the ring while others talk to storage, copy or wait. Each takes a batch with a
+ticket; a batch completes when those before it have. Many large reads that were taken at once are several threads' work:
+one copies its share while storage reads another's.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import numpy.typing as npt
 
 from fireflyfs.client.storage_client import StorageClient
 from fireflyfs.client.striping import place
-from fireflyfs.client.usrbio.core.batching import take
+from fireflyfs.client.usrbio.core.batching import share, take
 from fireflyfs.client.usrbio.layout import FORBID_READ_HOLES, SQE
 from fireflyfs.common.errors import FfsError
-from fireflyfs.common.limits import FILE_BYTES_MAX
+from fireflyfs.common.limits import FILE_BYTES_MAX, MiB
 from fireflyfs.fuse.usrbio.known import Known, KnownFile, Region
 from fireflyfs.fuse.usrbio.served_ring import ServedRing
 from fireflyfs.fuse.usrbio.stages import STAGE_BYTES, Pair, Stages
@@ -29,7 +30,8 @@ from fireflyfs.fuse.usrbio.transfer import LOT_ITEMS_MAX, Io, Transfer
 
 log = logging.getLogger(__name__)
 
-THREADS: Final = 2
+THREADS: Final = 3
+READ_SHARE_BYTES: Final = 3 * MiB  # of one batch, that one thread reads where others may help
 LOOK_AGAIN_S: Final = 1.0  # at most so long is anything missed, whatever an application does with its bell
 
 
@@ -44,6 +46,7 @@ class RingThreads:
         self._stopping = threading.Event()
         self._taking = threading.Lock()  # held by who looks at the ring, also while it sleeps at the bell
         self._tickets = 0
+        self._rest: npt.NDArray[np.void] | None = None  # of a batch that was taken, for the next thread
         self._turn = threading.Condition()  # of the batch that may complete
         self._completing = 0
         self._left = THREADS
@@ -76,9 +79,10 @@ class RingThreads:
         try:
             while not self._stopping.is_set():
                 with self._taking:
-                    taken = self._take()
+                    taken = self._rest if self._rest is not None else self._take()
                     if taken is None:
                         continue
+                    taken, self._rest = self._divide(taken)
                     ticket, self._tickets = self._tickets, self._tickets + 1
                 self._batch(taken, ticket)
         except OSError as exc:
@@ -130,6 +134,11 @@ class RingThreads:
             bell = ring.bell()
             count = ring.available()
         return None
+
+    def _divide(self, sqes: npt.NDArray[np.void]) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void] | None]:
+        """This thread's part of a batch, and what is left of it. Writes stay together: they may overlap."""
+        count = share(sqes["length"], READ_SHARE_BYTES) if self._ring.options.for_read else len(sqes)
+        return (sqes, None) if count == len(sqes) else (sqes[:count], sqes[count:])
 
     def _batch(self, sqes: npt.NDArray[np.void], ticket: int) -> None:
         results = np.zeros(len(sqes), np.int64)

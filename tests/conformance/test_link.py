@@ -18,7 +18,7 @@ import pytest
 
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import FRAME_BODY_BYTES_MAX, REGIONS_MAX, KiB, MiB
-from fireflyfs.common.net.api import Address, Call, Reply, ServerRequest
+from fireflyfs.common.net.api import Address, Call, Reply, ServerRequest, Spread
 from fireflyfs.common.net.blocking import BlockingPool
 from fireflyfs.common.net.counting import Traffic, as_numbers
 from fireflyfs.common.net.identity import Identity
@@ -27,6 +27,7 @@ from fireflyfs.common.net.memory import SharedPool
 from fireflyfs.common.net.methods import Method
 from fireflyfs.common.net.multiplex import MultiplexLink
 from fireflyfs.common.net.rdma.verbs import device_names
+from fireflyfs.common.net.receivers import Receivers
 from fireflyfs.common.net.server import LinkServer
 
 ECHO, DIGEST, FILL, SHORT, FAIL, CRASH, SLOW, SILENT, REVERSE = range(0x7001, 0x700A)
@@ -280,6 +281,80 @@ def test_deadline(link, address) -> None:
     assert caught.value.code is Code.TIMEOUT
     assert time.monotonic() - started < 1.5
     assert bytes(link.call(address, Call(ECHO, b"still")).body) == b"still"
+
+
+class Scattered(Spread):
+    """Remembers what it was asked; bytes go to buffers of `sizes`, and what comes after these to one more."""
+
+    def __init__(self, room: int, sizes: Sequence[int]) -> None:
+        super().__init__(room)
+        self.sizes = sizes
+        self.asked: list[tuple[bytes, int]] = []
+        self.parts: list[bytearray] = []
+        self.found = b""  # once it landed
+
+    def places(self, body: bytes, count: int) -> list[memoryview]:
+        self.asked.append((bytes(body), count))
+        left = count
+        for size in [*self.sizes, count]:
+            self.parts.append(bytearray(min(size, left)))
+            left -= len(self.parts[-1])
+        return [memoryview(part) for part in self.parts if part]
+
+    def landed(self) -> None:
+        self.found = b"".join(self.parts)
+
+
+@pytest.fixture(params=["few", "many"])
+def processors(request: pytest.FixtureRequest, link: BlockingPool | AsyncFace) -> None:
+    """Blocking clients receive in other ways where there are many."""
+    if request.param == "many" and isinstance(link, BlockingPool):
+        link._receivers = Receivers(2)
+        link._waiters.many_processors = True
+
+
+@pytest.mark.usefixtures("processors")
+@pytest.mark.parametrize("room", [1, 5000, 40 * KiB, 600 * KiB, 3 * MiB])
+@pytest.mark.parametrize("size", [100, 4 * KiB, MiB])
+def test_a_piece_that_is_spread(link, address, room: int, size: int) -> None:
+    """Several at once, beside a piece of the usual kind: each lands where its owner says when the body is there."""
+    spreads = [Scattered(room, [size] * min(900, room // size)) for _ in range(3)]
+    pieces = [memoryview(bytearray(5000)) for _ in spreads]
+    calls = [
+        (address, Call(SHORT, b"", into=[each], spread=spread)) for each, spread in zip(pieces, spreads, strict=True)
+    ]
+    for reply, spread in zip(link.call_many(calls), spreads, strict=True):
+        assert bytes(reply.body) == b"half"
+        assert list(reply.pushed) == [2500, room // 2]
+        assert spread.asked == ([(b"half", room // 2)] if room > 1 else [])
+        assert spread.found == b"s" * (room // 2)
+    assert all(bytes(piece[:2500]) == b"s" * 2500 for piece in pieces)
+    failed = Scattered(room, [size])
+    with pytest.raises(FfsError):
+        link.call(address, Call(FAIL, b"", spread=failed))
+    assert failed.asked == []
+
+
+@pytest.mark.usefixtures("processors")
+def test_large_answers_of_several_servers(link, where, served, tmp_path) -> None:
+    """Each is whole, and so is the next batch."""
+    others = [Served(str(tmp_path / f"other{n}.sock")) for n in range(3)]
+    try:
+        addresses = [where(each) for each in (served, *others)]
+        for size in (300 * KiB, 2 * MiB):
+            spreads = [Scattered(size, [1000, 70_000]) for _ in addresses]
+            plain = [[memoryview(bytearray(size)), memoryview(bytearray(4000))] for _ in addresses]
+            calls = [
+                (each, Call(FILL, b"", into=into, spread=spread))
+                for each, into, spread in zip(addresses, plain, spreads, strict=True)
+            ]
+            for reply, into, spread in zip(link.call_many(calls), plain, spreads, strict=True):
+                assert list(reply.pushed) == [size, 4000, size]
+                assert into == [b"\1" * size, b"\2" * 4000]
+                assert spread.found == b"\3" * size
+    finally:
+        for each in others:
+            each.stop()
 
 
 def test_many_in_flight_and_out_of_order(link, address) -> None:

@@ -29,6 +29,19 @@ def take(available: int, waited_ms: float, io_depth: int, timeout_ms: int) -> tu
     return (available, 0.0) if left_ms <= 0 else (0, left_ms)
 
 
+def share(lengths: npt.NDArray[np.unsignedinteger], bytes_max: int) -> int:
+    """How many of the first I/Os of a batch one thread takes, where others may take the rest: at least one."""
+    count = len(lengths)
+    if not count or int(lengths.max()) * count <= bytes_max:
+        return count
+    total = 0
+    for number, length in enumerate(lengths.tolist()):
+        total += length
+        if total > bytes_max:
+            return max(1, number)
+    return count
+
+
 def ready(words: npt.NDArray[np.uint64], head: int) -> int:
     """How many slots from position `head` on are published, given the ring's `sq_seq`: a prefix, whatever else is in
     it."""

@@ -58,7 +58,8 @@ class Workers:
         _, rows, flags = np.frombuffer(call.body, CACHE_HEADER, 1).tolist()[0]
         into = iter(call.into)
         results, at = [], 0
-        packed = next(into) if flags & CacheFlag.PACKED else None
+        packed = memoryview(bytearray(call.spread.length)) if call.spread is not None else None
+        assert (packed is not None) == bool(flags & CacheFlag.PACKED)
         for row in np.frombuffer(call.body, CACHE_BLOCK, rows, CACHE_HEADER.itemsize):
             data = self.blocks.get(bytes(row["key"])[: row["key_length"]])
             pieces = [] if packed is not None else [next(into) for _ in range(row["pieces"])]
@@ -67,7 +68,7 @@ class Workers:
                 continue
             results.append((0, len(data), crc32c(data), at))
             if packed is not None:
-                _view(packed)[at : at + len(data)] = data
+                packed[at : at + len(data)] = data
                 at += len(data)
             else:
                 done = 0
@@ -75,7 +76,10 @@ class Workers:
                     part = data[done : done + len(_view(piece))]
                     _view(piece)[: len(part)] = part
                     done += len(part)
-        return Reply(np.array(results, CACHE_RESULT).tobytes(), ())
+        body = np.array(results, CACHE_RESULT).tobytes()
+        if call.spread is not None and packed is not None and at:
+            call.spread.fill(body, packed[:at])
+        return Reply(body, ())
 
     def call_many(self, calls: Sequence[tuple[Address, Call]]) -> list[Reply | FfsError]:
         answers: list[Reply | FfsError] = []

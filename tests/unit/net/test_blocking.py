@@ -184,6 +184,36 @@ def test_a_forked_child_waits_for_no_lock_of_its_parent_s_threads(
         sock.close()
 
 
+def test_a_batch_that_is_interrupted_leaves_nothing_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller has its memory again: an answer that comes later must not land there."""
+    peers = []
+
+    def dial(*_: object) -> Dialed:
+        dialed, theirs = dialed_pair()
+        theirs.settimeout(5)
+        peers.append(theirs)
+        return dialed
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(blocking, "dial", dial)
+    pool = BlockingPool(Identity("test"))
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            pool.call_many([(where, Call(1, b"", into=[memoryview(bytearray(10))])) for where in (HERE, THERE)])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    for sock in peers:
+        assert sock.recv(4096)  # the request
+        assert sock.recv(4096) == b""
+        sock.close()
+    pool.close()
+
+
 def test_a_closed_connection_ends_although_a_forked_child_has_its_socket() -> None:
     dialed, theirs = dialed_pair()
     exchange = Exchange(dialed, None, Waiters(0.0))

@@ -18,6 +18,7 @@ from fireflyfs.client.usrbio.layout import RingLayout, RingOptions
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.ids import InodeId
 from fireflyfs.common.net.memory import SharedPool
+from fireflyfs.fuse.usrbio import ring_threads
 from fireflyfs.fuse.usrbio.ends import Ends
 from fireflyfs.fuse.usrbio.known import Known, KnownFile, Region
 from fireflyfs.fuse.usrbio.messages import Message
@@ -288,6 +289,26 @@ def test_the_mount_is_asked_once_for_what_lies_behind_the_end(
     serve(mount)
     assert results(memory, range(6)) == [100, 50, 0, 0, 0, 0]
     assert mount.asked.count("length") <= 2  # by the fast path too
+
+
+def test_large_reads_of_one_batch_are_read_by_several_threads(
+    memory: int, region: int, serve: Callable[[MountEnd], RingThreads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(2, timeout=30)
+    counts: list[int] = []
+
+    def read_rows(storage: Storage, ios: Any, pieces: list[Any]) -> dict[int, Any]:
+        counts.append(len(pieces))
+        together.wait()
+        return {}
+
+    monkeypatch.setattr(Storage, "read_rows", read_rows)
+    monkeypatch.setattr(ring_threads, "READ_SHARE_BYTES", 2 * 4096)
+    for position in range(ENTRIES):
+        submit(memory, position, position * 4096, 4096)
+    serve(MountEnd(region))
+    assert results(memory, range(ENTRIES)) == [4096] * ENTRIES
+    assert counts == [2] * (ENTRIES // 2)
 
 
 @pytest.mark.parametrize("threads_left", [1, 0])

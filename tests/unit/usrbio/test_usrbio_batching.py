@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fireflyfs.client.usrbio.core.batching import PARTIAL_MS, ready, runs, take
+from fireflyfs.client.usrbio.core.batching import PARTIAL_MS, ready, runs, share, take
 from fireflyfs.fuse.usrbio.stages import STAGE_BYTES
 from fireflyfs.fuse.usrbio.transfer import LOT_ITEMS_MAX, Io, cut
 
@@ -64,6 +64,15 @@ def test_runs(entries: int, head: int, data: Any) -> None:
     count = data.draw(st.integers(0, entries))
     slots = [slot for start, length in runs(head, count, entries) for slot in range(start, start + length)]
     assert slots == [(head + n) % entries for n in range(count)]
+
+
+@given(st.lists(st.integers(0, 1 << 64).map(lambda n: min(n, (1 << 64) - 1)), max_size=40), st.integers(1, 1 << 24))
+def test_shares(lengths: list[int], bytes_max: int) -> None:
+    """As many as fit, and one at least; whatever an application says of lengths."""
+    count = share(np.array(lengths, np.uint64), bytes_max)
+    assert bool(lengths) <= count <= len(lengths)
+    assert count <= 1 or sum(lengths[:count]) <= bytes_max
+    assert count == len(lengths) or sum(lengths[: count + 1]) > bytes_max
 
 
 def io(length: int) -> Io:
