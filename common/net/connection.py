@@ -102,8 +102,7 @@ class Connection(Stream):
             return
         self.server.refused += 1
         log.warning("%s: refused: %s", self.peer.name, exc.message)
-        self.send([frame.pack_refuse(int(exc.code), exc.message)])
-        self.close_after_send()
+        self.say_last([frame.pack_refuse(int(exc.code), exc.message)])
 
     def on_closed(self, exc: FfsError) -> None:
         landing = self._landing

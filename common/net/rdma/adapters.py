@@ -19,12 +19,14 @@ from fireflyfs.common.net.link_choice import LinkChoice
 from fireflyfs.common.net.memory import SharedMemory
 from fireflyfs.common.net.rdma import verbs
 from fireflyfs.common.net.rdma.choice import Candidate, Choice, choose
+from fireflyfs.common.net.rdma.receiving import Receives
 from fireflyfs.common.net.rdma.settings import RdmaSettings, settings_from_environment
-from fireflyfs.common.net.rdma.verbs import Completions, Device, Domain, QueuePair, Region
+from fireflyfs.common.net.rdma.verbs import Device, Domain, QueuePair, Region
 from fireflyfs.common.net.rdma.wire import Parameters
 
 log = logging.getLogger(__name__)
 
+CONNECTIONS_TOGETHER: Final = 32  # of a client on one shared receive queue
 _PACKET_NUMBERS: Final = random.SystemRandom()  # not to be guessed by who could forge packets
 
 
@@ -34,9 +36,21 @@ class ClientMemory:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.domain = Domain(device)
-        self.completions = Completions(device, 1, watched=False)  # a client posts nothing
+        self._receives: list[Receives] = []
         self._lock = threading.RLock()
         self._regions: dict[int, tuple[Region, set[object]]] = {}
+
+    def enter(self) -> Receives:
+        """A shared receive queue that one more connection has a place on, until its `leave`. Raises OSError.
+
+        Each is for so few that the completion queue of every connection can hold all that may come out of it.
+        """
+        with self._lock:
+            if all(known.full for known in self._receives):
+                self._receives.append(Receives(self.domain, CONNECTIONS_TOGETHER))
+            found = next(known for known in self._receives if not known.full)
+            found.enter()
+            return found
 
     def expose(self, memory: SharedMemory, user: object) -> Region:
         """Register once for all connections. Raises OSError, also for memory that its owner has closed meanwhile."""

@@ -18,7 +18,7 @@ from typing import Final
 from fireflyfs.common.limits import MiB
 from fireflyfs.common.net.rdma.adapters import Adapters, parameters
 from fireflyfs.common.net.rdma.choice import Choice, pick_gid
-from fireflyfs.common.net.rdma.plan import Work
+from fireflyfs.common.net.rdma.plan import Verb, Work
 from fireflyfs.common.net.rdma.settings import RdmaSettings
 from fireflyfs.common.net.rdma.verbs import SUCCESS, Completions, Device, Domain, Gid, Port, QueuePair, device_names
 
@@ -131,9 +131,9 @@ def move_in_a_loop(device: Device, choice: Choice) -> None:
         pairs[1].connect(choice.port.number, choice.gid.number, theirs, ours)
         here, there, landing = regions
         local = ((here.address, TRIED_BYTES, here.lkey),)
-        _complete(pairs[0], completions, Work(False, there.address, there.rkey, TRIED_BYTES, local), "WRITE")
+        _complete(pairs[0], completions, Work(Verb.WRITE, there.address, there.rkey, TRIED_BYTES, local), "WRITE")
         local = ((landing.address, TRIED_BYTES, landing.lkey),)
-        _complete(pairs[0], completions, Work(True, there.address, there.rkey, TRIED_BYTES, local), "READ")
+        _complete(pairs[0], completions, Work(Verb.READ, there.address, there.rkey, TRIED_BYTES, local), "READ")
     if peer != source or back != source:
         raise OSError("the bytes that came back are not those that were sent")
 
@@ -142,7 +142,7 @@ def _complete(pair: QueuePair, completions: Completions, work: Work, what: str) 
     pair.post([(1, work, True)])
     end_s = time.monotonic() + TRIED_S_MAX
     while time.monotonic() < end_s:
-        for _, status in completions.poll():
+        for _, status, _, _ in completions.poll():
             if status != SUCCESS:
                 raise OSError(f"a {what} of {work.length} bytes to itself ended with status {status}")
             return

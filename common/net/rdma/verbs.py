@@ -19,13 +19,14 @@ import errno
 import importlib
 import logging
 import os
+import select
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
-from fireflyfs.common.net.rdma.plan import Work
+from fireflyfs.common.net.rdma.plan import Verb, Work
 from fireflyfs.common.net.rdma.wire import Parameters
 
 log = logging.getLogger(__name__)
@@ -34,9 +35,24 @@ SUCCESS: Final = 0
 POLL_MAX: Final = 64
 RETRY_TIMEOUT: Final = 14  # 4.096 us * 2**14 = 67 ms before a packet is sent again ...
 RETRIES: Final = 6  # ... so often: a peer that is gone fails a transfer after half a second. 7 would be for ever
-RNR_TIMER: Final = 12
+# 41 ms until a message is sent again that found no receive buffer. Credits keep that from happening, unless another
+# peer takes more than it was granted: then it passes.
+RNR_TIMER: Final = 24
 HOP_LIMIT: Final = 64
+SRQ_LIMIT: Final = "IBV_EVENT_SRQ_LIMIT_REACHED"
+FATAL: Final = frozenset({"IBV_EVENT_DEVICE_FATAL", "IBV_EVENT_SRQ_ERR", "IBV_EVENT_CQ_ERR"})
+EVENTS: Final = frozenset({SRQ_LIMIT, *FATAL})
+RECEIVED: Final = 1 << 62  # added to the number of a receive buffer; work requests that are sent are below
 _fd_lock = threading.Lock()
+
+
+class Completion(NamedTuple):
+    """What has completed. Of a failure only the first two mean anything."""
+
+    number: int  # of a work request, or `RECEIVED` + the buffer's
+    status: int
+    length: int  # of a message received
+    queue_pair: int
 
 
 class Limits(NamedTuple):
@@ -50,6 +66,7 @@ class Limits(NamedTuple):
     reads_in: int  # and answer
     regions: int
     completions: int
+    shared_receives: int = 0  # of one shared receive queue
 
 
 class Port(NamedTuple):
@@ -79,7 +96,7 @@ class _Library:
             return importlib.import_module(f"pyverbs.{name}")
 
         self.addr, self.cq, self.device, self.mr = load("addr"), load("cq"), load("device"), load("mr")
-        self.pd, self.qp, self.wr = load("pd"), load("qp"), load("wr")
+        self.pd, self.qp, self.srq, self.wr = load("pd"), load("qp"), load("srq"), load("wr")
         self.errors = load("pyverbs_error")
         try:
             module = load("libibverbs_enums")
@@ -166,6 +183,8 @@ os.register_at_fork(after_in_child=_after_fork)
 class _Owned:
     """Holds one verbs object; `close` forgets it before it destroys it."""
 
+    _raw: Any = None  # of one that could not be made
+
     def __init__(self, what: str, raw: Any) -> None:
         self._what = what
         self._raw = raw
@@ -187,6 +206,12 @@ class _Owned:
             with _as_os_error(f"closing the {self._what}"):
                 raw.close()
 
+    def __del__(self) -> None:
+        """Dropped without `close`, be it in a cycle: the collector would destroy a device before what was made on it,
+        and the process would end."""
+        if self._raw is not None:
+            self.abandon()
+
     def abandon(self) -> None:
         """Never destroy it: the object lives as long as the process, and the kernel ends it then."""
         raw, self._raw = self._raw, None
@@ -194,20 +219,55 @@ class _Owned:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(raw))
 
 
+class EventListener:
+    """Told of asynchronous events."""
+
+    def on_events(self, names: Sequence[str]) -> None:
+        raise NotImplementedError
+
+
 class Device(_Owned):
     """One open device."""
 
     def __init__(self, name: str) -> None:
         with _as_os_error(f"opening {name}"):
-            super().__init__("device", library().device.Context(name=name))
+            with _fd_lock:  # the descriptor that asynchronous events come from, which pyverbs does not tell
+                before = _event_fds()
+                super().__init__("device", library().device.Context(name=name))
+                new = _event_fds() - before
+            self.events_fd = new.pop() if len(new) == 1 else -1
+            if self.events_fd >= 0:
+                os.set_blocking(self.events_fd, False)
             attr = self.raw.query_device()
             # Some devices say 0 for what they take as for the rest.
             self.limits = Limits(
                 attr.max_qp, attr.max_qp_wr, max(attr.max_sge, 1), max(attr.max_sge_rd or attr.max_sge, 1),
                 attr.max_qp_init_rd_atom, attr.max_qp_rd_atom, attr.max_mr, attr.max_cqe,
+                attr.max_srq_wr,
             )  # fmt: skip
             self._ports = attr.phys_port_cnt
         self.name = name
+        self._listeners: weakref.WeakSet[EventListener] = weakref.WeakSet()
+
+    def listen(self, listener: EventListener) -> None:
+        """Whoever reads the events tells every listener: `on_events` is called in any thread."""
+        self._listeners.add(listener)
+
+    def take_events(self) -> None:
+        """Read what has happened to the device, its queues and queue pairs, and tell."""
+        names = library().constants
+        kinds = {names[name]: name for name in EVENTS if name in names}
+        found = []
+        while select.select([self.events_fd], [], [], 0)[0]:
+            try:
+                event = self.raw.get_async_event()
+            except library().errors.PyverbsRDMAError:  # somebody else has read it
+                break
+            found.append(kinds.get(int(event.event_type), ""))
+            event.ack()
+        if found:
+            for listener in list(self._listeners):
+                listener.on_events(found)
 
     def ports(self) -> list[Port]:
         with _as_os_error(f"asking {self.name} for its ports"):
@@ -289,11 +349,13 @@ class Completions(_Owned):
         else:
             self.raw.ack_events(1)
 
-    def poll(self) -> list[tuple[int, int]]:
-        """(work request, status) of up to `POLL_MAX` completions."""
+    def poll(self) -> list[Completion]:
+        """Up to `POLL_MAX` of them; fewer: there were no more."""
         with _as_os_error("polling a completion queue"):
             count, found = self.raw.poll(POLL_MAX)
-            return [(wc.wr_id, int(wc.status)) for wc in found] if count else []
+            if not count:
+                return []
+            return [Completion(wc.wr_id, int(wc.status), wc.byte_len, wc.qp_num) for wc in found]
 
     def close(self) -> None:
         super().close()
@@ -333,23 +395,66 @@ def _event_fds() -> set[int]:
     return found
 
 
-class QueuePair(_Owned):
-    """A reliable connection. `remote`: the peer may READ and WRITE this domain's regions through it."""
+class SharedReceives(_Owned):
+    """A receive queue for any number of queue pairs of one domain. Posting takes no lock: pyverbs keeps Python's."""
 
-    def __init__(self, domain: Domain, completions: Completions, depth: int, sges: int, *, remote: bool) -> None:
+    def __init__(self, domain: Domain, depth: int) -> None:
+        lib = library()
+        self._depth = depth
+        with _as_os_error("a shared receive queue"):
+            attr = lib.srq.SrqInitAttr(lib.srq.SrqAttr(max_wr=depth, max_sge=1))
+            super().__init__("shared receive queue", lib.srq.SRQ(domain.raw, attr))
+
+    @staticmethod
+    def request(number: int, address: int, length: int, lkey: int) -> Any:
+        """What to post again and again."""
+        lib = library()
+        return lib.wr.RecvWR(wr_id=RECEIVED + number, num_sge=1, sg=[lib.wr.SGE(address, length, lkey)])
+
+    def post(self, request: Any) -> None:
+        with _as_os_error("posting a receive buffer"):
+            self.raw.post_recv(request)
+
+    def warn_below(self, count: int) -> None:
+        """Have the event SRQ_LIMIT come once when fewer buffers are posted."""
+        lib = library()
+        with _as_os_error("arming a shared receive queue"):
+            attr = lib.srq.SrqAttr(max_wr=self._depth, max_sge=1, srq_limit=count)
+            self.raw.modify(attr, lib.constants["IBV_SRQ_LIMIT"])
+
+
+class QueuePair(_Owned):
+    """A reliable connection. `remote`: the peer may READ and WRITE this domain's regions through it.
+
+    Messages are taken from `receives`, and told of in `received`, of one that takes any.
+    """
+
+    def __init__(
+        self,
+        domain: Domain,
+        completions: Completions,
+        depth: int,
+        sges: int,
+        *,
+        remote: bool,
+        receives: SharedReceives | None = None,
+        received: Completions | None = None,
+    ) -> None:
         lib = library()
         names = lib.constants
         with _as_os_error("a queue pair"):
-            cap = lib.qp.QPCap(max_send_wr=depth, max_recv_wr=1, max_send_sge=sges, max_recv_sge=1)
+            own = 1 if receives is None else 0
+            cap = lib.qp.QPCap(max_send_wr=depth, max_recv_wr=own, max_send_sge=sges, max_recv_sge=own)
             init = lib.qp.QPInitAttr(
-                qp_type=names["IBV_QPT_RC"], scq=completions.raw, rcq=completions.raw, cap=cap, sq_sig_all=0
-            )
+                qp_type=names["IBV_QPT_RC"], scq=completions.raw, rcq=(received or completions).raw,
+                srq=receives.raw if receives is not None else None, cap=cap, sq_sig_all=0,
+            )  # fmt: skip
             raw = lib.qp.QP(domain.raw, init)
         super().__init__("queue pair", raw)
         self.number: int = raw.qp_num
         self._access = (names["IBV_ACCESS_REMOTE_READ"] | names["IBV_ACCESS_REMOTE_WRITE"]) if remote else 0
         self._signaled = names["IBV_SEND_SIGNALED"]
-        self._opcodes = (names["IBV_WR_RDMA_WRITE"], names["IBV_WR_RDMA_READ"])
+        self._opcodes = (names["IBV_WR_RDMA_WRITE"], names["IBV_WR_RDMA_READ"], names["IBV_WR_SEND"])  # by Verb
 
     def connect(self, port: int, gid_index: int, ours: Parameters, theirs: Parameters) -> None:
         """To the state in which both directions work. Raises OSError: what the peer said cannot be used."""
@@ -372,6 +477,12 @@ class QueuePair(_Owned):
             attr.max_rd_atomic = min(ours.reads_out, theirs.reads_in)
             self.raw.to_rts(attr)
 
+    def end(self) -> None:
+        """To the state in which nothing moves any more; what has come before can still be reaped."""
+        lib = library()
+        with _as_os_error("ending a queue pair"):
+            self.raw.modify(lib.qp.QPAttr(qp_state=lib.constants["IBV_QPS_ERR"]), lib.constants["IBV_QP_STATE"])
+
     def post(self, chain: Sequence[tuple[int, Work, bool]]) -> None:
         """Post (number, work, signalled) in one call to the device."""
         lib = library()
@@ -383,10 +494,11 @@ class QueuePair(_Owned):
             for number, work, signalled in chain:
                 pieces = [sge(address, length, lkey) for address, length, lkey in work.local]
                 request = make(
-                    wr_id=number, opcode=opcodes[work.read], num_sge=len(pieces), sg=pieces,
+                    wr_id=number, opcode=opcodes[work.verb], num_sge=len(pieces), sg=pieces,
                     send_flags=signaled if signalled else 0,
                 )  # fmt: skip
-                request.set_wr_rdma(work.rkey, work.address)
+                if work.verb is not Verb.SEND:
+                    request.set_wr_rdma(work.rkey, work.address)
                 if first is None:
                     first = request
                 else:
