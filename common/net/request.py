@@ -184,7 +184,7 @@ class Request:
             mover.push([s for s, _ in into], [n for _, n in into], outgoing)
         except FfsError as exc:
             answer = [pack_failure(self.request_id, exc.code, exc.message)]
-        self._connection.answer(self, answer)
+        self._connection.answer(self, answer, sum(pushed))
 
     def fail(self, code: Code, message: str = "") -> None:
         if self.answered:

@@ -366,8 +366,13 @@ class Stream:
 
     # Writing
 
-    def send(self, buffers: Sequence[Buffer], after: Callable[[], None] | None = None) -> None:
-        """Queue buffers that nobody changes until `after` is called (when they are sent, or the connection is gone)."""
+    def send(
+        self, buffers: Sequence[Buffer], after: Callable[[], None] | None = None, *, beside_bytes: int = 0
+    ) -> None:
+        """Queue buffers that nobody changes until `after` is called (when they are sent, or the connection is gone).
+
+        `beside_bytes` of payload have been sent another way, and are there before they are.
+        """
         if self.closed:
             if after is not None:
                 after()
@@ -384,7 +389,7 @@ class Stream:
         if after is not None:
             self._after.append((self._queued_total, after))
         # Much payload leaves at once, while it is still in the processor's cache and its buffer can be used again.
-        if not self._writing and (not self._corked or self.queued_bytes >= CORKED_BYTES_MAX):
+        if not self._writing and (not self._corked or self.queued_bytes + beside_bytes >= CORKED_BYTES_MAX):
             self._flush()
 
     def _flush(self) -> None:

@@ -13,8 +13,8 @@ from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.link_choice import LinkChoice
 from fireflyfs.common.net.rdma import adapters
 from fireflyfs.common.net.rdma.adapters import Adapters
+from fireflyfs.common.net.rdma.library import device_names
 from fireflyfs.common.net.rdma.settings import RdmaSettings
-from fireflyfs.common.net.rdma.verbs import device_names
 from rdma.peers import Process, until
 
 collect_ignore_glob = [] if device_names() else ["test_*.py"]

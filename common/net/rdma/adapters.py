@@ -17,11 +17,12 @@ from typing import Final
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.net.link_choice import LinkChoice
 from fireflyfs.common.net.memory import SharedMemory
-from fireflyfs.common.net.rdma import verbs
 from fireflyfs.common.net.rdma.choice import Candidate, Choice, choose
+from fireflyfs.common.net.rdma.library import device_names
+from fireflyfs.common.net.rdma.queues import QueuePair
 from fireflyfs.common.net.rdma.receiving import Receives
 from fireflyfs.common.net.rdma.settings import RdmaSettings, settings_from_environment
-from fireflyfs.common.net.rdma.verbs import Device, Domain, QueuePair, Region
+from fireflyfs.common.net.rdma.verbs import Device, Domain, Region
 from fireflyfs.common.net.rdma.wire import Parameters
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Adapters:
             if self._names is None:
                 self._names = [
                     name
-                    for name in verbs.device_names()
+                    for name in device_names()
                     if not self.settings.devices or any(d.split(":")[0] == name for d in self.settings.devices)
                 ]
             return self._names
@@ -210,7 +211,7 @@ def revoke(memory: SharedMemory) -> None:
 
 
 def _after_fork() -> None:
-    """The parent's devices are not ours: look for them anew (`verbs.abandon_all` keeps them alive)."""
+    """The parent's devices are not ours: look for them anew (`library.abandon_all` keeps them alive)."""
     global _adapters, _adapters_lock
     _adapters_lock = threading.Lock()
     _adapters = None

@@ -9,25 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.net.rdma.buffers import RegisteredPool
 from fireflyfs.common.net.rdma.credits import SPARE, connections_that_fit
 from fireflyfs.common.net.rdma.endpoint import Endpoint
+from fireflyfs.common.net.rdma.queues import POLL_MAX, RECEIVED, Completions
 from fireflyfs.common.net.rdma.receiving import Receives
-from fireflyfs.common.net.rdma.verbs import (
-    FATAL,
-    POLL_MAX,
-    RECEIVED,
-    SRQ_LIMIT,
-    Completions,
-    Device,
-    Domain,
-    EventListener,
-)
+from fireflyfs.common.net.rdma.verbs import FATAL, SRQ_LIMIT, Device, Domain, EventListener
 
 log = logging.getLogger(__name__)
+
+LEVEL: Final = (
+    SPARE // 2
+)  # receive buffers: fewer are posted only when somebody sends more than it may, or some are lost
 
 
 class Receiver(Protocol):
@@ -55,7 +51,11 @@ class Arrivals(EventListener):
         self._ends: dict[int, Receiver] = {}
         self._touched: dict[Receiver, None] = {}  # in the order in which their messages came
         self._soon = False
-        self._watch_level()
+        self._blamed = False  # a connection has failed since the queue last ran low
+        try:
+            self.receives.queue.warn_below(LEVEL)
+        except OSError as exc:  # not every device tells
+            log.debug("%s does not say when its receive queue runs low: %s", device.name, exc)
         loop.add_reader(self.completions.fd, self._woken)
         if device.events_fd >= 0:
             device.listen(self)
@@ -67,6 +67,7 @@ class Arrivals(EventListener):
     def remove(self, end: Receiver) -> None:
         """Its queue pair moves nothing any more. What it has received is reaped, or its buffers would be lost."""
         self._reap()
+        self._blamed |= end.endpoint.failed is not None
         self._ends.pop(end.endpoint.pair.number, None)
         self._touched.pop(end, None)
 
@@ -127,19 +128,17 @@ class Arrivals(EventListener):
             self._ran_low()
 
     def _ran_low(self) -> None:
-        """A peer sends more than it was granted: it is found by its messages. Else buffers are missing."""
+        """A peer sends more than it was granted: it is found by its messages, now or before. Else buffers are
+        missing."""
         self._reap()
-        guilty = any(end.endpoint.failed is not None for end in self._touched)
         self._settle()
+        blamed, self._blamed = self._blamed, False
         try:
-            if not guilty:
+            if not blamed:
                 log.warning("%s: %s receive buffers posted anew", self.device.name, self.receives.replace_lost())
-            self._watch_level()
+            self.receives.queue.warn_below(LEVEL)
         except OSError as exc:
             self._lose_all(str(exc))
-
-    def _watch_level(self) -> None:
-        self.receives.queue.warn_below(SPARE // 2)
 
     def _lose_all(self, why: str) -> None:
         log.error("rdma on %s: %s: all connections end", self.device.name, why)

@@ -26,8 +26,8 @@ from fireflyfs.common.net.rdma.choice import Choice
 from fireflyfs.common.net.rdma.credits import WINDOW, send_completions
 from fireflyfs.common.net.rdma.endpoint import Endpoint, Posted
 from fireflyfs.common.net.rdma.messages import Messages
+from fireflyfs.common.net.rdma.queues import Completions
 from fireflyfs.common.net.rdma.sending import SendQueue
-from fireflyfs.common.net.rdma.verbs import Completions
 from fireflyfs.common.net.rdma.wire import PROBE_BYTES, Exposed, Parameters, pack_expose, pack_probe
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class ClientEnd:
         self._closed = False
         self._watched_by: asyncio.AbstractEventLoop | None = None
         self._poller: select.poll | None = None
+        self._armed = False  # the next completion is told of, or was and nobody has read it
         self.mine: Parameters = parameters(self._endpoint.pair, choice, device)
         adapters.count(choice.device, 1)
         self._token = object()
@@ -103,7 +104,7 @@ class ClientEnd:
         """Until something has come or gone; False: not in time. Raises what ended the connection, or the server's
         last words on its socket."""
         endpoint, messages = self._endpoint, self.messages
-        if endpoint.reap():
+        if messages.take():
             return True
         if endpoint.failed is not None:
             raise self._why(sock, endpoint.failed)
@@ -111,13 +112,16 @@ class ClientEnd:
             self._poller = select.poll()
             self._poller.register(endpoint.completions.fd, select.POLLIN)
             self._poller.register(sock, select.POLLIN)
-        endpoint.completions.rearm()  # before looking once more, or one could be missed
-        if endpoint.reap():
-            return True
+        if not self._armed:
+            self._armed = True
+            endpoint.completions.rearm()  # before looking once more, or one could be missed
+            if messages.take():
+                return True
         ready = [fd for fd, _ in self._poller.poll(timeout_s * 1000)]
         if endpoint.completions.fd in ready:
             endpoint.completions.take_event()
-        if endpoint.reap() or messages.pending:
+            self._armed = False
+        if messages.take() or messages.pending:
             return True
         if sock.fileno() in ready:
             raise self._why(sock, error(Code.UNAVAILABLE, "the connection was reset"))
@@ -133,7 +137,7 @@ class ClientEnd:
     @property
     def stale(self) -> bool:
         """Whether it has failed, or something came unasked, while it was idle."""
-        self._endpoint.reap()
+        self.messages.take()
         return self._endpoint.failed is not None or self.messages.pending
 
     # Messages, on a loop

@@ -13,9 +13,10 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.rdma.choice import Choice
 from fireflyfs.common.net.rdma.credits import WINDOW, Credits
 from fireflyfs.common.net.rdma.messages import Messages, SendBuffers
+from fireflyfs.common.net.rdma.queues import POLL_MAX, RECEIVED, SUCCESS, Completions, QueuePair
 from fireflyfs.common.net.rdma.receiving import Receives
 from fireflyfs.common.net.rdma.sending import Operation, SendQueue
-from fireflyfs.common.net.rdma.verbs import POLL_MAX, RECEIVED, SUCCESS, Completions, Domain, QueuePair
+from fireflyfs.common.net.rdma.verbs import Domain
 from fireflyfs.common.net.rdma.wire import Parameters
 
 log = logging.getLogger(__name__)
@@ -80,9 +81,13 @@ class Endpoint:
         """Post them now or when there is room, in order."""
         for operation in operations:
             self._queue.submit(operation)
-        self._post()
+        self.post()
 
-    def _post(self) -> None:
+    def put_before(self, operation: Operation) -> None:
+        """To be posted in one call with what is submitted next, or by `post`."""
+        self._queue.submit(operation)
+
+    def post(self) -> None:
         if self.failed is not None:
             return
         chain = self._queue.take()
@@ -118,7 +123,7 @@ class Endpoint:
         except OSError as exc:
             self.fail(error(Code.UNAVAILABLE, str(exc)))
         if count:
-            self._post()
+            self.post()
         return count
 
     def arrived(self, number: int, status: int, length: int) -> None:

@@ -73,10 +73,17 @@ class Messages:
         """Whether something can be received."""
         return bool(self._inbox)
 
+    def take(self) -> int:
+        """Take what has completed, where nobody else does; returns how much."""
+        count = self.reap() if self.reap is not None else 0
+        if count:
+            self._tell()  # there may be a buffer or a credit for it again
+        return count
+
     def look(self) -> bool:
-        """The same, after taking what has come, where nobody else does."""
-        if not self._inbox and self.reap is not None:
-            self.reap()
+        """Whether something can be received, after taking what has come."""
+        if not self._inbox:
+            self.take()
         return bool(self._inbox)
 
     # Sending
@@ -91,8 +98,7 @@ class Messages:
     def sendmsg(self, pieces: Sequence[Buffer], _ancillary: object = (), _flags: int = 0) -> int:
         """Bytes that were taken. Raises BlockingIOError for none, or what ended the connection."""
         self._check()
-        if not self._ready and self.reap is not None:
-            self.reap()
+        if not self._ready and self.take():
             self._check()
         rest = deque(memoryview(piece) for piece in pieces if len(piece))
         view, operations, total = self._buffers.view, [], 0
@@ -129,7 +135,7 @@ class Messages:
 
     def _tell(self) -> None:
         """Say what the peer may send, where it may soon run out and no frame says so."""
-        if self._credits.due and self._buffers.free:
+        if self._credits.due and self._buffers.free and self.failed is None:
             self._submit([self._message(self._buffers.free.pop(), MESSAGE_HEADER_BYTES)])
 
     # Receiving
@@ -156,7 +162,7 @@ class Messages:
         inbox = self._inbox
         if not inbox:
             self._check()
-            if self.reap is not None and self.reap():
+            if self.take():
                 self._check()
             if not inbox:
                 raise BlockingIOError

@@ -10,7 +10,8 @@ import threading
 from typing import Any
 
 from fireflyfs.common.net.rdma.credits import RECEIVE_BYTES, ReceiveBudget
-from fireflyfs.common.net.rdma.verbs import Domain, Region, SharedReceives
+from fireflyfs.common.net.rdma.queues import SharedReceives
+from fireflyfs.common.net.rdma.verbs import Domain, Region
 
 
 class Receives:

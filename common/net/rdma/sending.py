@@ -43,6 +43,7 @@ class SendQueue:
         self._bytes_max = bytes_max
         self._waiting: deque[Operation] = deque()
         self._posted: deque[tuple[int, int, Operation | None]] = deque()  # number, bytes, operation that ends there
+        self._signalled: deque[int] = deque()  # numbers of those posted that tell
         self._number = 0
         self._since_signal = 0
         self._bytes = 0
@@ -66,7 +67,8 @@ class SendQueue:
             operation = self._waiting[0]
             work = operation.works[operation.next]
             size = work.length if work.verb is not Verb.SEND else 0  # what is sent is bounded by its buffers
-            if size and self._bytes and self._bytes + size > self._bytes_max:
+            # It waits for those before it only where one of them tells of its end: the last of a chain does.
+            if size and (self._signalled or chain) and self._bytes + size > self._bytes_max:
                 break
             operation.next += 1
             last = operation.next == len(operation.works)
@@ -77,6 +79,7 @@ class SendQueue:
             signalled = (last and operation.signalled) or self._since_signal >= self._signal_every
             if signalled:
                 self._since_signal = 0
+                self._signalled.append(self._number)
             self._bytes += size
             self._posted.append((self._number, size, operation if last else None))
             chain.append((self._number, work, signalled))
@@ -84,11 +87,14 @@ class SendQueue:
             number, work, _ = chain[-1]
             chain[-1] = (number, work, True)
             self._since_signal = 0
+            self._signalled.append(number)
         return chain
 
     def completed(self, number: int) -> list[Operation]:
         """Operations that are finished now that work request `number` has succeeded."""
         finished: list[Operation] = []
+        while self._signalled and self._signalled[0] <= number:
+            self._signalled.popleft()
         while self._posted and self._posted[0][0] <= number:
             _, length, operation = self._posted.popleft()
             self._bytes -= length
@@ -101,6 +107,7 @@ class SendQueue:
         dropped = [operation for _, _, operation in self._posted if operation is not None]
         dropped += self._waiting
         self._posted.clear()
+        self._signalled.clear()
         self._waiting.clear()
         self._bytes = 0
         return dropped

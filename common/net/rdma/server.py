@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from fireflyfs.common.errors import Code, FfsError, error
-from fireflyfs.common.limits import REGIONS_MAX, MiB
+from fireflyfs.common.limits import REGIONS_MAX, KiB, MiB
 from fireflyfs.common.net.frame import Segment
 from fireflyfs.common.net.rdma.adapters import Adapters, parameters
 from fireflyfs.common.net.rdma.arrivals import Arrivals
@@ -21,13 +21,14 @@ from fireflyfs.common.net.rdma.credits import send_completions
 from fireflyfs.common.net.rdma.endpoint import Endpoint, Posted
 from fireflyfs.common.net.rdma.messages import Messages
 from fireflyfs.common.net.rdma.plan import Piece, Verb, Work, plan
+from fireflyfs.common.net.rdma.queues import Completions
 from fireflyfs.common.net.rdma.sending import Grants, Operation, SendQueue
-from fireflyfs.common.net.rdma.verbs import Completions
 from fireflyfs.common.net.rdma.wire import PROBE_BYTES, Exposed, Parameters
 
 SEND_DEPTH: Final = 128  # work requests of one connection that the device holds
 SGES: Final = 16
 IN_FLIGHT_BYTES_MAX: Final = 16 * MiB  # of one connection
+SILENT_PUSH_BYTES_MAX: Final = 16 * KiB
 INCAST_BYTES_MAX: Final = 64 * MiB  # READ at once over all connections
 CONNECTIONS_MAX: Final = 1024  # with a queue pair; more go on over tcp
 
@@ -121,6 +122,7 @@ class ServerEnd:
         self._completions = completions
         self._regions: dict[int, Exposed] = {}
         self._closed: FfsError | None = None
+        self._posts_soon = False
         self.messages: Messages | None = None  # once connected
         self.mine: Parameters = parameters(self.endpoint.pair, choice, part.device)
         part.add(self)
@@ -225,7 +227,19 @@ class ServerEnd:
             return
         self._server.stats.pushed_bytes += sum(lengths)
         buffer.hold()
-        self._submit(Operation(works, lambda _: buffer.drop()))
+        # What is small may keep its buffer until a later message is signalled: to be woken costs more than to move it.
+        signalled = sum(lengths) > SILENT_PUSH_BYTES_MAX
+        self.endpoint.put_before(Operation(works, lambda _: buffer.drop(), signalled=signalled))
+        if not self._posts_soon:  # in one call with the answer, or alone where that has to wait for room
+            self._posts_soon = True
+            self._loop.call_soon(self._post)
+
+    def _post(self) -> None:
+        self._posts_soon = False
+        if self._closed is None:
+            self.endpoint.post()
+            if self.endpoint.failed is not None:
+                self.settle()
 
     def _make_sure(self, address: int, rkey: int) -> Work:
         """A completed WRITE has reached the peer's adapter. A READ behind it is answered from memory, after it."""

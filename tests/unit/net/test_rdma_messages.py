@@ -24,21 +24,13 @@ from fireflyfs.common.net.rdma.arrivals import Arrivals
 from fireflyfs.common.net.rdma.choice import Choice
 from fireflyfs.common.net.rdma.credits import RECEIVE_BYTES, SPARE, WINDOW, Credits, receive_buffers
 from fireflyfs.common.net.rdma.endpoint import Endpoint, Posted
+from fireflyfs.common.net.rdma.library import Owned
 from fireflyfs.common.net.rdma.messages import Messages
 from fireflyfs.common.net.rdma.plan import Verb, Work
+from fireflyfs.common.net.rdma.queues import POLL_MAX, RECEIVED, Completion
 from fireflyfs.common.net.rdma.receiving import Receives
 from fireflyfs.common.net.rdma.sending import SendQueue
-from fireflyfs.common.net.rdma.verbs import (
-    POLL_MAX,
-    RECEIVED,
-    SRQ_LIMIT,
-    Completion,
-    Gid,
-    Limits,
-    Port,
-    _Owned,
-    address_of,
-)
+from fireflyfs.common.net.rdma.verbs import SRQ_LIMIT, Gid, Limits, Port, address_of
 from fireflyfs.common.net.rdma.wire import MESSAGE_HEADER, Parameters
 
 NO_GID = "0000:0000:0000:0000:0000:ffff:0a4d:0001"
@@ -255,6 +247,28 @@ def test_messages_are_no_longer_than_the_peer_takes() -> None:
         messages.send(b"x")
 
 
+def test_a_peer_is_told_when_there_is_a_buffer_again_to_tell_it_from(both: Any) -> None:
+    """It came to be due while every send was on its way; nothing more comes, for the peer has no credit left."""
+    (end, messages), (peer_end, peer) = both
+    peer.send(bytes(5))
+    pair_of(peer_end).work()
+    for _ in range(WINDOW - 2):
+        messages.send(b"x")  # nothing of it is delivered
+    for _ in range(WINDOW - 2):
+        peer.send(bytes(5))
+    with pytest.raises(BlockingIOError):
+        peer.send(bytes(5))
+    messages._buffers.free, kept = [], messages._buffers.free
+    pair_of(peer_end).work()
+    sink = memoryview(bytearray(1000))
+    assert messages.recv_into(sink) == 5 * (WINDOW - 1)
+    messages._buffers.free += kept
+    pair_of(end).work()
+    assert not messages.look()
+    pair_of(end).work()
+    assert peer.send(bytes(5)) == 5
+
+
 def test_few_sends_are_signalled_and_no_buffer_waits_for_ever(both: Any) -> None:
     (end, messages), (_, reader) = both
     signals = 0
@@ -425,7 +439,8 @@ def test_late_messages_of_a_closed_connection_give_their_buffers_back() -> None:
     run(work())
 
 
-def test_a_queue_that_runs_low_is_looked_into_and_filled() -> None:
+@pytest.mark.parametrize("first_found", [False, True])
+def test_a_queue_that_runs_low_is_looked_into_and_filled(first_found: bool) -> None:
     """By the peer that took too much; where none did, buffers are missing."""
 
     async def work() -> None:
@@ -436,7 +451,11 @@ def test_a_queue_that_runs_low_is_looked_into_and_filled() -> None:
         for _ in range(WINDOW + 1):
             greedy.say(b"x")
         queue.level = 0
-        shared.on_events([SRQ_LIMIT])
+        if not first_found:
+            shared.on_events([SRQ_LIMIT])
+        await until(lambda: bool(lost))
+        if first_found:
+            shared.on_events([SRQ_LIMIT])
         await until(lambda: queue.level > 0)
         assert lost == [greedy]
         assert shared.receives.bytes // RECEIVE_BYTES == buffers, "none was missing"
@@ -488,7 +507,7 @@ def test_what_is_dropped_in_a_cycle_is_not_destroyed() -> None:
     class Raw:
         pass
 
-    owned = _Owned("thing", Raw())
+    owned = Owned("thing", Raw())
     owned.cycle = owned  # type: ignore[attr-defined]
     del owned
     gc.collect()

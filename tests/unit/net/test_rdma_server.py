@@ -28,10 +28,11 @@ from fireflyfs.common.net.rdma.adapters import Adapters
 from fireflyfs.common.net.rdma.buffers import RegisteredPool
 from fireflyfs.common.net.rdma.choice import Choice
 from fireflyfs.common.net.rdma.plan import Verb, Work
+from fireflyfs.common.net.rdma.queues import POLL_MAX, Completion
 from fireflyfs.common.net.rdma.sending import Grants
 from fireflyfs.common.net.rdma.server import RdmaServer, ServerEnd
 from fireflyfs.common.net.rdma.settings import RdmaSettings
-from fireflyfs.common.net.rdma.verbs import POLL_MAX, Completion, Gid, Limits, Port, address_of
+from fireflyfs.common.net.rdma.verbs import Gid, Limits, Port, address_of
 from fireflyfs.common.net.rdma.wire import Exposed
 from fireflyfs.common.net.request import Request
 
@@ -187,7 +188,7 @@ class Asker:
         self.answers: list[bytes] = []
         self.counts = Counts()
 
-    def answer(self, request: Request, buffers: Sequence[Buffer]) -> None:
+    def answer(self, request: Request, buffers: Sequence[Buffer], beside_bytes: int = 0) -> None:
         self.answers.append(b"".join(bytes(buffer) for buffer in buffers))
         request.release()
 
@@ -214,7 +215,8 @@ def test_bytes_come_and_go(played: Played) -> None:
         buffer = await pulling
         assert bytes(buffer.view[:15_100]) == bytes(theirs[:15_000] + theirs[39_900:])
         buffer.view[:100] = b"x" * 100
-        end.push([(1, 50, 500)], [50], buffer)
+        end.push([(1, 20_000, 500)], [20_000], buffer)
+        await until(lambda: played.posted)
         assert [work.verb for _, work, _ in played.posted] == [Verb.WRITE]
         buffer.drop()
         other = pool.take(buffer.size)
@@ -222,7 +224,7 @@ def test_bytes_come_and_go(played: Played) -> None:
         other.drop()
         played.work()
         await until(lambda: end.endpoint._queue.in_flight == 0)
-        assert bytes(theirs[500:551]) == b"x" * 50 + bytes(theirs[550:551])
+        assert bytes(theirs[500:601]) == b"x" * 100 + bytes(buffer.view[100:101])
         end.close(error(Code.CANCELLED, "over"))
         pool.close()
         assert pool.bytes == 0

@@ -13,8 +13,8 @@ from fireflyfs.common.limits import REGION_BYTES_MAX
 from fireflyfs.common.net import frame
 from fireflyfs.common.net.frame import HEADER_BYTES, INLINE, Hello, Kind, LinkKind
 from fireflyfs.common.net.rdma import settings, wire
+from fireflyfs.common.net.rdma.library import constants_of
 from fireflyfs.common.net.rdma.settings import settings_from_environment
-from fireflyfs.common.net.rdma.verbs import constants_of
 from fireflyfs.common.net.rdma.wire import Exposed, Parameters
 
 PARAMETERS = Parameters(0x123456, 0xABCDEF, "0000:0000:0000:0000:0000:ffff:0a4d:0001", 3, 5, 16, 64)
