@@ -102,8 +102,7 @@ class Connection(Stream):
             return
         self.server.refused += 1
         log.warning("%s: refused: %s", self.peer.name, exc.message)
-        self.send([frame.pack_refuse(int(exc.code), exc.message)])
-        self.close_after_send()
+        self.say_last([frame.pack_refuse(int(exc.code), exc.message)])
 
     def on_closed(self, exc: FfsError) -> None:
         landing = self._landing
@@ -158,7 +157,7 @@ class Connection(Stream):
         self.server.dispatch(request)
         return ()
 
-    def answer(self, request: Request, buffers: Sequence[Buffer]) -> None:
+    def answer(self, request: Request, buffers: Sequence[Buffer], beside_bytes: int = 0) -> None:
         """Queue an answer; the request counts against the bounds until it has left."""
         if request.payload_bytes or self.queued_bytes or request.holds_registered:
             # Held until it has left: with rdma its buffers are still what transfers go to or come from.
@@ -167,7 +166,7 @@ class Connection(Stream):
                 request.release()
                 self._done(request.payload_bytes)
 
-            self.send(buffers, left)
+            self.send(buffers, left, beside_bytes=beside_bytes)
         else:
             self.send(buffers)
             self._done(0)

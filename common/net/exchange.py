@@ -20,10 +20,11 @@ from fireflyfs.common.net.busy_poll import Waiters
 from fireflyfs.common.net.counting import Counts
 from fireflyfs.common.net.dial import Dialed
 from fireflyfs.common.net.frame import HEADER_BYTES, Buffer, Kind
-from fireflyfs.common.net.incoming import IOV_MAX, Incoming
+from fireflyfs.common.net.incoming import IOV_MAX, Incoming, MessagesIncoming
 from fireflyfs.common.net.memory import SharedMemory
 from fireflyfs.common.net.pending import Pending
 from fireflyfs.common.net.placing import place
+from fireflyfs.common.net.rdma.messages import Messages
 from fireflyfs.common.net.scatter import advance
 from fireflyfs.common.net.staging import StagingPool
 
@@ -54,7 +55,13 @@ class Exchange:
         self._outstanding: dict[int, Pending] = {}
         self._payload = 0
         self._next_id = 1
-        self._incoming = Incoming(self.sock, self.name, waiters, self._outstanding)
+        self._carrier: socket.socket | Messages
+        if dialed.rdma is None:
+            self._carrier = self.sock
+            self._incoming = Incoming(self.sock, self.name, waiters, self._outstanding)
+        else:
+            self._carrier = dialed.rdma.messages
+            self._incoming = MessagesIncoming(self.sock, self.name, waiters, self._outstanding, dialed.rdma)
         self._gather: list[Buffer] = []
         self._gathered = 0
         self._waiters = waiters
@@ -123,7 +130,7 @@ class Exchange:
         try:
             self.sock.recv(1, _PEEK)
         except (BlockingIOError, InterruptedError):
-            return False
+            return self._rdma is not None and self._rdma.stale
         except OSError:
             return True
         return True
@@ -244,7 +251,7 @@ class Exchange:
         self._gathered = 0
         if len(gather) == 1:  # the common case: one short request
             try:
-                sent = self.sock.send(gather[0], _SEND)
+                sent = self._carrier.send(gather[0], _SEND)
             except BlockingIOError:
                 sent = 0
             if sent == len(gather[0]):
@@ -254,9 +261,9 @@ class Exchange:
         while queue:
             try:
                 if len(queue) == 1:
-                    count = self.sock.send(queue[0], _SEND)
+                    count = self._carrier.send(queue[0], _SEND)
                 else:
-                    count = self.sock.sendmsg(list(itertools.islice(queue, IOV_MAX)), (), _SEND)
+                    count = self._carrier.sendmsg(list(itertools.islice(queue, IOV_MAX)), (), _SEND)
             except BlockingIOError:
                 self._make_way()
                 continue
@@ -275,17 +282,23 @@ class Exchange:
             raise
 
     def _take_or_wait(self) -> None:
-        poller = select.poll()
-        poller.register(self.sock, select.POLLIN | select.POLLOUT)
         # With nothing outstanding (a first request larger than the socket) the batch's own deadline is not known
         # here; the kernel's user timeout ends a wait for a host that is gone.
         end_s = min((p.deadline_s for p in self._outstanding.values()), default=time.monotonic() + DEADLINE_S_MAX)
-        left_s = end_s - time.monotonic()
-        events = poller.poll(max(left_s, 0.0) * 1000)
-        if not events:
-            raise error(Code.TIMEOUT, f"{self.name} did not take the request in time")
-        if events[0][1] & (select.POLLIN | select.POLLHUP | select.POLLERR):
+        left_s = max(end_s - time.monotonic(), 0.0)
+        if self._rdma is not None:
+            moved = self._rdma.wait(self.sock, left_s)
+            comes = self._rdma.messages.pending
+        else:
+            poller = select.poll()
+            poller.register(self.sock, select.POLLIN | select.POLLOUT)
+            events = poller.poll(left_s * 1000)
+            moved = bool(events)
+            comes = moved and bool(events[0][1] & (select.POLLIN | select.POLLHUP | select.POLLERR))
+        if comes:
             self._receive_one()
+        elif not moved:
+            raise error(Code.TIMEOUT, f"{self.name} did not take the request in time")
 
     # Receiving
 

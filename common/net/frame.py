@@ -57,7 +57,7 @@ class LinkKind(IntFlag):
 
     TCP = 1  # inline: bytes follow the frame, whatever the socket is
     SHM = 2  # regions by memfd
-    RDMA = 4  # regions by address and key; frames stay on the socket
+    RDMA = 4  # regions by address and key; frames in messages of a queue pair
 
 
 class Header(NamedTuple):

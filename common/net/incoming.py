@@ -5,12 +5,13 @@ A receive ends at the earliest deadline of what is waited for; a short wait does
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import select
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from fireflyfs.common.errors import Code, error
@@ -18,6 +19,7 @@ from fireflyfs.common.limits import KiB
 from fireflyfs.common.net.busy_poll import TAKEN_S, Waiters, Worthwhile, yield_processor
 from fireflyfs.common.net.dial import timeval
 from fireflyfs.common.net.pending import Pending
+from fireflyfs.common.net.rdma.client import ClientEnd
 from fireflyfs.common.net.scatter import advance, fill
 
 IOV_MAX: Final = 512
@@ -38,6 +40,7 @@ class Incoming:
         self.begin = 0
         self.earliest_s = 0.0  # nothing that is waited for has a deadline before this
         self._sock = sock
+        self._receive: Callable[..., int] = sock.recv_into
         self._name = name
         self._waiters = waiters
         self._waited_for = waited_for
@@ -74,7 +77,7 @@ class Incoming:
         while self._end - self.begin < count:
             self._arm()
             try:
-                got = self._sock.recv_into(self.view[self._end : room])
+                got = self._receive(self.view[self._end : room])
             except BlockingIOError:
                 continue
             if not got:
@@ -115,7 +118,7 @@ class Incoming:
     def _look_again(self, room: int) -> None:
         """Receive without sleeping, if an answer comes soon."""
         view = self.view[self._end : room]
-        receive, waiters = self._sock.recv_into, self._waiters
+        receive, waiters = self._receive, self._waiters
         now_s = time.perf_counter()
         end_s = now_s + waiters.wait_s
         while now_s < end_s:
@@ -137,6 +140,13 @@ class Incoming:
 
     def _arm(self) -> None:
         """Let the next receive end at the earliest deadline. Raises TIMEOUT when it has passed."""
+        left_s = self._left_s()
+        if not left_s * (1 - DEADLINE_SLACK) <= self._timeout_s <= left_s * (1 + DEADLINE_SLACK):
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(left_s))
+            self._timeout_s = left_s
+
+    def _left_s(self) -> float:
+        """Until the earliest deadline. Raises TIMEOUT when it has passed."""
         now_s = time.monotonic()
         left_s = self.earliest_s - now_s
         if left_s <= 0:  # of a call that may have been answered meanwhile
@@ -144,6 +154,28 @@ class Incoming:
             left_s = self.earliest_s - now_s
             if left_s <= 0:
                 raise error(Code.TIMEOUT, f"{self._name} did not answer in time")
-        if not left_s * (1 - DEADLINE_SLACK) <= self._timeout_s <= left_s * (1 + DEADLINE_SLACK):
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(left_s))
-            self._timeout_s = left_s
+        return left_s
+
+
+class MessagesIncoming(Incoming):
+    """The same where messages of an rdma connection carry the answers."""
+
+    def __init__(
+        self, sock: socket.socket, name: str, waiters: Waiters, waited_for: Mapping[int, Pending], end: ClientEnd
+    ) -> None:
+        super().__init__(sock, name, waiters, waited_for)
+        self._rdma = end
+        self._receive = end.messages.recv_into
+
+    def _arm(self) -> None:
+        """Have something to receive, or raise TIMEOUT at the earliest deadline."""
+        left_s = self._left_s()
+        if not self._rdma.messages.pending:
+            self._rdma.wait(self._sock, left_s)
+
+    def land(self, sinks: deque[memoryview], left: int) -> None:
+        self.begin += fill(sinks, self.view[self.begin : self._end])
+        while sinks:
+            self._arm()
+            with contextlib.suppress(BlockingIOError):
+                advance(sinks, self._rdma.messages.recvmsg_into(sinks)[0])

@@ -26,6 +26,7 @@ from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.memory import PrivatePool, SharedMemory, SharedPool, WithdrawListener
 from fireflyfs.common.net.pending import view_of
 from fireflyfs.common.net.rdma.adapters import revoke
+from fireflyfs.common.net.rdma.client import last_words
 from fireflyfs.common.net.staging import StagedCall, StagingPool
 from fireflyfs.common.net.stream import Stream
 from fireflyfs.common.start_now import answer_now
@@ -115,6 +116,9 @@ class _Connection(Stream):
         self._landing = None
         if pending is not None:
             self._answered(pending)
+
+    def on_last_words(self, data: bytes) -> FfsError:
+        return last_words(data, self.name)
 
     def on_closed(self, exc: FfsError) -> None:
         if self._rdma is not None:
@@ -372,6 +376,8 @@ class MultiplexLink(WithdrawListener):
         connection = _Connection(asyncio.get_running_loop(), dialed, self._staging, gone)
         self._connections[address] = connection
         connection.start()
+        if dialed.rdma is not None:
+            connection.carry_by(dialed.rdma.watch(connection.loop, connection.close))
         return connection
 
     def _forget(self, address: Address, connection: _Connection) -> None:

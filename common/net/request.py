@@ -180,15 +180,11 @@ class Request:
             self._connection.answer(self, answer)
             return
         into = [(segment, length) for segment, length in zip(self._into, pushed, strict=False) if segment[0] != INLINE]
-
-        def done(exc: FfsError | None) -> None:
-            """The answer follows when the bytes are there. When the connection is lost it goes to nobody, so that all
-            is released."""
-            self._connection.answer(
-                self, answer if exc is None else [pack_failure(self.request_id, exc.code, exc.message)]
-            )
-
-        mover.push([s for s, _ in into], [n for _, n in into], outgoing, done)
+        try:
+            mover.push([s for s, _ in into], [n for _, n in into], outgoing)
+        except FfsError as exc:
+            answer = [pack_failure(self.request_id, exc.code, exc.message)]
+        self._connection.answer(self, answer, sum(pushed))
 
     def fail(self, code: Code, message: str = "") -> None:
         if self.answered:

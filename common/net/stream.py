@@ -14,7 +14,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import KiB, MiB
@@ -35,6 +35,29 @@ _CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 _CTRUNC: Final = int(socket.MSG_CTRUNC)
 
 
+class Wire(Protocol):
+    """What carries the frames of a connection in place of its socket; looks like a non-blocking socket.
+
+    Callbacks come on the loop: `on_readable` when bytes are there, until none or no callback is left; `on_writable`
+    when some can be sent.
+    """
+
+    def look(self) -> bool:
+        """Whether bytes can be received."""
+
+    def send(self, data: Buffer, /) -> int: ...
+
+    def sendmsg(self, pieces: Sequence[Buffer], /) -> int: ...
+
+    def recv_into(self, sink: memoryview, /) -> int: ...
+
+    def recvmsg_into(self, sinks: Sequence[memoryview], /) -> tuple[int]: ...
+
+    def on_readable(self, callback: Callable[[], None] | None, /) -> None: ...
+
+    def on_writable(self, callback: Callable[[], None] | None, /) -> None: ...
+
+
 class Stream:
     """Subclasses say what a frame means (`on_frame`), where its payload lands, and what the end of the stream means.
 
@@ -51,6 +74,8 @@ class Stream:
         self.moved_at_s = loop.time()  # when bytes last moved, either way
         self.fds: deque[int] = deque()
         self._takes_fds = takes_fds
+        self._wire: Wire | None = None  # None: the socket itself
+        self._carrier: socket.socket | Wire = sock
         self._fd = sock.fileno()
         self._buffer = bytearray(INPUT_BYTES)
         self._view = memoryview(self._buffer)
@@ -88,16 +113,75 @@ class Stream:
     # Life
 
     def start(self) -> None:
-        self.loop.add_reader(self._fd, self._readable)
+        self._watch_reads(True)
+
+    def carry_by(self, wire: Wire) -> None:
+        """Frames come and go by `wire` from now on. The socket stays: that the peer lives, and its last words."""
+        if self.closed:
+            return
+        if self._queue or self._end:
+            raise error(Code.PROTOCOL, "frames on the socket where the queue pair has taken over")
+        self._watch_reads(False)
+        self._wire = self._carrier = wire
+        self.loop.add_reader(self._fd, self._socket_spoke)
+        self._watch_reads(True)
+
+    def say_last(self, buffers: Sequence[Buffer]) -> None:
+        """Send on the socket, whatever else is queued or carries frames, read nothing more, then close."""
+        if self.closed:
+            return
+        if self._wire is not None:
+            self._watch_reads(False)
+            self._stop_writing()
+            self._wire, self._carrier = None, self.sock
+            self._queue.clear()
+            self._sent_total = self._queued_total
+            self.queued_bytes = 0
+            self._release_sent()
+        self.send(buffers)
+        self.close_after_send()
+
+    def on_last_words(self, data: bytes) -> FfsError:
+        """What ends the connection when bytes come on the socket although a wire carries the frames."""
+        return error(Code.PROTOCOL, f"{len(data)} bytes on the socket, where the queue pair carries the frames")
+
+    def _socket_spoke(self) -> None:
+        wire = self._wire
+        if wire is None or self.closed:
+            return
+        while not self.closed and not self._paused and wire.look():  # what was sent before
+            self._readable()
+        if not self.closed:
+            self._guarded(self._hear)
+
+    def _hear(self) -> None:
+        data = self.sock.recv(SMALL_READ_BYTES * 2)
+        raise self.on_last_words(data) if data else error(Code.UNAVAILABLE, "connection closed by the peer")
+
+    def _watch_reads(self, on: bool) -> None:
+        if self._wire is not None:
+            self._wire.on_readable(self._readable if on else None)
+        elif on:
+            self.loop.add_reader(self._fd, self._readable)
+        else:
+            self.loop.remove_reader(self._fd)
+
+    def _stop_writing(self) -> None:
+        if self._writing:
+            self._writing = False
+            if self._wire is not None:
+                self._wire.on_writable(None)
+            else:
+                self.loop.remove_writer(self._fd)
 
     def close(self, exc: FfsError) -> None:
         """Close now; what is queued is lost."""
         if self.closed:
             return
         self.closed = True
+        self._watch_reads(False)
         self.loop.remove_reader(self._fd)
-        if self._writing:
-            self.loop.remove_writer(self._fd)
+        self._stop_writing()
         self.sock.close()
         for fd in self.fds:
             os.close(fd)
@@ -151,7 +235,7 @@ class Stream:
     def _resumed(self) -> None:
         if self.closed or self._paused:
             return
-        self.loop.add_reader(self._fd, self._readable)
+        self._watch_reads(True)
         self._guarded(self._parse)
 
     # Reading
@@ -194,7 +278,7 @@ class Stream:
 
     def _receive(self, space: memoryview) -> int:
         if not self._takes_fds:
-            return self.sock.recv_into(space)
+            return self._carrier.recv_into(space)
         count, ancillary, flags, _ = self.sock.recvmsg_into([space], _ANCILLARY_BYTES, _CLOEXEC)
         if ancillary or flags & _CTRUNC:
             self._take_fds(ancillary, flags)
@@ -224,7 +308,7 @@ class Stream:
             sinks = self.on_frame(header, view[position + HEADER_BYTES : table_end], view[table_end:body_end])
             if sinks is None:
                 self._paused = True
-                self.loop.remove_reader(self._fd)
+                self._watch_reads(False)
                 break
             position = body_end
             if header.data_len:
@@ -266,9 +350,9 @@ class Stream:
         while sinks and landed < LANDING_BYTES_PER_EVENT_MAX:
             try:
                 if len(sinks) == 1:
-                    count = self.sock.recv_into(sinks[0])
+                    count = self._carrier.recv_into(sinks[0])
                 else:
-                    count = self.sock.recvmsg_into(list(itertools.islice(sinks, IOV_MAX)))[0]
+                    count = self._carrier.recvmsg_into(list(itertools.islice(sinks, IOV_MAX)))[0]
             except (BlockingIOError, InterruptedError):
                 return
             if not count:
@@ -282,8 +366,13 @@ class Stream:
 
     # Writing
 
-    def send(self, buffers: Sequence[Buffer], after: Callable[[], None] | None = None) -> None:
-        """Queue buffers that nobody changes until `after` is called (when they are sent, or the connection is gone)."""
+    def send(
+        self, buffers: Sequence[Buffer], after: Callable[[], None] | None = None, *, beside_bytes: int = 0
+    ) -> None:
+        """Queue buffers that nobody changes until `after` is called (when they are sent, or the connection is gone).
+
+        `beside_bytes` of payload have been sent another way, and are there before they are.
+        """
         if self.closed:
             if after is not None:
                 after()
@@ -300,7 +389,7 @@ class Stream:
         if after is not None:
             self._after.append((self._queued_total, after))
         # Much payload leaves at once, while it is still in the processor's cache and its buffer can be used again.
-        if not self._writing and (not self._corked or self.queued_bytes >= CORKED_BYTES_MAX):
+        if not self._writing and (not self._corked or self.queued_bytes + beside_bytes >= CORKED_BYTES_MAX):
             self._flush()
 
     def _flush(self) -> None:
@@ -308,24 +397,28 @@ class Stream:
         try:
             while queue:
                 if len(queue) == 1:
-                    count = self.sock.send(queue[0])
+                    count = self._carrier.send(queue[0])
                 else:
-                    count = self.sock.sendmsg(list(itertools.islice(queue, IOV_MAX)))
+                    count = self._carrier.sendmsg(list(itertools.islice(queue, IOV_MAX)))
                 self.queued_bytes -= count
                 self._sent_total += count
                 advance(queue, count)
         except (BlockingIOError, InterruptedError):
             if not self._writing:
                 self._writing = True
-                self.loop.add_writer(self._fd, self._writable)
+                if self._wire is not None:
+                    self._wire.on_writable(self._writable)
+                else:
+                    self.loop.add_writer(self._fd, self._writable)
             self._release_sent()
+            return
+        except FfsError as exc:
+            self.close(exc)
             return
         except OSError as exc:
             self.close(error(Code.UNAVAILABLE, f"connection lost: {exc.strerror}"))
             return
-        if self._writing:
-            self._writing = False
-            self.loop.remove_writer(self._fd)
+        self._stop_writing()
         self._release_sent()
         if self._closing and not self.closed:
             self._linger()

@@ -26,7 +26,7 @@ from fireflyfs.common.net.link_choice import LINK_ENV
 from fireflyfs.common.net.memory import SharedPool
 from fireflyfs.common.net.methods import Method
 from fireflyfs.common.net.multiplex import MultiplexLink
-from fireflyfs.common.net.rdma.verbs import device_names
+from fireflyfs.common.net.rdma.library import device_names
 from fireflyfs.common.net.receivers import Receivers
 from fireflyfs.common.net.server import LinkServer
 

@@ -75,6 +75,7 @@ class Served:
             "pulled_bytes": rdma.stats.pulled_bytes,
             "pushed_bytes": rdma.stats.pushed_bytes,
             "registered_bytes": rdma.registered_bytes,
+            "receive_bytes": rdma.receive_bytes,
             "requests": sum(connection._requests for connection in self.server._connections),
             "held": self.held,
         }

@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 [ -n "${FFS_IN_GUEST:-}" ] || deploy/pyverbs-link.sh .venv
 pytest() { .venv/bin/python -m pytest -p no:cacheprovider --color no -q --timeout 280 "$@"; }
-if .venv/bin/python -c 'import sys; from fireflyfs.common.net.rdma.verbs import device_names; sys.exit(not device_names())'
+if .venv/bin/python -c 'import sys; from fireflyfs.common.net.rdma.library import device_names; sys.exit(not device_names())'
 then
   # shellcheck disable=SC2086 # several words
   pytest ${FFS_RDMA_TESTS:-tests/rdma tests/conformance/test_link.py} -k rdma

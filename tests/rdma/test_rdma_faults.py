@@ -10,133 +10,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fireflyfs.common.errors import Code, FfsError
-from fireflyfs.common.limits import KiB, MiB
+from fireflyfs.common.limits import KiB
 from fireflyfs.common.net.api import Address, Call
 from fireflyfs.common.net.blocking import BlockingPool
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.link_choice import LinkChoice
 from fireflyfs.common.net.rdma import adapters
 from fireflyfs.common.net.rdma.adapters import Adapters
-from fireflyfs.common.net.rdma.settings import RdmaSettings
 from fireflyfs.common.net.rdma.verbs import Region
+from rdma.peers import DIGEST, FILL, HELD, OFFERED_BYTES, Process, fill, until
 
-HERE = Path(__file__).parent
-DIGEST, FILL, HELD = 0x7201, 0x7202, 0x7203
-OFFERED_BYTES = MiB
 RETRIED = (Code.UNAVAILABLE, Code.TIMEOUT)
-
-
-class Process:
-    """`link_process.py` with lines in and out."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.popen = subprocess.Popen(
-            [sys.executable, str(HERE / "link_process.py"), *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-        )  # fmt: skip
-        self.address = ""  # of a server
-
-    def line(self) -> str:
-        assert self.popen.stdout is not None
-        return self.popen.stdout.readline().strip()
-
-    def counts(self) -> dict[str, Any]:
-        assert self.popen.stdin is not None
-        self.popen.stdin.write("\n")
-        answer: dict[str, Any] = json.loads(self.line())
-        return answer
-
-    def signal(self, number: int) -> None:
-        self.popen.send_signal(number)
-
-    def stop(self) -> None:
-        """Return when it is stopped."""
-        self.popen.send_signal(signal.SIGSTOP)
-        stat = Path(f"/proc/{self.popen.pid}/stat")
-        until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
-
-    def end(self) -> None:
-        self.popen.kill()
-        self.popen.wait()
-        for pipe in (self.popen.stdin, self.popen.stdout):
-            if pipe is not None:
-                pipe.close()
-
-
-def until(true: Callable[[], bool], within_s: float = 20.0) -> None:
-    end_s = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < end_s, "did not happen in time"
-        time.sleep(0.02)
-
-
-@pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[LinkChoice], Adapters]:
-    """use(link): what this process takes from now on."""
-
-    def choose(link: LinkChoice) -> Adapters:
-        monkeypatch.setenv("FFS_LINK", link.value)
-        mine = Adapters(RdmaSettings())
-        monkeypatch.setattr(adapters, "_adapters", mine)
-        return mine
-
-    return choose
-
-
-@pytest.fixture
-def processes() -> Iterator[Callable[..., Process]]:
-    made: list[Process] = []
-
-    def make(*arguments: str) -> Process:
-        made.append(Process(*arguments))
-        return made[-1]
-
-    yield make
-    for process in made:
-        process.end()
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[list[Process]]:
-    """The server of the last test: one that still lives serves the next, for to start one takes long in a guest."""
-    made: list[Process] = []
-    yield made
-    for process in made:
-        process.end()
-
-
-@pytest.fixture
-def server(shared: list[Process]) -> tuple[Process, Address]:
-    if not shared or shared[-1].popen.poll() is not None:
-        shared.append(Process("serve"))
-        shared[-1].address = json.loads(shared[-1].line())
-    until(lambda: shared[-1].counts()["connections"] == 0)
-    return shared[-1], Address(shared[-1].address)
-
-
-@pytest.fixture
-def link(use: Callable[[LinkChoice], Adapters]) -> Iterator[BlockingPool]:
-    use(LinkChoice.RDMA)
-    pool = BlockingPool(Identity("test"))
-    yield pool
-    pool.close()
-
-
-def fill(link: BlockingPool, address: Address, byte: bytes = b"f", deadline_s: float = 30.0) -> None:
-    memory = link.pool.allocate(OFFERED_BYTES)
-    try:
-        call = Call(FILL, byte, into=[memory.slice(0, OFFERED_BYTES)], deadline_s=deadline_s)
-        assert list(link.call(address, call).pushed) == [OFFERED_BYTES]
-        assert bytes(memory.view) == byte * OFFERED_BYTES
-    finally:
-        memory.close()
 
 
 def test_a_stopped_client_s_memory_is_read_and_written(

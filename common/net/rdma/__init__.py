@@ -1,1 +1,1 @@
-"""The rdma link: frames on the tcp connection, payload by one-sided READ and WRITE of the server."""
+"""The rdma link: frames by SEND and RECV, payload by one-sided READ and WRITE of the server."""

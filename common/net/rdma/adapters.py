@@ -17,14 +17,17 @@ from typing import Final
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.net.link_choice import LinkChoice
 from fireflyfs.common.net.memory import SharedMemory
-from fireflyfs.common.net.rdma import verbs
 from fireflyfs.common.net.rdma.choice import Candidate, Choice, choose
+from fireflyfs.common.net.rdma.library import device_names
+from fireflyfs.common.net.rdma.queues import QueuePair
+from fireflyfs.common.net.rdma.receiving import Receives
 from fireflyfs.common.net.rdma.settings import RdmaSettings, settings_from_environment
-from fireflyfs.common.net.rdma.verbs import Completions, Device, Domain, QueuePair, Region
+from fireflyfs.common.net.rdma.verbs import Device, Domain, Region
 from fireflyfs.common.net.rdma.wire import Parameters
 
 log = logging.getLogger(__name__)
 
+CONNECTIONS_TOGETHER: Final = 32  # of a client on one shared receive queue
 _PACKET_NUMBERS: Final = random.SystemRandom()  # not to be guessed by who could forge packets
 
 
@@ -34,9 +37,21 @@ class ClientMemory:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.domain = Domain(device)
-        self.completions = Completions(device, 1, watched=False)  # a client posts nothing
+        self._receives: list[Receives] = []
         self._lock = threading.RLock()
         self._regions: dict[int, tuple[Region, set[object]]] = {}
+
+    def enter(self) -> Receives:
+        """A shared receive queue that one more connection has a place on, until its `leave`. Raises OSError.
+
+        Each is for so few that the completion queue of every connection can hold all that may come out of it.
+        """
+        with self._lock:
+            if all(known.full for known in self._receives):
+                self._receives.append(Receives(self.domain, CONNECTIONS_TOGETHER))
+            found = next(known for known in self._receives if not known.full)
+            found.enter()
+            return found
 
     def expose(self, memory: SharedMemory, user: object) -> Region:
         """Register once for all connections. Raises OSError, also for memory that its owner has closed meanwhile."""
@@ -89,7 +104,7 @@ class Adapters:
             if self._names is None:
                 self._names = [
                     name
-                    for name in verbs.device_names()
+                    for name in device_names()
                     if not self.settings.devices or any(d.split(":")[0] == name for d in self.settings.devices)
                 ]
             return self._names
@@ -196,7 +211,7 @@ def revoke(memory: SharedMemory) -> None:
 
 
 def _after_fork() -> None:
-    """The parent's devices are not ours: look for them anew (`verbs.abandon_all` keeps them alive)."""
+    """The parent's devices are not ours: look for them anew (`library.abandon_all` keeps them alive)."""
     global _adapters, _adapters_lock
     _adapters_lock = threading.Lock()
     _adapters = None

@@ -1,7 +1,7 @@
 """Whether rdma works on this machine, and what to do where it does not: what `ffs rdma check` prints.
 
-Each active port is tried with two queue pairs of this process: a WRITE and a READ of `TRIED_BYTES`, compared byte by
-byte. Nothing leaves the machine and no server is asked.
+Each active port is tried with two queue pairs of this process: a WRITE and a READ of `TRIED_BYTES` and a message
+through a shared receive queue, compared byte by byte. Nothing leaves the machine and no server is asked.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from typing import Final
 from fireflyfs.common.limits import MiB
 from fireflyfs.common.net.rdma.adapters import Adapters, parameters
 from fireflyfs.common.net.rdma.choice import Choice, pick_gid
-from fireflyfs.common.net.rdma.plan import Work
+from fireflyfs.common.net.rdma.credits import BLOCK, RECEIVE_BYTES
+from fireflyfs.common.net.rdma.library import device_names
+from fireflyfs.common.net.rdma.plan import Verb, Work
+from fireflyfs.common.net.rdma.queues import SUCCESS, Completions, QueuePair, SharedReceives
 from fireflyfs.common.net.rdma.settings import RdmaSettings
-from fireflyfs.common.net.rdma.verbs import SUCCESS, Completions, Device, Domain, Gid, Port, QueuePair, device_names
+from fireflyfs.common.net.rdma.verbs import Device, Domain, Gid, Port
 
 TRIED_BYTES: Final = MiB
 TRIED_S_MAX: Final = 5.0
@@ -111,40 +114,49 @@ def _try(adapters: Adapters, found: PortReport, problems: list[str]) -> None:
 
 
 def move_in_a_loop(device: Device, choice: Choice) -> None:
-    """WRITE, then READ back, between two queue pairs of this process. Raises OSError."""
+    """WRITE, then READ back, then SEND, between two queue pairs of this process. Raises OSError."""
     source, peer, back = bytearray(os.urandom(TRIED_BYTES)), bytearray(TRIED_BYTES), bytearray(TRIED_BYTES)
+    message = bytearray(RECEIVE_BYTES)
     with contextlib.ExitStack() as stack:  # closes in the opposite order: queue pairs first, then what they reach
         domain = Domain(device)
         stack.callback(domain.close)
         regions = []
-        for buffer, remote in ((source, False), (peer, True), (back, False)):
+        for buffer, remote in ((source, False), (peer, True), (back, False), (message, False)):
             regions.append(domain.register(memoryview(buffer), remote=remote))
             stack.callback(regions[-1].close)
         completions = Completions(device, 8, watched=False)
         stack.callback(completions.close)
+        receives = SharedReceives(domain, BLOCK)
+        stack.callback(receives.close)
         pairs = []
         for _ in range(2):
-            pairs.append(QueuePair(domain, completions, 4, 1, remote=True))
+            pairs.append(QueuePair(domain, completions, 4, 1, remote=True, receives=receives))
             stack.callback(pairs[-1].close)
         ours, theirs = (parameters(pair, choice, device) for pair in pairs)
         pairs[0].connect(choice.port.number, choice.gid.number, ours, theirs)
         pairs[1].connect(choice.port.number, choice.gid.number, theirs, ours)
-        here, there, landing = regions
+        here, there, landing, inbox = regions
         local = ((here.address, TRIED_BYTES, here.lkey),)
-        _complete(pairs[0], completions, Work(False, there.address, there.rkey, TRIED_BYTES, local), "WRITE")
+        _complete(pairs[0], completions, Work(Verb.WRITE, there.address, there.rkey, TRIED_BYTES, local), "WRITE")
         local = ((landing.address, TRIED_BYTES, landing.lkey),)
-        _complete(pairs[0], completions, Work(True, there.address, there.rkey, TRIED_BYTES, local), "READ")
-    if peer != source or back != source:
+        _complete(pairs[0], completions, Work(Verb.READ, there.address, there.rkey, TRIED_BYTES, local), "READ")
+        receives.post(receives.request(0, inbox.address, RECEIVE_BYTES, inbox.lkey))
+        local = ((here.address, RECEIVE_BYTES, here.lkey),)
+        # Its end is told at both ends.
+        _complete(pairs[0], completions, Work(Verb.SEND, 0, 0, RECEIVE_BYTES, local), "SEND", told=2)
+    if peer != source or back != source or message != source[:RECEIVE_BYTES]:
         raise OSError("the bytes that came back are not those that were sent")
 
 
-def _complete(pair: QueuePair, completions: Completions, work: Work, what: str) -> None:
+def _complete(pair: QueuePair, completions: Completions, work: Work, what: str, told: int = 1) -> None:
     pair.post([(1, work, True)])
     end_s = time.monotonic() + TRIED_S_MAX
     while time.monotonic() < end_s:
-        for _, status in completions.poll():
+        for _, status, _, _ in completions.poll():
             if status != SUCCESS:
                 raise OSError(f"a {what} of {work.length} bytes to itself ended with status {status}")
+            told -= 1
+        if not told:
             return
         time.sleep(0)
     raise OSError(f"a {what} of {work.length} bytes to itself did not end within {TRIED_S_MAX:.0f} s")

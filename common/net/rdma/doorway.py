@@ -77,8 +77,13 @@ class RdmaDoorway:
         else:
             self.end = end
             connection.peer = Peer(connection.peer.client_id, connection.peer.name.replace("tcp ", "rdma ", 1))
-            end.on_lost(connection.close)
+            end.on_lost(connection.on_nonsense)
             connection.send([pack_frame(Kind.PROBE, b"")])
+            if end.messages is not None:
+                try:
+                    connection.carry_by(end.messages)
+                except FfsError as exc:
+                    connection.on_nonsense(exc)
 
     def close(self, exc: FfsError) -> None:
         if self._unproved is not None:

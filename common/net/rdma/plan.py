@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import IntEnum
 from typing import NamedTuple
 
 Local = tuple[int, int, int]  # address, length, lkey
@@ -18,10 +19,18 @@ class Piece(NamedTuple):
     lkey: int
 
 
-class Work(NamedTuple):
-    """One READ or WRITE: a contiguous range of the peer's memory, and pieces of ours in the same order."""
+class Verb(IntEnum):
+    """What a work request does."""
 
-    read: bool
+    WRITE = 0
+    READ = 1
+    SEND = 2  # the peer chooses where it lands: address and rkey are 0
+
+
+class Work(NamedTuple):
+    """One work request: a contiguous range of the peer's memory, and pieces of ours in the same order."""
+
+    verb: Verb
     address: int
     rkey: int
     length: int
@@ -33,13 +42,14 @@ def plan(pieces: Iterable[Piece], *, read: bool, sges_max: int, message_bytes_ma
 
     Order is kept. Pieces that follow each other here as well become one scatter-gather entry.
     """
+    verb = Verb.READ if read else Verb.WRITE
     works: list[Work] = []
     local: list[Local] = []
     begin = end = rkey = 0
 
     def finish() -> None:
         if local:
-            works.append(Work(read, begin, rkey, end - begin, tuple(local)))
+            works.append(Work(verb, begin, rkey, end - begin, tuple(local)))
             local.clear()
 
     for piece in pieces:

@@ -7,39 +7,41 @@ in batches. Whatever goes wrong ends the connection, queue pair first, so that n
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from fireflyfs.common.errors import Code, FfsError, error
-from fireflyfs.common.limits import REGIONS_MAX, MiB
+from fireflyfs.common.limits import REGIONS_MAX, KiB, MiB
 from fireflyfs.common.net.frame import Segment
 from fireflyfs.common.net.rdma.adapters import Adapters, parameters
-from fireflyfs.common.net.rdma.buffers import RegisteredBuffer, RegisteredPool
+from fireflyfs.common.net.rdma.arrivals import Arrivals
+from fireflyfs.common.net.rdma.buffers import RegisteredBuffer
 from fireflyfs.common.net.rdma.choice import Choice
-from fireflyfs.common.net.rdma.plan import Piece, Work, plan
+from fireflyfs.common.net.rdma.credits import send_completions
+from fireflyfs.common.net.rdma.endpoint import Endpoint, Posted
+from fireflyfs.common.net.rdma.messages import Messages
+from fireflyfs.common.net.rdma.plan import Piece, Verb, Work, plan
+from fireflyfs.common.net.rdma.queues import Completions
 from fireflyfs.common.net.rdma.sending import Grants, Operation, SendQueue
-from fireflyfs.common.net.rdma.verbs import SUCCESS, Completions, Device, Domain, QueuePair
 from fireflyfs.common.net.rdma.wire import PROBE_BYTES, Exposed, Parameters
-
-log = logging.getLogger(__name__)
 
 SEND_DEPTH: Final = 128  # work requests of one connection that the device holds
 SGES: Final = 16
 IN_FLIGHT_BYTES_MAX: Final = 16 * MiB  # of one connection
+SILENT_PUSH_BYTES_MAX: Final = 16 * KiB
 INCAST_BYTES_MAX: Final = 64 * MiB  # READ at once over all connections
 CONNECTIONS_MAX: Final = 1024  # with a queue pair; more go on over tcp
 
 
 class RdmaServer:
-    """What the connections of one link server share: for each device a domain and its buffers."""
+    """What the connections of one link server share: for each device a domain, its buffers and its messages."""
 
     def __init__(self, adapters: Adapters) -> None:
         self.adapters = adapters
         self.grants = Grants(INCAST_BYTES_MAX)
         self.connections = 0
         self.stats = RdmaStats()
-        self._parts: dict[str, tuple[Device, Domain, RegisteredPool]] = {}
+        self._parts: dict[str, Arrivals] = {}
 
     def open(self, loop: asyncio.AbstractEventLoop, address: str) -> ServerEnd:
         """A queue pair for a connection whose socket has our `address`. Raises OSError."""
@@ -48,36 +50,36 @@ class RdmaServer:
         choice = self.adapters.choose(address)
         if choice is None:
             raise OSError("no port is active")
-        parts = self._parts.get(choice.device)
-        if parts is None:
-            device = self.adapters.device(choice.device)
-            domain = Domain(device)
-            parts = self._parts[choice.device] = device, domain, RegisteredPool(domain)
-        return ServerEnd(self, loop, choice, parts)
+        part = self._parts.get(choice.device)
+        if part is None:
+            part = self._parts[choice.device] = Arrivals(self.adapters.device(choice.device), loop, CONNECTIONS_MAX)
+        return ServerEnd(self, loop, choice, part)
 
     @property
     def registered_bytes(self) -> int:
-        return sum(pool.bytes for _, _, pool in self._parts.values())
+        """Buffers that payload goes through."""
+        return sum(part.pool.bytes for part in self._parts.values())
+
+    @property
+    def receive_bytes(self) -> int:
+        """Buffers that messages land in."""
+        return sum(part.receives.bytes for part in self._parts.values())
 
     def close(self) -> None:
         """After the last connection."""
-        for _, domain, pool in self._parts.values():
-            pool.close()
-            try:
-                domain.close()
-            except OSError as exc:  # a request still holds a buffer: it goes with the process
-                log.debug("a protection domain stays: %s", exc)
+        for part in self._parts.values():
+            part.close()
         self._parts.clear()
 
 
-class RdmaStats:
+class RdmaStats(Posted):
     """Counts since the start."""
 
-    __slots__ = ("chains", "completions", "connections", "failures", "pulled_bytes", "pushed_bytes", "work_requests")
+    __slots__ = ("completions", "connections", "failures", "pulled_bytes", "pushed_bytes")
 
     def __init__(self) -> None:
-        self.connections = self.failures = 0
-        self.chains = self.work_requests = self.completions = 0
+        super().__init__()
+        self.connections = self.failures = self.completions = 0
         self.pulled_bytes = self.pushed_bytes = 0
 
 
@@ -89,32 +91,41 @@ class ServerEnd:
         server: RdmaServer,
         loop: asyncio.AbstractEventLoop,
         choice: Choice,
-        parts: tuple[Device, Domain, RegisteredPool],
+        part: Arrivals,
     ) -> None:
         """Raises OSError, or OVERLOADED when no memory can be registered."""
         self._server = server
         self._loop = loop
         self._choice = choice
         self._lost: Callable[[FfsError], None] = self.close
-        device, domain, self.pool = parts
-        depth = min(SEND_DEPTH, device.limits.work_requests, device.limits.completions - 1)
-        self._sges = min(SGES, device.limits.sges, device.limits.sges_read)
-        # Every work request may complete, signalled or not, when the queue pair fails: there is room for all.
-        self._completions = Completions(device, depth + 1, watched=True)
+        self._part = part
+        self.pool = part.pool
+        limits = part.device.limits
+        depth = min(SEND_DEPTH, limits.work_requests, limits.completions - 1)
+        self._sges = min(SGES, limits.sges, limits.sges_read)
+        self._check = self.pool.take(2 * PROBE_BYTES)  # where reads land that only make sure of writes
         try:
-            self._check = self.pool.take(2 * PROBE_BYTES)  # where reads land that only make sure of writes
+            completions = Completions(part.device, send_completions(depth), watched=True)
             try:
-                self._pair = QueuePair(domain, self._completions, depth, self._sges, remote=False)
+                part.receives.enter()
             except BaseException:
-                self._check.drop()
+                completions.close()
                 raise
+            queue = SendQueue(depth, IN_FLIGHT_BYTES_MAX)
+            self.endpoint = Endpoint(
+                part.domain, completions, part.receives, queue, self._sges, remote=False, posted=server.stats,
+                received=part.completions,
+            )  # fmt: skip
         except BaseException:
-            self._completions.close()
+            self._check.drop()
             raise
-        self._queue = SendQueue(depth, IN_FLIGHT_BYTES_MAX)
+        self._completions = completions
         self._regions: dict[int, Exposed] = {}
         self._closed: FfsError | None = None
-        self.mine: Parameters = parameters(self._pair, choice, device)
+        self._posts_soon = False
+        self.messages: Messages | None = None  # once connected
+        self.mine: Parameters = parameters(self.endpoint.pair, choice, part.device)
+        part.add(self)
         self._loop.add_reader(self._completions.fd, self._woken)
         server.connections += 1
         server.stats.connections += 1
@@ -130,14 +141,15 @@ class ServerEnd:
 
     def connect(self, theirs: Parameters) -> None:
         """Raises OSError."""
-        self._pair.connect(self._choice.port.number, self._choice.gid.number, self.mine, theirs)
+        self.messages = self.endpoint.connect(self._choice, self.mine, theirs)
+        self.messages.watch(self._loop)
 
     async def probe(self, address: int, rkey: int) -> None:
         """Read the client's bytes and write them behind: the path works both ways. Raises FfsError."""
         here, lkey = self._check.address, self._check.lkey
-        read = Work(True, address, rkey, PROBE_BYTES, ((here, PROBE_BYTES, lkey),))
+        read = Work(Verb.READ, address, rkey, PROBE_BYTES, ((here, PROBE_BYTES, lkey),))
         await self._done([read])
-        write = Work(False, address + PROBE_BYTES, rkey, PROBE_BYTES, ((here, PROBE_BYTES, lkey),))
+        write = Work(Verb.WRITE, address + PROBE_BYTES, rkey, PROBE_BYTES, ((here, PROBE_BYTES, lkey),))
         await self._done([write, self._make_sure(address + PROBE_BYTES, rkey)])
 
     # Regions
@@ -206,32 +218,33 @@ class ServerEnd:
         self._server.stats.pulled_bytes += total
         return buffer
 
-    def push(
-        self,
-        segments: Sequence[Segment],
-        lengths: Sequence[int],
-        buffer: RegisteredBuffer,
-        done: Callable[[FfsError | None], None],
-    ) -> None:
-        """Write the first `lengths[i]` bytes of each segment's place in the buffer; `done` is called when they are
-        in the client's memory, or with why they will not be: the region was withdrawn, the connection is lost."""
-        try:
-            works = self._plan(segments, lengths, buffer, read=False)
-        except FfsError as exc:
-            done(exc)
-            return
+    def push(self, segments: Sequence[Segment], lengths: Sequence[int], buffer: RegisteredBuffer) -> None:
+        """Write the first `lengths[i]` bytes of each segment's place in the buffer. They are in the client's memory
+        before any message that is sent from now on; the buffer is held until then. Raises FfsError: the region was
+        withdrawn, the connection is lost."""
+        works = self._plan(segments, lengths, buffer, read=False)
         if not works:
-            done(None)
             return
-        # A completed WRITE has reached the peer's adapter. A READ behind it is answered from memory, after it.
-        last = works[-1]
-        works.append(self._make_sure(last.address + last.length - 1, last.rkey))
         self._server.stats.pushed_bytes += sum(lengths)
-        self._submit(Operation(works, done))
+        buffer.hold()
+        # What is small may keep its buffer until a later message is signalled: to be woken costs more than to move it.
+        signalled = sum(lengths) > SILENT_PUSH_BYTES_MAX
+        self.endpoint.put_before(Operation(works, lambda _: buffer.drop(), signalled=signalled))
+        if not self._posts_soon:  # in one call with the answer, or alone where that has to wait for room
+            self._posts_soon = True
+            self._loop.call_soon(self._post)
+
+    def _post(self) -> None:
+        self._posts_soon = False
+        if self._closed is None:
+            self.endpoint.post()
+            if self.endpoint.failed is not None:
+                self.settle()
 
     def _make_sure(self, address: int, rkey: int) -> Work:
+        """A completed WRITE has reached the peer's adapter. A READ behind it is answered from memory, after it."""
         check = self._check
-        return Work(True, address, rkey, 1, ((check.address + PROBE_BYTES, 1, check.lkey),))
+        return Work(Verb.READ, address, rkey, 1, ((check.address + PROBE_BYTES, 1, check.lkey),))
 
     def _plan(
         self, segments: Sequence[Segment], lengths: Sequence[int], buffer: RegisteredBuffer, *, read: bool
@@ -255,48 +268,31 @@ class ServerEnd:
         elif not operation.works:
             operation.finish(None)
         else:
-            self._queue.submit(operation)
-            self._post()
-
-    def _post(self) -> None:
-        chain = self._queue.take()
-        if not chain:
-            return
-        try:
-            self._pair.post(chain)
-        except OSError as exc:
-            self._fail(f"work requests cannot be posted: {exc}")
-            return
-        self._server.stats.chains += 1
-        self._server.stats.work_requests += len(chain)
+            self.endpoint.submit([operation])
+            if self.endpoint.failed is not None:
+                self.settle()
 
     def _woken(self) -> None:
         """Completions are there, or were: armed again before they are taken, or one could be missed."""
         try:
             self._completions.take_event()
             self._completions.rearm()
-            while self._closed is None:
-                found = self._completions.poll()
-                if not found:
-                    break
-                self._server.stats.completions += len(found)
-                finished: list[Operation] = []
-                for number, status in found:
-                    if status != SUCCESS:
-                        self._fail(f"a transfer ended with status {status}")
-                        break
-                    finished += self._queue.completed(number)
-                for operation in finished:
-                    operation.finish(None)
         except OSError as exc:
-            self._fail(str(exc))
-        if self._closed is None:
-            self._post()
+            self.endpoint.fail(error(Code.UNAVAILABLE, str(exc)))
+        self._server.stats.completions += self.endpoint.reap()
+        self.settle()
 
-    def _fail(self, why: str) -> None:
-        if self._closed is None:
+    def settle(self) -> None:
+        """After completions or messages: end what has failed, or call who waits."""
+        failed = self.endpoint.failed
+        if failed is None:
+            if self.messages is not None:
+                self.messages.settle()
+        elif self._closed is None:
             self._server.stats.failures += 1
-            self._lost(error(Code.UNAVAILABLE, f"rdma on {self.device}: {why}"))
+            exc = error(failed.code, f"rdma on {self.device}: {failed.message}")
+            self.close(exc)
+            self._lost(exc)
 
     def close(self, exc: FfsError) -> None:
         """Queue pair, completions, channel: after that the device touches no buffer, and all that waited fails."""
@@ -304,16 +300,12 @@ class ServerEnd:
             return
         self._closed = exc
         self._loop.remove_reader(self._completions.fd)
-        for owned in (self._pair, self._completions):
-            try:
-                owned.close()
-            except OSError as problem:
-                log.warning("rdma on %s: %s", self.device, problem)
+        self.endpoint.end()
+        self._part.remove(self)
+        self.endpoint.close(exc)
         self._regions.clear()
         self._server.connections -= 1
         self._server.adapters.count(self.device, -1)
-        for operation in self._queue.drop():
-            operation.finish(exc)
         self._check.drop()
 
 

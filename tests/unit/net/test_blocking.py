@@ -49,15 +49,25 @@ class Domain:
 
 def client_memory() -> ClientMemory:
     played = ClientMemory.__new__(ClientMemory)
-    played.device, played.domain, played.completions = (SimpleNamespace(name="d"), Domain(), None)  # type: ignore[assignment]
+    played.device, played.domain = SimpleNamespace(name="d"), Domain()  # type: ignore[assignment]
     played._lock = threading.RLock()
+    played._receives = [SimpleNamespace(full=False, depth=1, enter=lambda: None, _lock=threading.RLock())]  # type: ignore[list-item]
     played._regions = {}
     return played
 
 
 @pytest.fixture
 def memory_of_rdma(monkeypatch: pytest.MonkeyPatch) -> ClientMemory:
-    monkeypatch.setattr(client_module, "QueuePair", lambda *_, **__: SimpleNamespace(close=lambda: None))
+    def endpoint(_domain: object, _completions: object, receives: Any, *_: object, **__: object) -> Any:
+        def close(_: FfsError) -> None:
+            with receives._lock:
+                return
+
+        pair = SimpleNamespace(closed=False)
+        return SimpleNamespace(pair=pair, failed=None, end=lambda: None, reap=lambda: 0, close=close)
+
+    monkeypatch.setattr(client_module, "Completions", lambda *_, **__: None)
+    monkeypatch.setattr(client_module, "Endpoint", endpoint)
     monkeypatch.setattr(client_module, "parameters", lambda *_: None)
     return client_memory()
 
@@ -65,7 +75,9 @@ def memory_of_rdma(monkeypatch: pytest.MonkeyPatch) -> ClientMemory:
 def rdma_end(adapters: Adapters, memory: ClientMemory, monkeypatch: pytest.MonkeyPatch) -> ClientEnd:
     monkeypatch.setattr(adapters, "client", lambda *_: memory)
     port = Port(1, active=True, mtu=5, message_bytes_max=4096, lid=0, ethernet=True)
-    return ClientEnd(adapters, Choice("d", port, Gid(0, "", roce_v2=True)), "test")
+    end = ClientEnd(adapters, Choice("d", port, Gid(0, "", roce_v2=True)), "test")
+    end.messages = SimpleNamespace(recv_into=None, pending=False)  # type: ignore[assignment]
+    return end
 
 
 def end_of(child: int, within_s: float = 5.0) -> int | None:
@@ -157,7 +169,15 @@ def test_a_forked_child_waits_for_no_lock_of_its_parent_s_threads(
         assert connection._know(pool.pool.allocate(4096), Pending(Call(1, b""), 0.0))
     pool._put_back(server, idle)
     dropped = pool._staging_pool.allocate(4096)
-    locks = [adapters._lock, memory_of_rdma._lock, pool._lock, server.lock, pool.pool._lock, pool._staging_pool._lock]
+    locks = [
+        adapters._lock,
+        memory_of_rdma._lock,
+        memory_of_rdma._receives[0]._lock,
+        pool._lock,
+        server.lock,
+        pool.pool._lock,
+        pool._staging_pool._lock,
+    ]
     with held_elsewhere(locks):
         child = os.fork()
         if child == 0:

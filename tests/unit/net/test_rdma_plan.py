@@ -8,7 +8,7 @@ import pytest
 
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.rdma.choice import Candidate, choose, ipv4_gid, pick_gid
-from fireflyfs.common.net.rdma.plan import Piece, Work, plan
+from fireflyfs.common.net.rdma.plan import Piece, Verb, Work, plan
 from fireflyfs.common.net.rdma.sending import Grants, Operation, SendQueue
 from fireflyfs.common.net.rdma.verbs import Gid, Port
 
@@ -87,6 +87,46 @@ def test_a_queue_never_holds_more_than_its_depth_and_always_moves_on() -> None:
                 operation.finish(None)
             signalled += [n for n, _, signal in queue.take() if signal]
         assert done == list(range(40))
+        assert queue.in_flight == queue.bytes_in_flight == 0
+
+
+def test_long_operations_are_bounded_before_any_of_them_is_signalled() -> None:
+    queue = SendQueue(128, bytes_max=100)
+    queue.submit(Operation(works_of(40, 60), lambda exc: None))
+    queue.submit(Operation(works_of(1, 30), lambda exc: None))
+    for number in range(1, 40):
+        [(posted, _, signal)] = queue.take()
+        assert (posted, signal, queue.bytes_in_flight) == (number, True, 60)
+        queue.completed(number)
+
+
+def test_silent_work_keeps_nobody_waiting() -> None:
+    """What was posted without a signal is finished by what comes later, however much that is."""
+    rng = random.Random(6)
+    for seed in range(200):
+        rng.seed(seed)
+        queue = SendQueue(rng.choice([1, 4, 16]), bytes_max=100)
+        done: list[int] = []
+        signalled: list[int] = []
+        for number in range(60):
+            size = rng.choice([1, 8, 99, 100, 101, 5000])
+            verb = rng.choice([Verb.SEND, Verb.WRITE])
+            silent = size < 10 and rng.random() < 0.8
+            work = Work(verb, 0, 0, size, ((0, size, 1),))
+            queue.submit(Operation([work], lambda exc, n=number, to=done: to.append(n), signalled=not silent))
+            signalled += [n for n, _, signal in queue.take() if signal]
+            while signalled and rng.random() < 0.7:
+                for operation in queue.completed(signalled.pop(0)):
+                    operation.finish(None)
+                signalled += [n for n, _, signal in queue.take() if signal]
+        work = Work(Verb.WRITE, 0, 0, 1, ((0, 1, 1),))
+        queue.submit(Operation([work], lambda exc, to=done: to.append(60)))
+        signalled += [n for n, _, signal in queue.take() if signal]
+        while signalled:
+            for operation in queue.completed(signalled.pop(0)):
+                operation.finish(None)
+            signalled += [n for n, _, signal in queue.take() if signal]
+        assert done == list(range(61)), f"seed {seed}"
         assert queue.in_flight == queue.bytes_in_flight == 0
 
 

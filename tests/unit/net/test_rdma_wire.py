@@ -13,8 +13,8 @@ from fireflyfs.common.limits import REGION_BYTES_MAX
 from fireflyfs.common.net import frame
 from fireflyfs.common.net.frame import HEADER_BYTES, INLINE, Hello, Kind, LinkKind
 from fireflyfs.common.net.rdma import settings, wire
+from fireflyfs.common.net.rdma.library import constants_of
 from fireflyfs.common.net.rdma.settings import settings_from_environment
-from fireflyfs.common.net.rdma.verbs import constants_of
 from fireflyfs.common.net.rdma.wire import Exposed, Parameters
 
 PARAMETERS = Parameters(0x123456, 0xABCDEF, "0000:0000:0000:0000:0000:ffff:0a4d:0001", 3, 5, 16, 64)
@@ -39,11 +39,19 @@ def test_round_trips() -> None:
 
 def test_the_bytes_are_those_of_the_format_page() -> None:
     assert body_of(wire.pack_parameters(PARAMETERS), Kind.CONNECT).hex() == (
-        "56341200efcdab0000000000000000000000ffff0a4d0001030005104000"
+        "56341200efcdab0000000000000000000000ffff0a4d0001030005104000100000200000"
     )
     assert body_of(wire.pack_expose(Exposed(5, 9, 4096, 0x1000)), Kind.EXPOSE).hex() == (
         "050000000900000000100000000000000010000000000000"
     )
+    assert wire.MESSAGE_HEADER.pack(21, 5).hex() == "1500000005000000"
+
+
+@pytest.mark.parametrize("message", [b"", bytes(7), struct.pack("<II", 16, 1), struct.pack("<II", 16, 2) + b"abc"])
+def test_senseless_messages(message: bytes) -> None:
+    with pytest.raises(FfsError) as caught:
+        wire.parse_message(memoryview(message))
+    assert caught.value.code is Code.PROTOCOL
 
 
 @pytest.mark.parametrize(
@@ -51,11 +59,15 @@ def test_the_bytes_are_those_of_the_format_page() -> None:
     [
         b"",
         bytes(30),
-        struct.pack("<II16sHBBBx", 1 << 24, 0, bytes(16), 0, 5, 1, 1),
-        struct.pack("<II16sHBBBx", 0, 1 << 24, bytes(16), 0, 5, 1, 1),
-        struct.pack("<II16sHBBBx", 1, 1, bytes(16), 0, 0, 1, 1),
-        struct.pack("<II16sHBBBx", 1, 1, bytes(16), 0, 6, 1, 1),
-        struct.pack("<II16sHBBBx", 1, 1, bytes(16), 0, 5, 0, 0),
+        bytes(36),
+        struct.pack("<II16sHBBBxHI", 1 << 24, 0, bytes(16), 0, 5, 1, 1, 16, 8192),
+        struct.pack("<II16sHBBBxHI", 0, 1 << 24, bytes(16), 0, 5, 1, 1, 16, 8192),
+        struct.pack("<II16sHBBBxHI", 1, 1, bytes(16), 0, 0, 1, 1, 16, 8192),
+        struct.pack("<II16sHBBBxHI", 1, 1, bytes(16), 0, 6, 1, 1, 16, 8192),
+        struct.pack("<II16sHBBBxHI", 1, 1, bytes(16), 0, 5, 0, 0, 16, 8192),
+        struct.pack("<II16sHBBBxHI", 1, 1, bytes(16), 0, 5, 1, 1, 3, 8192),
+        struct.pack("<II16sHBBBxHI", 1, 1, bytes(16), 0, 5, 1, 1, 16, 511),
+        struct.pack("<II16sHBBBxHI", 1, 1, bytes(16), 0, 5, 1, 1, 16, (1 << 20) + 1),
     ],
 )
 def test_senseless_parameters(body: bytes) -> None:
