@@ -158,6 +158,7 @@ def test_a_forked_child_waits_for_no_lock_of_its_parent_s_threads(
     pool._put_back(server, idle)
     dropped = pool._staging_pool.allocate(4096)
     locks = [adapters._lock, memory_of_rdma._lock, pool._lock, server.lock, pool.pool._lock, pool._staging_pool._lock]
+    locks.append(pool._receivers._lock)
     with held_elsewhere(locks):
         child = os.fork()
         if child == 0:
