@@ -102,9 +102,12 @@ class Receivers:
 
     def close(self) -> None:
         with self._lock:
-            for _ in range(self._started):
-                self._batches.put(None)
-            self._count = self._started = 0
+            self._end()
+
+    def _end(self) -> None:
+        for _ in range(self._started):
+            self._batches.put(None)
+        self._count = self._started = 0
 
     def _worth(self, connections: Sequence[Answering]) -> int:
         """How many threads to ask."""
@@ -120,7 +123,7 @@ class Receivers:
         return max(helpers, 0)
 
     def __del__(self) -> None:
-        self.close()
+        self._end()  # without the lock, which in a forked child may be a thread's that is not there
 
 
 def _help(batches: SimpleQueue[_Batch | None]) -> None:

@@ -177,6 +177,7 @@ def test_a_forked_child_waits_for_no_lock_of_its_parent_s_threads(
         server.lock,
         pool.pool._lock,
         pool._staging_pool._lock,
+        pool._receivers._lock,
     ]
     with held_elsewhere(locks):
         child = os.fork()
