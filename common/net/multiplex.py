@@ -172,9 +172,7 @@ class _Connection(Stream):
 
     async def _call(self, call: Call, deadline_s: float, staged: StagedCall | None) -> Reply:
         payload = 0
-        for piece in call.out:
-            payload += piece.length if isinstance(piece, Slice) else len(piece)
-        for piece in call.into:
+        for piece in (*call.out, *call.into):
             payload += piece.length if isinstance(piece, Slice) else len(piece)
         if not self._admission.enter_now(payload):
             async with asyncio.timeout_at(deadline_s):

@@ -244,7 +244,7 @@ class LinkServer:
             if not request.answered:
                 self._unanswered(request)
         finally:
-            task = asyncio.current_task()
+            task = asyncio.current_task(self.loop)
             if task is not None:
                 self._tasks.discard(task)
 

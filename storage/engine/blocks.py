@@ -39,7 +39,7 @@ _STATVFS_EVERY_BYTES = MiB  # of allocations or metadata between two looks at th
 UNCACHED_BYTES_MIN = 512 * KiB
 _DONTCACHE = 0x80  # RWF_DONTCACHE
 _DIRECT_ALIGN = 4096  # of offsets, lengths and memory; every block begins and ends so
-IOV_MAX = 512
+_IOV_MAX = 512
 _PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _NOWAIT = os.RWF_NOWAIT
 
@@ -251,12 +251,12 @@ class BlockStore:
             at = start + offset
             size = sum([len(part) for part in parts])
             uncached = self._uncached and size >= uncached_from
-            done = self._pwritev(fd, parts[:IOV_MAX], at, uncached) if size else 0
+            done = self._pwritev(fd, parts[:_IOV_MAX], at, uncached) if size else 0
             if done < size:
                 rest = deque(part for part in parts if len(part))
                 advance(rest, done)
                 while rest:
-                    more = self._pwritev(fd, list(itertools.islice(rest, IOV_MAX)), at + done, uncached)
+                    more = self._pwritev(fd, list(itertools.islice(rest, _IOV_MAX)), at + done, uncached)
                     done += more
                     advance(rest, more)
             # Marked after the write: a sync that starts in between must not think that it covered it. One that takes
