@@ -247,6 +247,37 @@ def test_messages_are_no_longer_than_the_peer_takes() -> None:
         messages.send(b"x")
 
 
+def test_two_ends_never_wait_for_each_other() -> None:
+    """Whatever is sent, delivered and read in which order, something moves until all has arrived."""
+    for seed in range(60):
+        rng = random.Random(seed)
+        ends = [client_of(Receives(PlayedDomain(), 2)) for _ in range(2)]  # type: ignore[arg-type]
+        pair_of(ends[0][0]).peer, pair_of(ends[1][0]).peer = pair_of(ends[1][0]), pair_of(ends[0][0])
+        size = [rng.choice([1, 20, 8000]) for _ in range(2)]
+        left = [each * rng.choice([0, 5, 100]) for each in size]
+        wanted, got, idle = left[::-1], [0, 0], 0
+        while got != wanted:
+            moved = 0
+            for which in rng.sample([0, 1], 2):
+                end, messages = ends[which]
+                for step in rng.sample(["send", "deliver", "read"], 3):
+                    try:
+                        if step == "send" and left[which] and rng.random() < 0.6:
+                            count = messages.send(bytes(min(size[which], left[which])))
+                            left[which] -= count
+                            moved += count
+                        elif step == "deliver" and rng.random() < 0.6:
+                            moved += pair_of(end).work(rng.randrange(1, 20))
+                        elif step == "read" and rng.random() < 0.6:
+                            count = messages.recv_into(memoryview(bytearray(rng.choice([1, 100, 70_000]))))
+                            got[which] += count
+                            moved += count
+                    except BlockingIOError:
+                        continue
+            idle = 0 if moved else idle + 1
+            assert idle < 100, f"seed {seed}: {left} to send, {got} of {wanted} read"
+
+
 def test_a_peer_is_told_when_there_is_a_buffer_again_to_tell_it_from(both: Any) -> None:
     """It came to be due while every send was on its way; nothing more comes, for the peer has no credit left."""
     (end, messages), (peer_end, peer) = both
