@@ -24,7 +24,7 @@ def test_the_link_on_real_verbs() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment.pop("FFS_NO_SKIPS", None)
     done = subprocess.run(
-        ["nice", "-n", "10", RUN],
+        ["nice", "-n", "5", RUN],
         env=environment | {"FFS_GUEST_SECONDS": str(GUEST_S)},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
