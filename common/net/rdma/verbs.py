@@ -6,7 +6,7 @@ import ctypes
 import select
 import weakref
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from fireflyfs.common.net.rdma.library import Owned, as_os_error, event_descriptor, library
 
@@ -54,11 +54,10 @@ def address_of(buffer: memoryview) -> tuple[int, Any]:
     return ctypes.addressof(export), export
 
 
-class EventListener:
+class EventListener(Protocol):
     """Told of asynchronous events."""
 
-    def on_events(self, names: Sequence[str]) -> None:
-        raise NotImplementedError
+    def on_events(self, names: Sequence[str], /) -> None: ...
 
 
 class Device(Owned):
