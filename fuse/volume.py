@@ -347,8 +347,8 @@ class Volume:
                     self.record(live, last=live.handles == 1)
                 except FfsError as exc:
                     log.error("inode %d: its close was not recorded: %s", live.id, exc)
+            self.ahead.forget(live.id)  # while it still is live: nobody finds what was read before this close
             if self.table.leave(live):
-                self.ahead.forget(live.id)
                 self.write_behind.forget(live.id)
 
     @contextmanager

@@ -15,6 +15,7 @@ from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.memory import SharedPool
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.inodes import attributes_of
+from fireflyfs.fuse.look_ahead import MISSES
 from fireflyfs.fuse.operations import attributes, files, names, ranges
 from fireflyfs.fuse.options import MountOptions
 from fireflyfs.fuse.protocol import SetAttr
@@ -341,3 +342,43 @@ def test_what_a_failed_copy_left_behind_is_not_beyond_the_end(backend: Any, monk
     bench.flush(fh)
     bench.release(fh)
     assert bench.recorded == 13
+
+
+def test_a_page_of_names_that_began_before_a_close_does_not_bring_the_old_length_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It arrives when the file is not open any more, and has not been taken out of what was looked up ahead."""
+    bench.release(bench.open())  # the look-up below finds a file that was closed before
+    list_now, leave = bench.backend.meta.list, bench.volume.table.leave
+    listed, left, kept, taken = (threading.Event() for _ in range(4))
+
+    def slow(request: m.ListRequest) -> m.ListReply:
+        page = list_now(request)
+        listed.set()
+        left.wait(10)
+        return page
+
+    def leaves(live: Any) -> bool:
+        was_last = leave(live)
+        left.set()
+        taken.wait(10)
+        return was_last
+
+    def look_up_many() -> None:
+        for _ in range(MISSES):
+            bench.volume.ahead.missed(1, b"a")
+        kept.set()
+
+    fh = bench.open()
+    monkeypatch.setattr(bench.volume.ahead, "_meta", SimpleNamespace(list=slow))
+    monkeypatch.setattr(bench.volume.table, "leave", leaves)
+    bench.beside(look_up_many)
+    assert listed.wait(10)
+    bench.write(fh, 0, b"hello")
+    bench.flush(fh)
+    closing = bench.beside(bench.release, fh)
+    assert kept.wait(10)
+    found = bench.volume.ahead.take(1, b"f")
+    taken.set()
+    closing.join(10)
+    assert found is None or found[0].length == 5
