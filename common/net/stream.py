@@ -26,6 +26,7 @@ SMALL_READ_BYTES: Final = 4 * KiB  # when payload follows the frames: what is no
 IOV_MAX: Final = 512
 LINGER_S: Final = 1.0
 CORKED_BYTES_MAX: Final = 128 * KiB  # answers held back so that they leave together
+CORKED_BESIDE_BYTES_MAX: Final = 4 * MiB  # of payload that went before them: then whoever waits for it is told
 LANDING_BYTES_PER_EVENT_MAX: Final = 16 * MiB  # then the loop's other connections get their turn
 FDS_PER_READ_MAX: Final = 8
 FDS_WAITING_MAX: Final = 16
@@ -87,6 +88,7 @@ class Stream:
         self._writing = False
         self._closing = False
         self._queue: deque[Buffer] = deque()
+        self._beside_bytes = 0  # of payload that went another way since the last flush
         self._sent_total = 0
         self._queued_total = 0
         self._after: deque[tuple[int, Callable[[], None]]] = deque()
@@ -389,11 +391,14 @@ class Stream:
         if after is not None:
             self._after.append((self._queued_total, after))
         # Much payload leaves at once, while it is still in the processor's cache and its buffer can be used again.
-        if not self._writing and (not self._corked or self.queued_bytes + beside_bytes >= CORKED_BYTES_MAX):
+        self._beside_bytes += beside_bytes
+        much = self.queued_bytes >= CORKED_BYTES_MAX or self._beside_bytes >= CORKED_BESIDE_BYTES_MAX
+        if not self._writing and (not self._corked or much):
             self._flush()
 
     def _flush(self) -> None:
         queue = self._queue
+        self._beside_bytes = 0
         try:
             while queue:
                 if len(queue) == 1:

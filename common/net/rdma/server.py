@@ -227,9 +227,11 @@ class ServerEnd:
             return
         self._server.stats.pushed_bytes += sum(lengths)
         buffer.hold()
+        if sum(lengths) > SILENT_PUSH_BYTES_MAX:
+            self._submit(Operation(works, lambda _: buffer.drop()))
+            return
         # What is small may keep its buffer until a later message is signalled: to be woken costs more than to move it.
-        signalled = sum(lengths) > SILENT_PUSH_BYTES_MAX
-        self.endpoint.put_before(Operation(works, lambda _: buffer.drop(), signalled=signalled))
+        self.endpoint.put_before(Operation(works, lambda _: buffer.drop(), signalled=False))
         if not self._posts_soon:  # in one call with the answer, or alone where that has to wait for room
             self._posts_soon = True
             self._loop.call_soon(self._post)
