@@ -26,12 +26,14 @@ $(BIN)/ffs: pyproject.toml $(LIBRARY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml $(BIN)/ffs
+# The same with all that development needs, in one go.
+$(VENV)/.dev: pyproject.toml $(LIBRARY)
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $@
+	@touch $(BIN)/ffs $@
 
 # Programs written for 3FS, which tests run.
-$(VENV)/usrbio-clients/.complete: tests/e2e/usrbio_clients.sh $(BIN)/ffs
+$(VENV)/usrbio-clients/.complete: tests/e2e/usrbio_clients.sh $(VENV)/.dev
 	@$< $(VENV)/usrbio-clients $(BIN)/pip
 	@touch $@
 
@@ -62,7 +64,6 @@ check: lint proto-fresh
 # Everything, real clusters and mounts included. A skipped test fails the run: FFS_ALLOW_SKIPS=1 accepts skips.
 test: test-packages lint proto-fresh
 	$(if $(FFS_ALLOW_SKIPS),,FFS_NO_SKIPS=1) $(BIN)/pytest -n $(TEST_WORKERS) --dist load
-	@tests/rdma/run.sh
 
 # The rdma link over real verbs, on this machine's device or in a guest that has one (QEMU, slow).
 test-rdma: dev test-packages

@@ -28,11 +28,6 @@ CAPACITY_BYTES = 4 * GiB  # of each target; tests share a disk
 ClusterFactory = Callable[..., LocalCluster]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_at_a_time(alone: None) -> None:
-    """See `alone` in tests/conftest.py."""
-
-
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """One cluster for all tests that leave it as they found it: everything serving."""

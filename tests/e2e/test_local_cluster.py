@@ -15,7 +15,7 @@ import pytest
 from fireflyfs.client.filesystem import FileSystem
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.deploy import plan as planning
-from fireflyfs.deploy.local import ClusterSpec, LocalCluster
+from fireflyfs.deploy.local import PORT_GRACE_S, ClusterSpec, LocalCluster
 
 pytestmark = pytest.mark.e2e
 
@@ -32,8 +32,13 @@ def pids(cluster: LocalCluster) -> dict[str, int]:
 
 @contextlib.contextmanager
 def taken(port: int) -> Iterator[None]:
-    """Another program listens on `port`."""
+    """Another program listens on `port`, as soon as nothing of a process that was killed holds it any more."""
+    deadline_s = time.monotonic() + PORT_GRACE_S
+    while not planning.port_is_free("127.0.0.1", port):
+        assert time.monotonic() < deadline_s, port
+        time.sleep(0.05)
     with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that ended may still be known
         holder.bind(("127.0.0.1", port))
         holder.listen()
         yield

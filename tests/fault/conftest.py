@@ -16,13 +16,6 @@ SEED_ENV = "FFS_FAULT_SEED"  # the faults and the load follow from it; what proc
 ROUNDS_ENV = "FFS_FAULT_ROUNDS"  # how many times as many faults as in the short run
 
 
-@pytest.fixture(autouse=True)
-def one_at_a_time(request: pytest.FixtureRequest) -> None:
-    """See `alone` in tests/conftest.py; tests of the checker alone need no cluster."""
-    if request.node.get_closest_marker("e2e") is not None:
-        request.getfixturevalue("alone")
-
-
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> str:
     """Printed with a test that fails."""
