@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,9 @@ def test_what_nobody_has_any_more_is_an_error_and_no_hole(
     assert len(found["damaged"]) == chunks
     for turn in range(2):
         with connect(cluster) as fs:
-            for name in list(content)[:2]:  # a client tries for seconds before it believes it
-                assert errno_of(fs.read_bytes, name) == errno.EIO
+            with ThreadPoolExecutor(2) as pool:  # a client tries for seconds before it believes it
+                errors = list(pool.map(lambda name: errno_of(fs.read_bytes, name), list(content)[:2]))
+            assert errors == [errno.EIO] * 2
         if turn == 0:
             cluster.restart("storage-1")
     wait_for("the report", lambda: bool(ffs_json(cluster, "status")["damaged_chunks"] == chunks))
