@@ -1,6 +1,6 @@
 """The rdma link on real verbs, by tests/rdma/run.sh: on this machine's device, or in a guest that has a software one.
 
-One test here, because a guest starts once: it runs beside other tests, on what they leave of the machine.
+One test here, because a guest starts once. It runs beside other tests: they wait a lot, and it translates instructions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def test_the_link_on_real_verbs() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment.pop("FFS_NO_SKIPS", None)
     done = subprocess.run(
-        ["nice", "-n", "5", RUN],
+        [RUN],
         env=environment | {"FFS_GUEST_SECONDS": str(GUEST_S)},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
