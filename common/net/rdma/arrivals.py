@@ -17,7 +17,7 @@ from fireflyfs.common.net.rdma.credits import SPARE, connections_that_fit
 from fireflyfs.common.net.rdma.endpoint import Endpoint
 from fireflyfs.common.net.rdma.queues import POLL_MAX, RECEIVED, Completions
 from fireflyfs.common.net.rdma.receiving import Receives
-from fireflyfs.common.net.rdma.verbs import FATAL, SRQ_LIMIT, Device, Domain, EventListener
+from fireflyfs.common.net.rdma.verbs import FATAL, SRQ_LIMIT, Device, Domain
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Receiver(Protocol):
         """Act on what has come or failed."""
 
 
-class Arrivals(EventListener):
+class Arrivals:
     """On the server's loop only."""
 
     def __init__(self, device: Device, loop: asyncio.AbstractEventLoop, connections_max: int) -> None:
