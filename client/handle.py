@@ -233,8 +233,8 @@ class OpenInode:
         self._state.limit.learn(inode, self._context.clock.monotonic_s())
 
     def flush(self) -> None:
-        """Tell meta the length and time of our writes, so that everyone sees them."""
-        if self._state.dirty:
+        """Tell meta the length and time of our writes, so that everyone sees them. Close has said it, or will."""
+        if self._state.dirty and not self._closed:
             self._sync(durable=False)
 
     def fsync(self) -> None:

@@ -91,6 +91,22 @@ def test_a_close_that_meta_did_not_take_in_time_is_told_later(cluster: FakeClust
     client.late_closes.tell_beside()  # nothing to tell
 
 
+def test_a_file_that_meta_did_not_close_in_time_asks_it_nothing_more(cluster: FakeCluster, client: FakeContext) -> None:
+    """Python's own close flushes: that would wait once more, and say of a file that is gone that it was never there."""
+    file = client.file(b"/a")
+    file.write(b"hello")
+    for server in cluster.meta_servers.values():
+        server.down = True
+    asked: list[str] = []
+    for name in ("sync", "close"):
+        call = getattr(client.meta, name)
+        setattr(client.meta, name, lambda request, name=name, call=call: (asked.append(name), call(request))[1])
+    with pytest.raises(TimeoutError):
+        file.close()
+    assert asked == ["close"]
+    assert file.closed
+
+
 def test_fsync_syncs_storage_then_meta(cluster: FakeCluster, client: FakeContext) -> None:
     handle = client.open(b"/a")
     handle.pwrite(0, view(b"hello"))
