@@ -20,7 +20,7 @@ from fireflyfs.fuse.backend import Backend
 from fireflyfs.fuse.handshake import handshake
 from fireflyfs.fuse.operations.files import drop_handle
 from fireflyfs.fuse.options import MountOptions
-from fireflyfs.fuse.protocol import InitFlag
+from fireflyfs.fuse.protocol import InitFlag, Opcode
 from fireflyfs.fuse.service import Service
 from fireflyfs.fuse.usrbio.host import RingHost
 from fireflyfs.fuse.volume import Volume
@@ -52,6 +52,7 @@ class Mount:
         self.options = options or MountOptions()
         self.clock = clock or SystemClock()
         self.volume = Volume(backend, self.options, self.clock, self._notify)
+        self.volume.reads_before = self._reads_before
         self.volume.mountpoint = self.mountpoint
         self.volume.rings = rings(self.volume) if rings is not None else None
         self._session_fd = -1
@@ -179,6 +180,15 @@ class Mount:
                 self._services.remove(service)
         if not added:
             self._ended.set()
+
+    def _reads_before(self, nodeid: int, unique: int) -> bool:
+        return any(
+            each.busy_since_s
+            and each.busy_with == Opcode.READ
+            and each.busy_node == nodeid
+            and each.busy_unique < unique
+            for each in list(self._services)
+        )
 
     def _may_end(self, service: Service) -> bool:
         if len(self._services) <= self.options.threads:

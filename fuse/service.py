@@ -39,6 +39,7 @@ class Service:
         self.volume = volume
         self.busy_since_s = 0.0
         self.busy_with = 0
+        self.busy_node = self.busy_unique = 0
         self._request_bytes = request_bytes_max + protocol.REQUEST_EXTRA_BYTES
         self._landing = volume.backend.pool.allocate(request_bytes_max)
         self._may_end = may_end
@@ -84,6 +85,7 @@ class Service:
                     _,
                 ) = IN_HEADER.unpack_from(room)
                 opcode = self.busy_with = request.opcode
+                self.busy_node, self.busy_unique = request.nodeid, request.unique
                 request.body = room[40:length]
                 request.body_position = position + 40
                 handler = HANDLERS.get(opcode)

@@ -80,6 +80,8 @@ class Volume:
         self.counts: Counter[str] = Counter()
         self.mountpoint = Path("/")
         self.rings: RingHost | None = None  # where applications' rings are served
+        # Whether an earlier READ of an inode than the one with this number has not been answered yet.
+        self.reads_before: Callable[[int, int], bool] = lambda nodeid, unique: False
         self.times = Statistics()
         self.began_s = clock.monotonic_s()
 

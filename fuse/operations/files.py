@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.ids import new_session_id
@@ -17,6 +18,8 @@ from fireflyfs.fuse.request import Reply, Request
 from fireflyfs.fuse.volume import Volume
 from fireflyfs.proto import meta_pb2 as m
 
+EARLIER_READS_S = 1.0
+ARRIVAL_S = 0.002
 FMODE_EXEC = 0x20  # the kernel opens a program to run it
 _OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_APPEND
 _KEEP_CACHE, _NOFLUSH, _DIRECT_IO = int(OpenReply.KEEP_CACHE), int(OpenReply.NOFLUSH), int(OpenReply.DIRECT_IO)
@@ -126,6 +129,19 @@ def create(volume: Volume, request: Request) -> Reply:
         return entry + opened(volume, live, reply, session, flags, writes)
 
 
+def _let_earlier_reads_go_first(volume: Volume, request: Request) -> None:
+    """Before it is said that nothing is there, as another mount has truncated the file.
+
+    The kernel, which believed in a longer one, reads ahead in several requests, and takes the end from the first of
+    their answers that comes short: it must be the one that the end is in, or it gives zeros behind the end to programs.
+    What is read around its pages it does not treat so.
+    """
+    end_s = time.monotonic() + EARLIER_READS_S
+    time.sleep(ARRIVAL_S)  # one that was taken before this one by another thread is known of then
+    while volume.reads_before(request.nodeid, request.unique) and time.monotonic() < end_s:
+        time.sleep(ARRIVAL_S / 4)
+
+
 def read(volume: Volume, request: Request) -> Reply:
     fh, offset, size, _, _, _, _ = protocol.READ_IN.unpack_from(request.body)
     handle = volume.handles.file(fh)
@@ -140,6 +156,8 @@ def read(volume: Volume, request: Request) -> Reply:
         length = length_now(volume, live)
         size = min(size, length - offset)
         if size <= 0:
+            if not (volume.options.strict or handle.flags & (os.O_DIRECT | os.O_APPEND)):
+                _let_earlier_reads_go_first(volume, request)
             return b""
     if volume.write_behind.overlaps(live.id, offset, offset + size):
         volume.write_behind.flush(live.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import shutil
@@ -255,3 +256,25 @@ def test_programs_of_one_mount_share_a_mapping(two: tuple[Path, Path], name: str
     one("m[300:305] = b'close'; m.close(); os.close(fd)")
     other("m.close(); os.close(fd)")
     assert (two[1] / name).read_bytes()[300:305] == b"close"
+
+
+def test_a_read_across_the_end_that_another_mount_has_set_gives_no_zeros_behind_it(
+    two: tuple[Path, Path], name: str
+) -> None:
+    """The kernel reads ahead by what it believes, in several requests at once, and takes the end from short answers."""
+    one, other = (os.open(point / name, os.O_RDWR | os.O_CREAT) for point in two)
+    try:
+        for turn in range(10):
+            fcntl.flock(one, fcntl.LOCK_EX)
+            assert os.pwrite(one, b"x" * 3_000_000, 0) == 3_000_000
+            fcntl.flock(one, fcntl.LOCK_UN)
+            end = 2_202_135 - 4096 * turn
+            fcntl.flock(other, fcntl.LOCK_EX)
+            os.ftruncate(other, end)
+            fcntl.flock(other, fcntl.LOCK_UN)
+            fcntl.flock(one, fcntl.LOCK_EX)
+            assert len(os.pread(one, 1_065_058, 1_770_506)) == end - 1_770_506
+            fcntl.flock(one, fcntl.LOCK_UN)
+    finally:
+        os.close(one)
+        os.close(other)

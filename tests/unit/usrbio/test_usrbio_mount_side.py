@@ -77,6 +77,7 @@ class OneFile:
         self.handle = FileHandle(1, self.live, os.O_RDWR, writes=True)
         self.no_session = False
         self.table: Any = SimpleNamespace(hold=self._hold, leave=self._leave)
+        self.ahead: Any = SimpleNamespace(forget=lambda _: None)
 
     def _hold(self, _: int) -> LiveInode:
         self.live.handles += 1
