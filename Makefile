@@ -61,9 +61,12 @@ lint: dev
 check: lint proto-fresh
 	$(BIN)/pytest -q -m "not e2e and not slow"
 
-# Everything, real clusters and mounts included. A skipped test fails the run: FFS_ALLOW_SKIPS=1 accepts skips.
+# Everything, real clusters and mounts first, and the rest in fresh processes, which hold nothing of them. A skipped test
+# fails the run: FFS_ALLOW_SKIPS=1 accepts skips.
+PYTEST_ALL = $(if $(FFS_ALLOW_SKIPS),,FFS_NO_SKIPS=1) $(BIN)/pytest -n $(TEST_WORKERS) --dist load
 test: test-packages lint proto-fresh
-	$(if $(FFS_ALLOW_SKIPS),,FFS_NO_SKIPS=1) $(BIN)/pytest -n $(TEST_WORKERS) --dist load
+	$(PYTEST_ALL) tests/e2e tests/fault
+	$(PYTEST_ALL) --ignore tests/e2e --ignore tests/fault
 
 # The rdma link over real verbs, on this machine's device or in a guest that has one (QEMU, slow).
 test-rdma: dev test-packages

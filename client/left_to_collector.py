@@ -79,8 +79,9 @@ def leave(work: Callable[[], object]) -> None:
 
 
 def drain(timeout_s: float = DRAIN_S) -> None:
-    """What was left before is done when this returns, or the time is up."""
-    _thread.drain(timeout_s)
+    """What was left before is done when this returns, or the time is up. Nothing is waited for in a destructor."""
+    if not collects():
+        _thread.drain(timeout_s)
 
 
 def _on_collection(phase: str, _info: dict[str, int]) -> None:
