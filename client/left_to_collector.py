@@ -21,6 +21,7 @@ DRAIN_S = 60.0  # as long as a close may take
 EXIT_DRAIN_S = 10.0
 
 _collecting = 0  # the thread that collects garbage
+_found: list[Callable[[], object]] = []  # by the collection that runs
 
 
 class _Thread:
@@ -74,8 +75,12 @@ def collects() -> bool:
 
 
 def leave(work: Callable[[], object]) -> None:
-    """Have it done soon, by another thread. For destructors."""
-    _thread.leave(work)
+    """Have it done soon, by another thread: after the collection, whose destructors go on with the same file. That
+    thread could hold one of its locks, and wait for one that the collecting thread holds."""
+    if collects():
+        _found.append(work)
+    else:
+        _thread.leave(work)
 
 
 def drain(timeout_s: float = DRAIN_S) -> None:
@@ -87,6 +92,10 @@ def drain(timeout_s: float = DRAIN_S) -> None:
 def _on_collection(phase: str, _info: dict[str, int]) -> None:
     global _collecting
     _collecting = threading.get_ident() if phase == "start" else 0
+    if phase == "stop" and _found:
+        for work in _found:
+            _thread.leave(work)
+        _found.clear()
 
 
 def _in_child() -> None:

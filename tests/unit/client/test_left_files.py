@@ -97,6 +97,27 @@ def test_one_that_is_collected_while_its_locks_are_held(
     assert not cluster.sessions
 
 
+def test_what_is_left_waits_for_the_end_of_the_collection() -> None:
+    """Destructors of the same file go on: a thread with one of its locks, which waits for another, would stop them."""
+    begun = threading.Event()
+    seen: list[bool] = []
+
+    class Left:
+        def __init__(self) -> None:
+            self.cycle = self
+
+        def __del__(self) -> None:
+            left_to_collector.leave(begun.set)
+            seen.append(begun.wait(0.2))
+
+    left_to_collector.start()
+    Left()
+    gc.collect()
+    left_to_collector.drain()
+    assert seen == [False]
+    assert begun.is_set()
+
+
 def test_what_fails_is_told_and_keeps_no_other(caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
         raise OSError(5, "no answer", "/a")
