@@ -5,13 +5,17 @@ names that it knows (git, rsync, a loader of samples) pays a round trip for each
 the next entries in name order are listed with their attributes, and each answers one look-up, for as long as the kernel
 might have kept it. How many are listed grows while they are used, as with readahead of a file.
 
-What this mount changes itself is taken out when meta has answered (`forget`, `forget_name`), also from a page that is
-on its way meanwhile; what is open here is never answered from here.
+What was renamed here is known under its new name: the kernel keeps the old one's time, and asks again soon.
+
+What this mount changes itself is taken out when meta has answered (`forget`, `forget_name`), also from an answer that
+is on its way meanwhile; what is open here is never answered from here.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from fireflyfs.common.clock import Clock
@@ -27,7 +31,7 @@ PAGE_MAX: Final = 512
 USED_PART: Final = 16  # pages grow while one of so many entries is used
 ENTRIES_MAX: Final = 8192
 DIRECTORIES_MAX: Final = 256
-TOUCHED_MAX: Final = 8192  # changes while a page is on its way; beyond, it is dropped
+TOUCHED_MAX: Final = 8192  # changes while an answer is on its way; beyond, it is dropped
 
 Name = tuple[int, bytes]  # directory, name
 
@@ -86,6 +90,9 @@ class LookAhead:
         """The inode was changed here, or the kernel knows something newer: after meta has said so."""
         if self._fetching:
             self._touch(inode_id)
+        self._drop(inode_id)
+
+    def _drop(self, inode_id: int) -> None:
         name = self._names.pop(inode_id, None)
         if name is not None:
             self._entries.pop(name, None)
@@ -124,28 +131,23 @@ class LookAhead:
     def _fetch(self, nodeid: int, directory: _Directory) -> None:
         if directory.used * USED_PART >= directory.listed > 0:
             directory.page = min(directory.page * 2, PAGE_MAX)
-        with self._lock:
-            self._fetching += 1
-        asked_s = self._clock.monotonic_s()
         try:
-            page = self._meta.list(
-                m.ListRequest(
-                    caller=self._caller,
-                    at=m.PathAt(dir=nodeid),
-                    after=directory.after,
-                    limit=directory.page,
-                    attributes=True,
+            with self.asking() as asked_s:
+                page = self._meta.list(
+                    m.ListRequest(
+                        caller=self._caller,
+                        at=m.PathAt(dir=nodeid),
+                        after=directory.after,
+                        limit=directory.page,
+                        attributes=True,
+                    )
                 )
-            )
-            with self._lock:
-                self._keep(nodeid, page, asked_s)
+                with self._lock:
+                    for entry in page.entries:
+                        if (nodeid, entry.name) not in self._touched:
+                            self._keep((nodeid, entry.name), entry.attributes, asked_s)
         except FfsError:
             return  # whoever looks up is told what is wrong
-        finally:
-            with self._lock:
-                self._fetching -= 1
-                if not self._fetching:
-                    self._touched.clear()
         directory.since_s = asked_s
         directory.listed += len(page.entries)
         if page.more and page.entries:
@@ -154,17 +156,34 @@ class LookAhead:
             directory.after = b""
             directory.ends += 1
 
-    def _keep(self, nodeid: int, page: m.ListReply, asked_s: float) -> None:
-        if len(self._touched) > TOUCHED_MAX:
+    @contextmanager
+    def asking(self) -> Iterator[float]:
+        """Around a question whose answer is kept, and the keeping: what changes meanwhile is noticed. Since when."""
+        with self._lock:
+            self._fetching += 1
+        try:
+            yield self._clock.monotonic_s()
+        finally:
+            with self._lock:
+                self._fetching -= 1
+                if not self._fetching:
+                    self._touched.clear()
+
+    def renamed(self, nodeid: int, name: bytes, inode: m.Inode, asked_s: float) -> None:
+        """The inode was given this name here; called within `asking`, after `forget_name` of both names."""
+        if self._valid_s:
+            with self._lock:
+                self._drop(inode.id)
+                self._keep((nodeid, name), inode, asked_s)
+        self._touch(inode.id)  # what others are asking just now is older
+
+    def _keep(self, name: Name, inode: m.Inode, asked_s: float) -> None:
+        if len(self._touched) > TOUCHED_MAX or inode.id in self._touched:
             return
-        if len(self._entries) + len(page.entries) > ENTRIES_MAX:
+        if not inode.id or (inode.nlink > 1 and not inode.mode & 0o040000) or self._table.get(inode.id) is not None:
+            return
+        if len(self._entries) >= ENTRIES_MAX:
             self._entries.clear()
             self._names.clear()
-        for entry in page.entries:
-            inode, name = entry.attributes, (nodeid, entry.name)
-            if not inode.id or (inode.nlink > 1 and not inode.mode & 0o040000) or self._table.get(inode.id) is not None:
-                continue
-            if inode.id in self._touched or name in self._touched:
-                continue
-            self._entries[name] = (inode, asked_s)
-            self._names[inode.id] = name
+        self._entries[name] = (inode, asked_s)
+        self._names[inode.id] = name

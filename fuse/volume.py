@@ -139,10 +139,14 @@ class Volume:
         self.handles.name_gone(nodeid)
 
     def changed_inode(self, inode: m.Inode) -> None:
-        """A name of it was made, moved or removed here. One without a name may still be open in the kernel."""
+        """A name of it was made or removed here. One without a name may still be open in the kernel."""
+        self.ahead.forget(inode.id)
+        self.moved_inode(inode)
+
+    def moved_inode(self, inode: m.Inode) -> None:
+        """The same of one whose new name look-ahead knows."""
         if not inode.id:
             return
-        self.ahead.forget(inode.id)
         if not inode.nlink:
             self.removed.add(inode)
         now = self.clock.monotonic_s()

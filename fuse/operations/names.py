@@ -148,14 +148,16 @@ def _rename(volume: Volume, request: Request, new_parent: int, flags: int, offse
         new=m.PathAt(dir=new_parent, path=new),
         flags=flags,
     )
-    with volume.names.making(new_parent, new), nullcontext() if flags else volume.removing(new_parent, new):
-        reply = volume.meta.rename(asked)
-        volume.changed_inode(reply.other)
-    volume.changed_directory(reply.old_directory)
-    volume.changed_directory(reply.new_directory)
-    volume.changed_inode(reply.inode)
-    volume.name_gone(request.nodeid, old)
-    volume.name_gone(new_parent, new)
+    with volume.ahead.asking() as asked_s:
+        with volume.names.making(new_parent, new), nullcontext() if flags else volume.removing(new_parent, new):
+            reply = volume.meta.rename(asked)
+            volume.changed_inode(reply.other)
+        volume.changed_directory(reply.old_directory)
+        volume.changed_directory(reply.new_directory)
+        volume.name_gone(request.nodeid, old)
+        volume.name_gone(new_parent, new)
+        volume.ahead.renamed(new_parent, new, reply.inode, asked_s)
+        volume.moved_inode(reply.inode)
     return b""
 
 

@@ -27,6 +27,8 @@ TXN_FILES = 23  # files claimed, or forgotten, in one transaction: at most five 
 TREE_STEP = 24  # entries taken out of a removed directory in one transaction: at most four writes each, and a few
 REMOVE_STEP = 1024  # chunks of one chain removed in one request
 LOOK_AGAIN_S = 5.0  # for files that were held open
+PAUSE_S = 0.05  # without a removal, until what was removed is collected
+PAUSES_S = 1.0  # at most, while removals come
 log = logging.getLogger(__name__)
 
 
@@ -45,11 +47,22 @@ class GarbageCollector:
         while True:
             self._kick.clear()
             collected = await self.collect_all()
-            if not collected:
-                try:
-                    await asyncio.wait_for(self._kick.wait(), LOOK_AGAIN_S)
-                except TimeoutError:
-                    pass
+            if collected or await self._kicked(LOOK_AGAIN_S):
+                await self._let_removals_go_first()
+
+    async def _let_removals_go_first(self) -> None:
+        """Who removes many files waits for each: collecting them meanwhile would take nearly as long once more."""
+        end_s = asyncio.get_running_loop().time() + PAUSES_S
+        while self._kick.is_set() and asyncio.get_running_loop().time() < end_s:
+            self._kick.clear()
+            await self._kicked(PAUSE_S)
+
+    async def _kicked(self, timeout_s: float) -> bool:
+        try:
+            await asyncio.wait_for(self._kick.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
 
     async def collect_all(self) -> int:
         """One pass over all records; how many were finished."""

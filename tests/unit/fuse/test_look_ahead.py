@@ -190,3 +190,45 @@ def test_mounts_that_keep_nothing_look_nothing_up_ahead() -> None:
     looks.ahead = LookAhead(looks.meta, common_pb2.Caller(), looks.table, looks.clock, 0.0)  # type: ignore[arg-type]
     looks.some(100)
     assert not looks.meta.pages
+
+
+def rename(looks: Looks, name: bytes, inode: m.Inode, meanwhile: Callable[[], object] = lambda: None) -> None:
+    """Under way for a moment, in which `meanwhile` happens."""
+    with looks.ahead.asking() as asked_s:
+        looks.clock.advance(0.25)
+        meanwhile()
+        looks.ahead.forget_name(DIR, name)
+        looks.ahead.renamed(DIR, name, inode, asked_s)
+
+
+def test_what_was_renamed_here_is_known_under_its_new_name_once_and_for_a_moment(looks: Looks) -> None:
+    renamed = m.Inode(id=5, mode=0o100644, nlink=1)
+    rename(looks, b"f0001", renamed)
+    rename(looks, b"f0002", renamed)
+    assert looks.up(b"f0001") is None
+    assert looks.up(b"f0002") == renamed
+    assert looks.up(b"f0002") is None
+    rename(looks, b"f0003", renamed)
+    looks.clock.advance(VALID_S - 0.25)
+    assert looks.up(b"f0003") is None
+
+
+def test_what_was_renamed_is_asked_for_if_it_changed_meanwhile_or_is_open_or_has_more_names(looks: Looks) -> None:
+    renamed = m.Inode(id=5, mode=0o100644, nlink=1, layout=Layout(chunk_size=1 << 20, chains=[1]))
+    rename(looks, b"f0001", renamed, lambda: looks.ahead.forget(5))
+    assert looks.up(b"f0001") is None
+    rename(looks, b"f0001", m.Inode(id=5, mode=0o100644, nlink=2))
+    assert looks.up(b"f0001") is None
+    looks.table.enter(renamed, 0.0)
+    rename(looks, b"f0001", renamed)
+    assert looks.up(b"f0001") is None
+    assert not len(looks.ahead)
+
+
+def test_a_page_that_began_before_a_rename_does_not_bring_back_what_was_there(looks: Looks) -> None:
+    renamed = m.Inode(id=looks.meta.inode(b"f0020"), mode=0o100600, nlink=1)
+    looks.meta.during = lambda: rename(looks, b"f0010", renamed)
+    looks.some()
+    assert looks.up(b"f0010") == renamed
+    assert looks.up(b"f0020") is None
+    assert looks.up(b"f0021") is not None
