@@ -118,12 +118,25 @@ def clone(session_fd: int) -> int:
         fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except PermissionError:
         return os.dup(session_fd)
+    return _cloned(fd, session_fd)
+
+
+def _cloned(fd: int, session_fd: int) -> int:
     try:
         fcntl.ioctl(fd, protocol.DEV_IOC_CLONE, session_fd.to_bytes(4, "little"))
     except OSError:
         os.close(fd)
         raise
     return fd
+
+
+def clone_nonblocking(session_fd: int) -> int | None:
+    """One that fails with EAGAIN where the other would sleep; None for users who may not open the device."""
+    try:
+        fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except PermissionError:
+        return None
+    return _cloned(fd, session_fd)
 
 
 def unmount(mountpoint: Path, *, lazy: bool = True, force: bool = False) -> None:

@@ -16,6 +16,7 @@ from typing import Final
 from fireflyfs.common.clock import Clock, SystemClock
 from fireflyfs.common.errors import FfsError
 from fireflyfs.fuse import device, protocol
+from fireflyfs.fuse.arrivals import Arrivals, AtWork
 from fireflyfs.fuse.backend import Backend
 from fireflyfs.fuse.handshake import handshake
 from fireflyfs.fuse.operations.files import drop_handle
@@ -56,6 +57,7 @@ class Mount:
         self.volume.mountpoint = self.mountpoint
         self.volume.rings = rings(self.volume) if rings is not None else None
         self._session_fd = -1
+        self._at_work = AtWork()
         self._request_bytes_max = self.options.request_bytes_max
         self._lock = threading.Lock()
         self._services: list[Service] = []
@@ -164,7 +166,8 @@ class Mount:
         thread.start()
 
     def _add_service(self) -> None:
-        service = Service(device.clone(self._session_fd), self.volume, self._request_bytes_max, self._may_end)
+        arrivals = Arrivals(self._session_fd, self._at_work)
+        service = Service(arrivals, self.volume, self._request_bytes_max, self._may_end)
         with self._lock:
             self._services.append(service)
         self._spawn(lambda: self._serve(service), "service")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from fireflyfs.common.errors import FfsError
 from fireflyfs.fuse import protocol
+from fireflyfs.fuse.arrivals import Arrivals
 from fireflyfs.fuse.operations import HANDLERS, control
 from fireflyfs.fuse.operations.control import CONTROL_FIRST
 from fireflyfs.fuse.protocol import IN_HEADER, OUT_HEADER, Opcode
@@ -32,10 +33,12 @@ _QUIET = frozenset(
 
 
 class Service:
-    """A thread's loop over one descriptor, which it owns. `busy_since_s` is 0 while it waits for the kernel."""
+    """A thread's loop over its requests. `busy_since_s` is 0 while it waits for the kernel."""
 
-    def __init__(self, fd: int, volume: Volume, request_bytes_max: int, may_end: Callable[[Service], bool]) -> None:
-        self.fd = fd
+    def __init__(
+        self, arrivals: Arrivals, volume: Volume, request_bytes_max: int, may_end: Callable[[Service], bool]
+    ) -> None:
+        self._arrivals = arrivals
         self.volume = volume
         self.busy_since_s = 0.0
         self.busy_with = 0
@@ -50,22 +53,22 @@ class Service:
         try:
             self._loop()
         finally:
-            os.close(self.fd)
+            self._arrivals.close()
             self._landing.close()
             self.volume.times.ended(self._times)
 
     def _loop(self) -> None:
-        volume, fd, need = self.volume, self.fd, self._request_bytes
+        volume, arrivals, need = self.volume, self._arrivals, self._request_bytes
         segments, counts, times = volume.segments, volume.counts, self._times
         segment = segments.take()
-        request = Request(segment, self._landing, fd)
+        request = Request(segment, self._landing)
         position = 0
         room = segment.view[:need]
         monotonic = time.monotonic
         try:
             while True:
                 try:
-                    length = os.readv(fd, [room])
+                    length = arrivals.next(room)
                 except OSError as exc:
                     if exc.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
                         continue  # the request was interrupted before we had it
@@ -73,6 +76,7 @@ class Service:
                         log.error("cannot read requests: %s", exc)
                     return
                 self.busy_since_s = monotonic()
+                request.fd = arrivals.fd
                 (
                     _,
                     request.opcode,
@@ -147,6 +151,7 @@ class Service:
                     if number:
                         row[ERRORS] += 1
                 self.busy_since_s = 0.0
+                arrivals.done()
                 if self._may_end(self):
                     return
         finally:
@@ -156,7 +161,7 @@ class Service:
 
     def _write(self, pieces: list[bytes | memoryview]) -> None:
         try:
-            os.writev(self.fd, pieces)
+            os.writev(self._arrivals.fd, pieces)
         except OSError as exc:
             # ENOENT: the caller was killed meanwhile; ENODEV: unmounted meanwhile. The next read tells.
             if exc.errno not in (errno.ENOENT, errno.ENODEV):

@@ -52,6 +52,9 @@ class Incoming:
         self._wakes_at = 1
         self._poller = select.poll()
         self._poller.register(sock, select.POLLIN)
+        # Who sleeps in recv on a Unix socket is woken also when the peer has taken what was sent, for nothing.
+        self._polls = sock.family == socket.AF_UNIX
+        self._how = _DONTWAIT if self._polls else 0
 
     def need(self, count: int, payload_bytes: int) -> None:
         """Have `count` bytes from `begin` on, where `payload_bytes` are to come in all answers that are waited for.
@@ -76,8 +79,10 @@ class Incoming:
             self._look_again(room)
         while self._end - self.begin < count:
             self._arm()
+            if self._polls:
+                self._poller.poll(self._timeout_s * 1000)
             try:
-                got = self._receive(self.view[self._end : room])
+                got = self._receive(self.view[self._end : room], 0, self._how)
             except BlockingIOError:
                 continue
             if not got:
