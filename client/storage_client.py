@@ -138,6 +138,14 @@ class StorageClient:
         if failed:
             raise next(iter(failed.values()))
 
+    def begin_first(self, file: FileLayout, into: Piece, limit_s: float) -> Callable[[], bool] | None:
+        """Begin to fill `into`, which is no longer than a chunk, with the file's first bytes; see `begin_one`.
+
+        It is tried once: False says that `read_into` should be asked.
+        """
+        self._guard.check()
+        return self._reader.begin_one(file.inode, 0, file.chains[0], 0, into, length_of(into), limit_s)
+
     def write(self, spans: Sequence[WriteSpan], still: Callable[[], None] | None = None) -> dict[int, FfsError]:
         """Store all spans, on all replicas when it returns; the spans that failed, by place, with why.
 

@@ -95,21 +95,46 @@ class StorageReader:
             self._choice.failed(address, load, ())
             raise
         self._choice.end(address, load, self._clock.monotonic_s() - began_s)
-        if len(reply.body) != _RESULT.size:
-            return False
-        status, got, _, expected, _ = _RESULT.unpack(reply.body)
-        view = view_of(into)
-        if status == _MISSING:
-            fill_zeros(view)
-            return True
-        if status or got > length:
-            return False
-        if got == length:
-            return bool(crc32c(view) == expected)
-        if got and crc32c(view[:got]) != expected:
-            return False
-        fill_zeros(view[got:])
-        return True
+        return _is_good(reply, into, length)
+
+    def begin_one(
+        self, inode: int, index: int, chain_id: int, offset: int, into: Piece, length: int, limit_s: float
+    ) -> Callable[[], bool] | None:
+        """The same in two halves, while something else is asked: what is returned waits, and must be called.
+
+        It takes `limit_s` in all, or gives up. None: nobody can be asked.
+        """
+        routing = self._routing.current()
+        chain = routing.chains.get(chain_id)
+        chosen = self._choice.choose(chain.serving, routing.addresses) if chain is not None else None
+        if chain is None or chosen is None:
+            return None
+        target, address = chosen
+        body = _IO.pack(inode, index, chain_id, chain.version, offset, length)
+        began_s = self._clock.monotonic_s()
+        load = self._choice.begin(address, length)
+        try:
+            begun = self._link.begin(address, Call(Method.STORAGE_READ, body, (), (into,), limit_s))
+        except FfsError:
+            self._choice.failed(address, load, (target,))
+            return None
+        except BaseException:
+            self._choice.failed(address, load, ())
+            raise
+
+        def finish() -> bool:
+            try:
+                reply = begun.finish()
+            except FfsError:
+                self._choice.failed(address, load, (target,))
+                return False
+            except BaseException:
+                self._choice.failed(address, load, ())
+                raise
+            self._choice.end(address, load, self._clock.monotonic_s() - began_s)
+            return _is_good(reply, into, length)
+
+        return finish
 
     def read(self, ios: Ios, pieces: Sequence[Piece]) -> dict[int, FfsError]:
         """Fill every piece; the rows that failed, with what they failed with. `ios` is scratch afterwards."""
@@ -304,6 +329,25 @@ class StorageReader:
         elif step.pause_s:
             self._sleep(step.pause_s)
         return sorted(again)
+
+
+def _is_good(reply: Reply, into: Piece, length: int) -> bool:
+    """Whether the answer to a read of one piece is a usual one; the piece is filled then, and verified."""
+    if len(reply.body) != _RESULT.size:
+        return False
+    status, got, _, expected, _ = _RESULT.unpack(reply.body)
+    view = view_of(into)
+    if status == _MISSING:
+        fill_zeros(view)
+        return True
+    if status or got > length:
+        return False
+    if got == length:
+        return bool(crc32c(view) == expected)
+    if got and crc32c(view[:got]) != expected:
+        return False
+    fill_zeros(view[got:])
+    return True
 
 
 def _lots(members: list[int], lengths: list[int]) -> list[tuple[list[int], int]]:

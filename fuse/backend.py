@@ -53,6 +53,10 @@ class DataCalls(Protocol):
     def read(self, file: FileLayout, offset: int, into: Piece) -> None:
         """Fill all of `into`: holes and what lies behind the last chunk as zeros."""
 
+    def begin_first(self, file: FileLayout, into: Piece) -> Callable[[], bool] | None:
+        """Begin to fill `into` with the file's first bytes, all in one chunk. What is returned waits, and must be
+        called; False: they cannot be had so. None: nor can it be tried."""
+
     def write(
         self, file: FileLayout, extents: Sequence[tuple[int, Piece]], still: Callable[[], None] = lambda: None
     ) -> None:

@@ -30,6 +30,7 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 
 PAUSE_S: Final = 0.5  # after the library has given up
+FIRST_READ_S: Final = 0.3  # for bytes that nobody has asked for yet
 FEW_CHUNKS: Final = 16  # of each chain, asked for where the first data is wanted
 
 
@@ -163,6 +164,9 @@ class PatientData:
                 return
             except FfsError as exc:
                 self._patience.again(exc, "read")
+
+    def begin_first(self, file: FileLayout, into: Piece) -> Callable[[], bool] | None:
+        return self._storage.begin_first(file, into, FIRST_READ_S)
 
     def write(
         self, file: FileLayout, extents: Sequence[tuple[int, Piece]], still: Callable[[], None] = lambda: None

@@ -321,6 +321,10 @@ class InodeTable:
         self._cached[inode.id] = stamp
         return False
 
+    def pages_are_known(self, inode: m.Inode) -> bool:
+        """Whether the kernel may have this file's bytes."""
+        return self._cached.get(inode.id) == stamp_of(inode)
+
     def pages_are(self, inode: m.Inode) -> None:
         self._cached[inode.id] = stamp_of(inode)
 

@@ -21,6 +21,7 @@ from fireflyfs.fuse import protocol
 from fireflyfs.fuse.backend import Backend
 from fireflyfs.fuse.callers import Callers
 from fireflyfs.fuse.delegations import Delegations
+from fireflyfs.fuse.first_bytes import FirstBytes
 from fireflyfs.fuse.held_locks import HeldLocks
 from fireflyfs.fuse.inodes import ChangedDirectories, FileHandle, Handles, InodeTable, LiveInode, attributes_of
 from fireflyfs.fuse.locks import LockClient
@@ -54,7 +55,7 @@ class Volume:
         self.data = backend.data
         self.options = options
         self.clock = clock
-        self.notify = notify
+        self._notify = notify
         self.table = InodeTable()
         self.handles = Handles(options.handles_max)
         self.changed = ChangedDirectories(options.attr_timeout_s)
@@ -73,6 +74,7 @@ class Volume:
         self.ahead = LookAhead(
             backend.meta, self.callers.root, self.table, clock, min(options.entry_timeout_s, options.attr_timeout_s)
         )
+        self.first = FirstBytes(backend.data, backend.pool, self.table, options.attr_timeout_s)
         self.names = Delegations(backend.meta, self.callers.root, backend.lease_clock)
         self.entry_valid = protocol.Valid.of(options.entry_timeout_s)
         self.attr_valid = protocol.Valid.of(options.attr_timeout_s)
@@ -88,10 +90,16 @@ class Volume:
     def caller(self, request: Request) -> Caller:
         return self.callers.caller(request.uid, request.gid, request.pid)
 
+    def notify(self, message: bytes) -> None:
+        """Have the kernel forget something."""
+        self.first.drop()
+        self._notify(message)
+
     def told(self, inode: m.Inode) -> None:
         """The kernel is given these attributes."""
         self.ahead.forget(inode.id)
         self.table.told(inode)
+        self.first.told(inode)
         self.xattrs.learn(inode, self.clock.monotonic_s())
 
     def forget(self, nodeid: int) -> None:
@@ -109,6 +117,7 @@ class Volume:
     def entry_ahead(self, inode: m.Inode, asked_s: float) -> bytes:
         """The same of one that meta described a moment ago, and that may be trusted for the rest of its time."""
         self.table.told(inode)
+        self.first.told(inode)
         self.xattrs.learn(inode, asked_s)
         since_s = self.clock.monotonic_s() - asked_s
         entry_valid = protocol.Valid.of(max(0.0, self.options.entry_timeout_s - since_s))

@@ -116,6 +116,16 @@ class Address:
     host_id: str = ""
 
 
+class Begun(Protocol):
+    """A call that has been sent. One of the two is called, soon and by the same thread."""
+
+    def finish(self) -> Reply:
+        """Wait for the answer. Raises as `BlockingLink.call` does."""
+
+    def give_up(self) -> None:
+        """Nobody wants the answer. Memory that was offered for it may be tainted."""
+
+
 class BlockingLink(Protocol):
     """Connections of this process to any number of servers; safe to use from several threads."""
 
@@ -123,6 +133,9 @@ class BlockingLink(Protocol):
 
     def call(self, address: Address, call: Call) -> Reply:
         """Send, wait, return the answer. Raises FfsError: the server's, or UNAVAILABLE, TIMEOUT, OVERLOADED."""
+
+    def begin(self, address: Address, call: Call) -> Begun:
+        """Send, and let the caller do something else before it takes the answer. Raises as `call` does."""
 
     def call_many(self, calls: Sequence[tuple[Address, Call]]) -> list[Reply | FfsError]:
         """All at once: everything is sent before any answer is waited for. Several calls may go to one address."""

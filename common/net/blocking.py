@@ -16,7 +16,7 @@ from typing import Final
 
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import DEADLINE_S_MAX
-from fireflyfs.common.net.api import Address, Call, MemoryPool, Reply
+from fireflyfs.common.net.api import Address, Begun, Call, MemoryPool, Reply
 from fireflyfs.common.net.busy_poll import Waiters, busy_poll_s
 from fireflyfs.common.net.counting import Counts, Tally, Traffic
 from fireflyfs.common.net.dial import dial
@@ -59,6 +59,35 @@ class _Server:
         self.lock.notify_all()
 
 
+def _reply_of(pending: Pending) -> Reply:
+    outcome = pending.outcome
+    if isinstance(outcome, Reply):
+        return outcome
+    raise outcome if outcome is not None else error(Code.INTERNAL, "a call without an outcome")
+
+
+class _Begun:
+    """Has the connection to itself until it ends."""
+
+    __slots__ = ("_connection", "_pending", "_pool", "_server")
+
+    def __init__(self, pool: BlockingPool, server: _Server, connection: Exchange, pending: Pending) -> None:
+        self._pool = pool
+        self._server = server
+        self._connection = connection
+        self._pending = pending
+
+    def finish(self) -> Reply:
+        try:
+            self._connection.receive()
+        finally:
+            self.give_up()
+        return _reply_of(self._pending)
+
+    def give_up(self) -> None:
+        self._pool._put_back(self._server, self._connection)
+
+
 class BlockingPool(WithdrawListener):
     """A `BlockingLink`. `pool` is what `allocate` comes from; a `SharedPool` lets shm move data without a copy."""
 
@@ -94,10 +123,19 @@ class BlockingPool(WithdrawListener):
             connection.receive()
         finally:
             self._put_back(server, connection)
-        outcome = pending.outcome
-        if isinstance(outcome, Reply):
-            return outcome
-        raise outcome if outcome is not None else error(Code.INTERNAL, "a call without an outcome")
+        return _reply_of(pending)
+
+    def begin(self, address: Address, call: Call) -> Begun:
+        now_s = time.monotonic()
+        pending = Pending(call, now_s)
+        server = self._servers.get(address) or self._server(address)
+        connection = self._acquire(address, server, now_s + call.deadline_s)
+        try:
+            connection.send((pending,))
+        except BaseException:
+            self._put_back(server, connection)
+            raise
+        return _Begun(self, server, connection, pending)
 
     def call_many(self, calls: Sequence[tuple[Address, Call]]) -> list[Reply | FfsError]:
         now_s = time.monotonic()

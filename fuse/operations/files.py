@@ -11,6 +11,7 @@ from fireflyfs.common.ids import new_session_id
 from fireflyfs.common.limits import FILE_BYTES_MAX
 from fireflyfs.common.net.api import tainted
 from fireflyfs.fuse import protocol
+from fireflyfs.fuse.first_bytes import Early
 from fireflyfs.fuse.inodes import FileHandle, LiveInode
 from fireflyfs.fuse.operations.privileges import SET_ID_BITS, drop_privileges
 from fireflyfs.fuse.protocol import OpenReply
@@ -23,6 +24,7 @@ ARRIVAL_S = 0.002
 FMODE_EXEC = 0x20  # the kernel opens a program to run it
 _OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_APPEND
 _KEEP_CACHE, _NOFLUSH, _DIRECT_IO = int(OpenReply.KEEP_CACHE), int(OpenReply.NOFLUSH), int(OpenReply.DIRECT_IO)
+_NOT_EARLY = os.O_TRUNC | os.O_DIRECT | os.O_APPEND
 _CREATE_FLAGS = _OPEN_FLAGS | os.O_CREAT | os.O_EXCL
 
 
@@ -36,14 +38,19 @@ def open_(volume: Volume, request: Request) -> Reply:
     live = volume.table.hold(request.nodeid)
     try:
         if live is None:
-            reply = _ask_open(volume, asked, new_session_id() if writes else b"")
+            early = None if writes or flags & _NOT_EARLY else _read_early(volume, request)
+            try:
+                reply = _ask_open(volume, asked, new_session_id() if writes else b"")
+            finally:
+                if early is not None:
+                    early.finish()
             if not reply.inode.nlink:
                 # Removed elsewhere, as by a rename over it: the kernel looks the name up again and opens what is there.
                 _end_session(volume, reply.inode.id, asked.session)
                 raise error(Code.STALE_HANDLE)
             live = volume.table.enter(reply.inode, volume.clock.monotonic_s())
             with live.lock:
-                return opened(volume, live, reply, asked.session, flags, writes)
+                return opened(volume, live, reply, asked.session, flags, writes, early)
         with live.lock:
             if flags & os.O_TRUNC:
                 volume.before_truncation(live, request)
@@ -58,6 +65,12 @@ def open_(volume: Volume, request: Request) -> Reply:
         if live is not None:
             volume.release(live, writes=False)
         raise
+
+
+def _read_early(volume: Volume, request: Request) -> Early | None:
+    if volume.rings is not None and volume.rings.files.knows(request.nodeid):
+        return None  # they write around this mount's books
+    return volume.first.begin(request)
 
 
 def _ask_open(volume: Volume, asked: m.OpenRequest, session: bytes) -> m.OpenReply:
@@ -75,8 +88,16 @@ def _end_session(volume: Volume, inode: int, session: bytes) -> None:
         volume.meta.close(m.CloseRequest(caller=volume.callers.root, inode=inode, session=session))
 
 
-def opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes, flags: int, writes: bool) -> bytes:
-    """fuse_open_out; `live` has been entered for this handle, and its lock is held."""
+def opened(
+    volume: Volume,
+    live: LiveInode,
+    reply: m.OpenReply,
+    session: bytes,
+    flags: int,
+    writes: bool,
+    early: Early | None = None,
+) -> bytes:
+    """fuse_open_out; `live` has been entered for this handle, and its lock is held. `early` has been read meanwhile."""
     inode = reply.inode
     handle = volume.handles.add_file(live, flags, writes)
     handle.errors_seen = volume.write_behind.errors(live.id)
@@ -95,6 +116,8 @@ def opened(volume: Volume, live: LiveInode, reply: m.OpenReply, session: bytes, 
     if not reply.created and volume.table.kernel_attributes_differ(inode):
         # The kernel's length would cut reads short until its time is up: have it ask (we answer from `live`).
         volume.notify(protocol.encode_inval_inode(live.id, -1, 0))
+    if early is not None:
+        volume.first.keep(handle, early, volume.clock.monotonic_s())
     # Close has nothing to say of what was only read, unless it drops locks.
     how = _NOFLUSH if volume.options.local_locks and not writes else 0
     if volume.options.strict or flags & os.O_APPEND:
@@ -151,6 +174,10 @@ def read(volume: Volume, request: Request) -> Reply:
         now_ns = volume.clock.unix_ns()
         if live.atime_is_old(now_ns):
             live.atime_ns = now_ns
+    first = volume.first.take(handle, offset, size, volume.clock.monotonic_s())
+    if first is not None:
+        volume.counts["reads_early"] += 1
+        return (first,)
     length = live.length
     if offset + size > length or volume.options.strict:
         length = length_now(volume, live)
@@ -235,6 +262,7 @@ def release(volume: Volume, request: Request) -> Reply:
     fh, _, _, _ = protocol.RELEASE_IN.unpack_from(request.body)
     handle = volume.handles.pop_file(fh)
     if handle is not None:
+        volume.first.closed(handle)
         _release(volume, handle)
     return b""
 

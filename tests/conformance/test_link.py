@@ -167,9 +167,11 @@ def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
 
 
 RDMA_DOORS = ["rdma-blocking", "rdma-multiplex"] if device_names() else []
+DOORS = [*RDMA_DOORS, "tcp-blocking", "shm-blocking", "tcp-multiplex", "shm-multiplex"]
+BLOCKING_DOORS = [door for door in DOORS if door.endswith("blocking")]
 
 
-@pytest.fixture(params=[*RDMA_DOORS, "tcp-blocking", "shm-blocking", "tcp-multiplex", "shm-multiplex"])
+@pytest.fixture(params=DOORS)
 def door(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     # Of a machine with a device every tcp connection would be an rdma one.
     monkeypatch.setenv(LINK_ENV, LINKS[request.param.partition("-")[0]])
@@ -281,6 +283,36 @@ def test_deadline(link, address) -> None:
     assert caught.value.code is Code.TIMEOUT
     assert time.monotonic() - started < 1.5
     assert bytes(link.call(address, Call(ECHO, b"still")).body) == b"still"
+
+
+@pytest.mark.parametrize("door", BLOCKING_DOORS, indirect=True)
+def test_a_call_in_two_halves(link, address) -> None:
+    into = memoryview(bytearray(100_000))
+    begun = link.begin(address, Call(FILL, b"", into=[into]))
+    assert bytes(link.call(address, Call(ECHO, b"meanwhile")).body) == b"meanwhile"
+    assert list(begun.finish().pushed) == [100_000]
+    assert bytes(into) == b"\1" * 100_000
+    begun = link.begin(address, Call(FAIL, b""))
+    with pytest.raises(FfsError, match="not here"):
+        begun.finish()
+    begun = link.begin(address, Call(SLOW, b"3000", deadline_s=0.15))
+    with pytest.raises(FfsError) as caught:
+        begun.finish()
+    assert caught.value.code is Code.TIMEOUT
+    with pytest.raises(FfsError) as caught:
+        link.begin(Address("127.0.0.1:1"), Call(ECHO, b""))
+    assert caught.value.code is Code.UNAVAILABLE
+    assert bytes(link.call(address, Call(ECHO, b"still")).body) == b"still"
+
+
+@pytest.mark.parametrize("door", BLOCKING_DOORS, indirect=True)
+def test_what_is_given_up_between_its_halves_lands_nowhere(link, address) -> None:
+    region = link.pool.allocate(4096)
+    link.begin(address, Call(SLOW, b"100", into=[region.slice(0, 4096)])).give_up()
+    assert sum(each.in_flight for each in link.traffic()) == 0
+    assert bytes(link.call(address, Call(ECHO, b"still")).body) == b"still"
+    time.sleep(0.2)
+    assert bytes(region.view) == bytes(4096) or region.tainted
 
 
 class Scattered(Spread):

@@ -11,7 +11,7 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +66,10 @@ class Bytes:
                 found = chunks.get(index, bytearray())[start : start + count]
                 view[done : done + count] = bytes(found) + bytes(count - len(found))
                 done += count
+
+    def begin_first(self, file: FileLayout, into: Piece) -> Callable[[], bool]:
+        self.read(file, 0, into)
+        return lambda: True
 
     def write(self, file: FileLayout, extents: Sequence[tuple[int, Piece]], still=None) -> None:
         with self.lock:

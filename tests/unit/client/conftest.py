@@ -11,6 +11,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -489,6 +490,9 @@ class FakeCluster:
             if address.tcp.startswith("meta:"):
                 return self.meta_servers[int(address.tcp.removeprefix("meta:"))].serve(call)
             return self.workers[int(address.tcp.removeprefix("fake:"))].serve(call)
+
+    def begin(self, address: Address, call: Call) -> Any:
+        return SimpleNamespace(finish=lambda: self.call(address, call))
 
     def call_many(self, calls: Sequence[tuple[Address, Call]]) -> list[Reply | FfsError]:
         answers: list[Reply | FfsError] = []

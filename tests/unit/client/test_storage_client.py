@@ -55,6 +55,40 @@ def test_holes_are_zeros_even_in_dirty_memory(cluster: FakeCluster) -> None:
     assert got == want
 
 
+def test_first_bytes_in_two_halves(cluster: FakeCluster) -> None:
+    client, file = cluster.client(), make_file(cluster)
+    client.write_from(file, 0, memoryview(b"first"))
+    got = bytearray(b"\xff" * 8)
+    finish = client.begin_first(file, memoryview(got), 0.3)
+    assert finish is not None
+    assert cluster.requests(Method.STORAGE_READ) == 0
+    assert finish()
+    assert bytes(got) == b"first\0\0\0"
+    assert [call.deadline_s for worker in cluster.workers.values() for call in worker.requests][-1] == 0.3
+
+
+def test_first_bytes_that_cannot_be_had_are_tried_once(cluster: FakeCluster) -> None:
+    client, file = cluster.client(), make_file(cluster)
+    client.write_from(file, 0, memoryview(b"first"))
+    for worker in cluster.workers.values():
+        worker.down = True
+    got = memoryview(bytearray(5))
+    finish = client.begin_first(file, got, 0.3)
+    assert finish is not None
+    assert not finish()
+    assert cluster.requests(Method.STORAGE_READ) == 1
+    for worker in cluster.workers.values():
+        worker.down, worker.rot = False, True
+    finish = client.begin_first(file, got, 0.3)
+    assert finish is not None
+    assert not finish()  # damaged on the way
+    for worker in cluster.workers.values():
+        worker.rot = False
+    client.read_into(file, 0, got)
+    assert bytes(got) == b"first"
+    assert client.begin_first(FileLayout(InodeId(9), SIZE, (99,)), got, 0.3) is None
+
+
 def test_a_batch_over_many_files(cluster: FakeCluster) -> None:
     client = cluster.client()
     files = [make_file(cluster, inode, (1 + inode % 3,)) for inode in range(10, 30)]
