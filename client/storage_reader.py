@@ -77,25 +77,8 @@ class StorageReader:
 
     def read_one(self, inode: int, index: int, chain_id: int, offset: int, into: Piece, length: int) -> bool:
         """One piece by the shortest way. False: something was unusual, `read` must be asked and will sort it out."""
-        routing = self._routing.current()
-        chain = routing.chains.get(chain_id)
-        chosen = self._choice.choose(chain.serving, routing.addresses) if chain is not None else None
-        if chain is None or chosen is None:
-            return False
-        target, address = chosen
-        body = _IO.pack(inode, index, chain_id, chain.version, offset, length)
-        began_s = self._clock.monotonic_s()
-        load = self._choice.begin(address, length)
-        try:
-            reply = self._link.call(address, Call(Method.STORAGE_READ, body, (), (into,), self._first_s))
-        except FfsError:
-            self._choice.failed(address, load, (target,))
-            return False
-        except BaseException:
-            self._choice.failed(address, load, ())
-            raise
-        self._choice.end(address, load, self._clock.monotonic_s() - began_s)
-        return _is_good(reply, into, length)
+        finish = self.begin_one(inode, index, chain_id, offset, into, length, self._first_s)
+        return finish is not None and finish()
 
     def begin_one(
         self, inode: int, index: int, chain_id: int, offset: int, into: Piece, length: int, limit_s: float

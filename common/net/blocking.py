@@ -59,33 +59,35 @@ class _Server:
         self.lock.notify_all()
 
 
-def _reply_of(pending: Pending) -> Reply:
-    outcome = pending.outcome
-    if isinstance(outcome, Reply):
-        return outcome
-    raise outcome if outcome is not None else error(Code.INTERNAL, "a call without an outcome")
-
-
 class _Begun:
-    """Has the connection to itself until it ends."""
+    """Has the connection to itself until it ends; who is interrupted before drops it."""
 
-    __slots__ = ("_connection", "_pending", "_pool", "_server")
+    __slots__ = ("_connection", "_ended", "_pending", "_pool", "_server")
 
     def __init__(self, pool: BlockingPool, server: _Server, connection: Exchange, pending: Pending) -> None:
         self._pool = pool
         self._server = server
         self._connection = connection
         self._pending = pending
+        self._ended = False
 
     def finish(self) -> Reply:
         try:
             self._connection.receive()
         finally:
             self.give_up()
-        return _reply_of(self._pending)
+        outcome = self._pending.outcome
+        if isinstance(outcome, Reply):
+            return outcome
+        raise outcome if outcome is not None else error(Code.INTERNAL, "a call without an outcome")
 
     def give_up(self) -> None:
-        self._pool._put_back(self._server, self._connection)
+        if not self._ended:
+            self._ended = True
+            self._pool._put_back(self._server, self._connection)
+
+    def __del__(self) -> None:
+        self.give_up()
 
 
 class BlockingPool(WithdrawListener):
@@ -114,16 +116,7 @@ class BlockingPool(WithdrawListener):
         self._closed = False
 
     def call(self, address: Address, call: Call) -> Reply:
-        now_s = time.monotonic()
-        pending = Pending(call, now_s)
-        server = self._servers.get(address) or self._server(address)
-        connection = self._acquire(address, server, now_s + call.deadline_s)
-        try:
-            connection.send((pending,))
-            connection.receive()
-        finally:
-            self._put_back(server, connection)
-        return _reply_of(pending)
+        return self.begin(address, call).finish()
 
     def begin(self, address: Address, call: Call) -> Begun:
         now_s = time.monotonic()
