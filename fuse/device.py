@@ -118,12 +118,30 @@ def clone(session_fd: int) -> int:
         fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except PermissionError:
         return os.dup(session_fd)
+    _join(fd, session_fd)
+    return fd
+
+
+def clone_that_never_blocks(session_fd: int) -> int | None:
+    """As `clone`: a read from it raises BlockingIOError when the kernel has no request. None: for root only.
+
+    A duplicate would not do, because it shares with the others whether they block.
+    """
+    try:
+        fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except PermissionError:
+        return None
+    _join(fd, session_fd)
+    return fd
+
+
+def _join(fd: int, session_fd: int) -> None:
+    """Make a device that was just opened one of the session; closes it when that fails."""
     try:
         fcntl.ioctl(fd, protocol.DEV_IOC_CLONE, session_fd.to_bytes(4, "little"))
     except OSError:
         os.close(fd)
         raise
-    return fd
 
 
 def unmount(mountpoint: Path, *, lazy: bool = True, force: bool = False) -> None:

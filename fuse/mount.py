@@ -20,7 +20,7 @@ from fireflyfs.fuse.backend import Backend
 from fireflyfs.fuse.handshake import handshake
 from fireflyfs.fuse.operations.files import drop_handle
 from fireflyfs.fuse.options import MountOptions
-from fireflyfs.fuse.protocol import InitFlag, Opcode
+from fireflyfs.fuse.protocol import InitFlag
 from fireflyfs.fuse.service import Service
 from fireflyfs.fuse.usrbio.host import RingHost
 from fireflyfs.fuse.volume import Volume
@@ -164,7 +164,14 @@ class Mount:
         thread.start()
 
     def _add_service(self) -> None:
-        service = Service(device.clone(self._session_fd), self.volume, self._request_bytes_max, self._may_end)
+        service = Service(
+            device.clone(self._session_fd),
+            self.volume,
+            self._request_bytes_max,
+            self._may_end,
+            device.clone_that_never_blocks(self._session_fd),
+            self._others_busy,
+        )
         with self._lock:
             self._services.append(service)
         self._spawn(lambda: self._serve(service), "service")
@@ -182,13 +189,13 @@ class Mount:
             self._ended.set()
 
     def _reads_before(self, nodeid: int, unique: int) -> bool:
-        return any(
-            each.busy_since_s
-            and each.busy_with == Opcode.READ
-            and each.busy_node == nodeid
-            and each.busy_unique < unique
-            for each in list(self._services)
-        )
+        return any(each.reads(nodeid, unique) for each in list(self._services))
+
+    def _others_busy(self, service: Service) -> bool:
+        for each in self._services:  # noqa: SIM110, as it is asked for each small read
+            if each.busy_since_s and each is not service:
+                return True
+        return False
 
     def _may_end(self, service: Service) -> bool:
         if len(self._services) <= self.options.threads:
