@@ -8,8 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -24,7 +23,7 @@ from fireflyfs.client.routing_view import RoutingView
 from fireflyfs.client.storage_calls import LastChunk, Removed
 from fireflyfs.client.storage_codec import WriteSpan, length_of, part_of
 from fireflyfs.client.storage_ranges import StorageRanges
-from fireflyfs.client.storage_reader import Ios, StorageReader, single_io
+from fireflyfs.client.storage_reader import Ios, Row, StorageReader, single_io
 from fireflyfs.client.storage_writer import StorageWriter
 from fireflyfs.client.striping import FileLayout, chunk_pieces
 from fireflyfs.common.clock import Clock, SystemClock
@@ -41,8 +40,7 @@ T = TypeVar("T")
 __all__ = ["ReadSpan", "StorageClient", "WriteSpan"]
 
 
-@dataclass(frozen=True, slots=True)
-class ReadSpan:
+class ReadSpan(NamedTuple):
     """Bytes of the file from `offset` on are wanted in `into`, all of it. Bytes never written are zeros."""
 
     file: FileLayout
@@ -145,6 +143,25 @@ class StorageClient:
         """
         self._guard.check()
         return self._reader.begin_one(file.inode, 0, file.chains[0], 0, into, length_of(into), limit_s)
+
+    def read_once(self, spans: Sequence[ReadSpan]) -> list[int]:
+        """Fill small spans in one attempt, without waiting for anybody who is away. Returns those that are not filled:
+        their memory is unspecified, and `read` may fill them."""
+        self._guard.check()
+        rows: list[Row] = []
+        pieces: list[Piece] = []
+        places: list[int] = []
+        left: list[int] = []
+        for place, (file, offset, into) in enumerate(spans):
+            length = length_of(into)
+            index, inside = divmod(offset, file.chunk_size)
+            if 0 < length <= file.chunk_size - inside and offset >= 0:
+                rows.append((file.inode, index, file.chain_of(index), inside, length))
+                pieces.append(into)
+                places.append(place)
+            else:
+                left.append(place)
+        return left + [places[row] for row in self._reader.read_once(rows, pieces)]
 
     def write(self, spans: Sequence[WriteSpan], still: Callable[[], None] | None = None) -> dict[int, FfsError]:
         """Store all spans, on all replicas when it returns; the spans that failed, by place, with why.

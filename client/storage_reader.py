@@ -12,6 +12,7 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,7 @@ _RESULT = struct.Struct("<IIQII")  # READ_RESULT
 _MISSING = int(Code.CHUNK_NOT_FOUND)
 
 Ios = npt.NDArray[np.void]
+Row = tuple[int, int, int, int, int]  # inode, index, chain id, offset in the chunk, length
 
 
 @dataclass(slots=True)
@@ -51,6 +53,19 @@ class _Request:
     nbytes: int
     load: int  # as ReplicaChoice counts it
     targets: set[int]
+
+
+class _Once:
+    """What `read_once` asks one worker for."""
+
+    __slots__ = ("body", "load", "nbytes", "rows", "targets")
+
+    def __init__(self) -> None:
+        self.body = bytearray()
+        self.rows: list[int] = []
+        self.nbytes = 0
+        self.load = 0  # as ReplicaChoice counts it
+        self.targets: set[int] = set()
 
 
 class StorageReader:
@@ -115,9 +130,68 @@ class StorageReader:
                 self._choice.failed(address, load, ())
                 raise
             self._choice.end(address, load, self._clock.monotonic_s() - began_s)
-            return _is_good(reply, into, length)
+            if len(reply.body) != _RESULT.size:
+                return False
+            status, got, _, expected, _ = _RESULT.unpack(reply.body)
+            return _landed(view_of(into), length, status, got, expected)
 
         return finish
+
+    def read_once(self, rows: Sequence[Row], pieces: Sequence[Piece]) -> list[int]:
+        """Small pieces in one attempt, of as few workers as have them all: a request costs more than a small piece.
+
+        Returns the rows that must be read another way.
+        """
+        asked, left = self._share(rows)
+        calls = [
+            (address, Call(Method.STORAGE_READ, each.body, (), [pieces[row] for row in each.rows], self._first_s))
+            for address, each in asked.items()
+        ]
+        began_s = self._clock.monotonic_s()
+        answers: Sequence[Reply | FfsError] = ()
+        try:
+            answers = [self._call_one(*calls[0])] if len(calls) == 1 else self._link.call_many(calls)
+        finally:
+            elapsed_s = self._clock.monotonic_s() - began_s
+            for (address, each), answer in zip_longest(asked.items(), answers):
+                if isinstance(answer, Reply):
+                    self._choice.end(address, each.load, elapsed_s)
+                else:
+                    self._choice.failed(address, each.load, each.targets if answer is not None else ())
+        for each, answer in zip(asked.values(), answers, strict=True):
+            if isinstance(answer, FfsError) or len(answer.body) != len(each.rows) * _RESULT.size:
+                left += each.rows
+                continue
+            for row, (status, got, _, expected, _) in zip(each.rows, _RESULT.iter_unpack(answer.body), strict=True):
+                if not _landed(view_of(pieces[row]), rows[row][4], status, got, expected):
+                    left.append(row)
+        return left
+
+    def _share(self, rows: Sequence[Row]) -> tuple[dict[Address, _Once], list[int]]:
+        """Who is asked for which rows, and the rows of chains that nobody can be asked for."""
+        routing = self._routing.current()
+        asked: dict[Address, _Once] = {}
+        left: list[int] = []
+        for place, (inode, index, chain_id, offset, length) in enumerate(rows):
+            chain = routing.chains.get(chain_id)
+            serving = chain.serving if chain is not None else ()
+            chosen = next(
+                ((target, at) for target in serving if (at := routing.addresses.get(target)) in asked), None
+            ) or self._choice.choose(serving, routing.addresses)
+            if chain is None or chosen is None:
+                left.append(place)
+                continue
+            target, address = chosen
+            each = asked.get(address)
+            if each is None:
+                each = asked[address] = _Once()
+            each.body += _IO.pack(inode, index, chain_id, chain.version, offset, length)
+            each.rows.append(place)
+            each.targets.add(target)
+            each.nbytes += length
+        for address, each in asked.items():
+            each.load = self._choice.begin(address, each.nbytes)
+        return asked, left
 
     def read(self, ios: Ios, pieces: Sequence[Piece]) -> dict[int, FfsError]:
         """Fill every piece; the rows that failed, with what they failed with. `ios` is scratch afterwards."""
@@ -314,12 +388,8 @@ class StorageReader:
         return sorted(again)
 
 
-def _is_good(reply: Reply, into: Piece, length: int) -> bool:
-    """Whether the answer to a read of one piece is a usual one; the piece is filled then, and verified."""
-    if len(reply.body) != _RESULT.size:
-        return False
-    status, got, _, expected, _ = _RESULT.unpack(reply.body)
-    view = view_of(into)
+def _landed(view: memoryview, length: int, status: int, got: int, expected: int) -> bool:
+    """Whether a piece is as it should be, zeros where storage has nothing. False: it must be read another way."""
     if status == _MISSING:
         fill_zeros(view)
         return True

@@ -4,8 +4,9 @@ A program's next request often follows within microseconds of the answer to its 
 takes longer than most of them take to answer. So one thread of a mount looks again for up to FFS_BUSY_POLL_US
 (`common/net/busy_poll.py`), only while no other is at work and only while that has been worth it lately.
 
-Each thread has two descriptors of its own: one that sleeps, and one that does not, as only a descriptor can say. The
-kernel takes an answer through the one that the request came from.
+Each thread has two descriptors of its own: one that sleeps, and one that does not, as only a descriptor can say; reads
+that wait together are taken through the second one, too (`gathering.py`). The kernel takes an answer through the one
+that the request came from.
 """
 
 from __future__ import annotations
@@ -34,24 +35,20 @@ class Arrivals:
 
     def __init__(self, session_fd: int, at_work: AtWork) -> None:
         self._at_work = at_work
-        self._looking = device.clone_nonblocking(session_fd) if at_work.wait_s else None
+        self.nonblocking = device.clone_nonblocking(session_fd)
         try:
             self._sleeping = self.fd = device.clone(session_fd)
         except BaseException:
-            if self._looking is not None:
-                os.close(self._looking)
+            if self.nonblocking is not None:
+                os.close(self.nonblocking)
             raise
 
     def next(self, room: memoryview) -> int:
         """The length of the next request, which is in `room`. Raises OSError: ENODEV after the unmount."""
         at_work = self._at_work
         length = 0
-        if self._looking is not None and not (at_work.looking or at_work.threads) and at_work.worthwhile:
-            at_work.looking = True
-            try:
-                length = self._look_again(self._looking, room)
-            finally:
-                at_work.looking = False
+        if at_work.wait_s and self.nonblocking is not None and not (at_work.looking or at_work.threads):
+            length = self._look_again(self.nonblocking, room)
         if not length:
             self.fd = self._sleeping
             length = os.readv(self._sleeping, [room])
@@ -60,6 +57,15 @@ class Arrivals:
 
     def _look_again(self, fd: int, room: memoryview) -> int:
         at_work = self._at_work
+        if not at_work.worthwhile:
+            return 0
+        at_work.looking = True
+        try:
+            return self._look(at_work, fd, room)
+        finally:
+            at_work.looking = False
+
+    def _look(self, at_work: AtWork, fd: int, room: memoryview) -> int:
         now_s = time.perf_counter()
         end_s = now_s + at_work.wait_s
         while now_s < end_s:
@@ -80,11 +86,15 @@ class Arrivals:
         at_work.worthwhile.note(False)
         return 0
 
+    def others_at_work(self) -> bool:
+        """Asked by a thread that is."""
+        return len(self._at_work.threads) > 1
+
     def done(self) -> None:
         self._at_work.threads.discard(self)
 
     def close(self) -> None:
         self.done()
         os.close(self._sleeping)
-        if self._looking is not None:
-            os.close(self._looking)
+        if self.nonblocking is not None:
+            os.close(self.nonblocking)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+from fireflyfs.client.storage_client import ReadSpan
 from fireflyfs.client.storage_ranges import DataRange
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.clock import Clock
@@ -56,6 +57,10 @@ class DataCalls(Protocol):
     def begin_first(self, file: FileLayout, into: Piece) -> Callable[[], bool] | None:
         """Begin to fill `into` with the file's first bytes, all in one chunk. What is returned waits, and must be
         called; False: they cannot be had so. None: nor can it be tried."""
+
+    def read_once(self, spans: Sequence[ReadSpan]) -> Sequence[int]:
+        """Fill small spans in one attempt. Returns the places of those that are not filled, as their servers are away,
+        say: `read` waits for them."""
 
     def write(
         self, file: FileLayout, extents: Sequence[tuple[int, Piece]], still: Callable[[], None] = lambda: None

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from fireflyfs.client.meta_client import MetaClient
 from fireflyfs.client.session import ClientContext
-from fireflyfs.client.storage_client import StorageClient, WriteSpan
+from fireflyfs.client.storage_client import ReadSpan, StorageClient, WriteSpan
 from fireflyfs.client.storage_ranges import DataRange
 from fireflyfs.client.striping import FileLayout
 from fireflyfs.common.clock import Clock
@@ -167,6 +167,9 @@ class PatientData:
 
     def begin_first(self, file: FileLayout, into: Piece) -> Callable[[], bool] | None:
         return self._storage.begin_first(file, into, FIRST_READ_S)
+
+    def read_once(self, spans: Sequence[ReadSpan]) -> Sequence[int]:
+        return self._storage.read_once(spans)
 
     def write(
         self, file: FileLayout, extents: Sequence[tuple[int, Piece]], still: Callable[[], None] = lambda: None

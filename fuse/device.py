@@ -122,6 +122,7 @@ def clone(session_fd: int) -> int:
 
 
 def _cloned(fd: int, session_fd: int) -> int:
+    """A device that was just opened becomes one of the session; it is closed when that fails."""
     try:
         fcntl.ioctl(fd, protocol.DEV_IOC_CLONE, session_fd.to_bytes(4, "little"))
     except OSError:
@@ -131,7 +132,10 @@ def _cloned(fd: int, session_fd: int) -> int:
 
 
 def clone_nonblocking(session_fd: int) -> int | None:
-    """One that fails with EAGAIN where the other would sleep; None for users who may not open the device."""
+    """As `clone`, but reads fail with EAGAIN where others would sleep; None for users who may not open the device.
+
+    A duplicate would not do, because it shares with the others whether they sleep.
+    """
     try:
         fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError:

@@ -91,6 +91,10 @@ class FirstBytes:
                 self._worthwhile.note(False)
             self._kept[handle.fh] = (early.data, stamp, now_s + self._valid_s)
 
+    def has(self, handle: FileHandle) -> bool:
+        """Whether `take` should be asked before storage is."""
+        return handle.fh in self._kept
+
     def take(self, handle: FileHandle, offset: int, size: int, now_s: float) -> memoryview | None:
         """Up to `size` bytes from `offset` on, as the file has them; None: storage must be asked."""
         kept = self._kept.get(handle.fh)

@@ -120,6 +120,10 @@ class HeldLocks:
                 self._owners.pop(inode, None)
             return going
 
+    def knows(self, inode: int) -> bool:
+        """Whether anybody here has a lock on the file, so that `check` may find it lost."""
+        return inode in self._owners
+
     def check(self, inode: int, handle: int | None = None) -> None:
         """Before bytes of a file are read or written: through a handle, or at all."""
         if inode not in self._owners:

@@ -21,7 +21,7 @@ from fireflyfs.fuse.backend import Backend
 from fireflyfs.fuse.handshake import handshake
 from fireflyfs.fuse.operations.files import drop_handle
 from fireflyfs.fuse.options import MountOptions
-from fireflyfs.fuse.protocol import InitFlag, Opcode
+from fireflyfs.fuse.protocol import InitFlag
 from fireflyfs.fuse.service import Service
 from fireflyfs.fuse.usrbio.host import RingHost
 from fireflyfs.fuse.volume import Volume
@@ -185,13 +185,7 @@ class Mount:
             self._ended.set()
 
     def _reads_before(self, nodeid: int, unique: int) -> bool:
-        return any(
-            each.busy_since_s
-            and each.busy_with == Opcode.READ
-            and each.busy_node == nodeid
-            and each.busy_unique < unique
-            for each in list(self._services)
-        )
+        return any(each.reads(nodeid, unique) for each in list(self._services))
 
     def _may_end(self, service: Service) -> bool:
         if len(self._services) <= self.options.threads:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from fireflyfs.common.net.api import Memory, MemoryPool, Slice
 from fireflyfs.fuse import protocol
+from fireflyfs.fuse.protocol import IN_HEADER, IN_HEADER_BYTES
 from fireflyfs.fuse.segments import Segment
 
 # What an operation returns: the message after the header, in pieces; None for requests that get no reply.
@@ -16,6 +17,16 @@ Reply = bytes | Sequence[bytes | memoryview] | None
 
 
 log = logging.getLogger(__name__)
+
+
+def answer(fd: int, pieces: Sequence[bytes | memoryview]) -> None:
+    """Give the kernel an answer through the device that the request came from."""
+    try:
+        os.writev(fd, pieces)
+    except OSError as exc:
+        # ENOENT: the caller was killed meanwhile; ENODEV: unmounted meanwhile. The next read tells.
+        if exc.errno not in (errno.ENOENT, errno.ENODEV):
+            log.error("cannot answer the kernel: %s", exc)
 
 
 class Later:
@@ -30,13 +41,11 @@ class Later:
         self._fd = os.dup(fd)
         self._unique = unique
 
-    def answer(self, error: int = 0) -> None:
-        """Success without a message, or an errno."""
+    def answer(self, error: int = 0, data: memoryview | None = None) -> None:
+        """Success, with data or without, or an errno."""
+        pieces: list[bytes | memoryview] = [] if data is None else [data]
         try:
-            os.write(self._fd, protocol.reply_header(self._unique, 0, error))
-        except OSError as exc:
-            if exc.errno not in (errno.ENOENT, errno.ENODEV):
-                log.error("cannot answer the kernel: %s", exc)
+            answer(self._fd, [protocol.reply_header(self._unique, sum(map(len, pieces)), error), *pieces])
         finally:
             os.close(self._fd)
 
@@ -57,6 +66,7 @@ class Request:
         "gid",
         "landing",
         "landing_view",
+        "length",
         "nodeid",
         "opcode",
         "pid",
@@ -73,12 +83,20 @@ class Request:
         self.uid = 0
         self.gid = 0
         self.pid = 0
+        self.length = 0  # of all of it
         self.segment = segment
         self.body_position = 0
         self.body = memoryview(b"")
         self.landing = landing
         self.landing_view = landing.view
         self.after_reply: bytes | None = None
+
+    def parse(self, room: memoryview, length: int, fd: int) -> None:
+        """It is what `fd` has put at the beginning of `room`."""
+        _, self.opcode, self.unique, self.nodeid, self.uid, self.gid, self.pid, _, _ = IN_HEADER.unpack_from(room)
+        self.fd = fd
+        self.length = length
+        self.body = room[IN_HEADER_BYTES:length]
 
     def later(self) -> Later:
         """The operation returns None, and this is answered some time."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import time
 from collections.abc import Callable
 
 from fireflyfs.common.errors import FfsError
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.arrivals import Arrivals
+from fireflyfs.fuse.gathering import Gatherer
 from fireflyfs.fuse.operations import HANDLERS, control
 from fireflyfs.fuse.operations.control import CONTROL_FIRST
-from fireflyfs.fuse.protocol import IN_HEADER, OUT_HEADER, Opcode
-from fireflyfs.fuse.request import Reply, Request
-from fireflyfs.fuse.statistics import BYTES, CLASSES, ERRORS, OPCODES_MAX, TOTAL_US
+from fireflyfs.fuse.protocol import IN_HEADER_BYTES, OUT_HEADER, Opcode
+from fireflyfs.fuse.request import Reply, Request, answer
+from fireflyfs.fuse.statistics import BYTES, OPCODES_MAX, count
 from fireflyfs.fuse.usrbio import virtual
 from fireflyfs.fuse.volume import Volume
 
@@ -47,6 +47,16 @@ class Service:
         self._landing = volume.backend.pool.allocate(request_bytes_max)
         self._may_end = may_end
         self._times = volume.times.table()
+        self._gatherer: Gatherer | None = None
+        if arrivals.nonblocking is not None:
+            self._gatherer = Gatherer(arrivals.nonblocking, volume, arrivals.others_at_work, self._times)
+
+    def reads(self, nodeid: int, before: int) -> bool:
+        """Whether it has a READ of the inode that came before the request with this number."""
+        reading = list(self._gatherer.reading) if self._gatherer is not None else []
+        if self.busy_since_s and self.busy_with == Opcode.READ:
+            reading.append((self.busy_node, self.busy_unique))
+        return any(inode == nodeid and unique < before for inode, unique in reading)
 
     def run(self) -> None:
         """Until the file system is unmounted, or `may_end` says that this thread is not needed."""
@@ -60,6 +70,7 @@ class Service:
     def _loop(self) -> None:
         volume, arrivals, need = self.volume, self._arrivals, self._request_bytes
         segments, counts, times = volume.segments, volume.counts, self._times
+        gatherer = self._gatherer
         segment = segments.take()
         request = Request(segment, self._landing)
         position = 0
@@ -76,22 +87,19 @@ class Service:
                         log.error("cannot read requests: %s", exc)
                     return
                 self.busy_since_s = monotonic()
-                request.fd = arrivals.fd
-                (
-                    _,
-                    request.opcode,
-                    request.unique,
-                    request.nodeid,
-                    request.uid,
-                    request.gid,
-                    request.pid,
-                    _,
-                    _,
-                ) = IN_HEADER.unpack_from(room)
+                request.parse(room, length, arrivals.fd)
+                request.body_position = position + IN_HEADER_BYTES
+                if request.opcode == Opcode.READ and gatherer is not None:
+                    self.busy_with, self.busy_node, self.busy_unique = Opcode.READ, request.nodeid, request.unique
+                    length = gatherer.serve(request, room)
+                    if not length:
+                        self.busy_since_s = 0.0
+                        arrivals.done()
+                        if self._may_end(self):
+                            return
+                        continue
                 opcode = self.busy_with = request.opcode
                 self.busy_node, self.busy_unique = request.nodeid, request.unique
-                request.body = room[40:length]
-                request.body_position = position + 40
                 handler = HANDLERS.get(opcode)
                 if request.nodeid >= protocol.VIRTUAL_BASE:
                     if request.nodeid < CONTROL_FIRST:
@@ -102,7 +110,7 @@ class Service:
                 number = 0
                 if handler is None:
                     if opcode == Opcode.DESTROY:
-                        self._write([OUT_HEADER.pack(16, 0, request.unique)])
+                        answer(request.fd, [OUT_HEADER.pack(16, 0, request.unique)])
                         return
                     number = errno.ENOSYS
                 else:
@@ -120,14 +128,14 @@ class Service:
                         counts["failures"] += 1
                 if number:
                     if opcode not in _NO_REPLY:
-                        self._write([OUT_HEADER.pack(16, -number, request.unique)])
+                        answer(request.fd, [OUT_HEADER.pack(16, -number, request.unique)])
                 elif reply is None:
                     pass
                 elif isinstance(reply, bytes):
-                    self._write([OUT_HEADER.pack(16 + len(reply), 0, request.unique), reply])
+                    answer(request.fd, [OUT_HEADER.pack(16 + len(reply), 0, request.unique), reply])
                 else:
                     total = 16 + sum(map(len, reply))
-                    self._write([OUT_HEADER.pack(total, 0, request.unique), *reply])
+                    answer(request.fd, [OUT_HEADER.pack(total, 0, request.unique), *reply])
                     if opcode == Opcode.READ:
                         times[opcode][BYTES] += total - 16
                 if request.after_reply is not None:
@@ -144,12 +152,7 @@ class Service:
                         position = 0
                     room = segment.view[position : position + need]
                 if opcode < OPCODES_MAX:
-                    took_us = int((monotonic() - self.busy_since_s) * 1e6)
-                    row = times[opcode]
-                    row[min(took_us.bit_length(), CLASSES - 1)] += 1
-                    row[TOTAL_US] += took_us
-                    if number:
-                        row[ERRORS] += 1
+                    count(times, opcode, self.busy_since_s, failed=bool(number))
                 self.busy_since_s = 0.0
                 arrivals.done()
                 if self._may_end(self):
@@ -158,14 +161,6 @@ class Service:
             request.body = memoryview(b"")
             request.landing.close()  # it may be another one by now
             segments.drop(segment)
-
-    def _write(self, pieces: list[bytes | memoryview]) -> None:
-        try:
-            os.writev(self._arrivals.fd, pieces)
-        except OSError as exc:
-            # ENOENT: the caller was killed meanwhile; ENODEV: unmounted meanwhile. The next read tells.
-            if exc.errno not in (errno.ENOENT, errno.ENODEV):
-                log.error("cannot answer the kernel: %s", exc)
 
     def _failed(self, request: Request, number: int, exc: Exception) -> None:
         if number not in _QUIET:

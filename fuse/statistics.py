@@ -8,6 +8,7 @@ class, so at most twice what it was.
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any, Final
 
 from fireflyfs.fuse.protocol import Opcode
@@ -24,6 +25,17 @@ Table = list[list[int]]  # by opcode
 
 def new_table() -> Table:
     return [[0] * ROW for _ in range(OPCODES_MAX)]
+
+
+def count(table: Table, opcode: int, began_s: float, *, failed: bool = False, nbytes: int = 0) -> None:
+    """One operation that has been answered; `began_s` by time.monotonic."""
+    took_us = int((time.monotonic() - began_s) * 1e6)
+    row = table[opcode]
+    row[min(took_us.bit_length(), CLASSES - 1)] += 1
+    row[TOTAL_US] += took_us
+    row[BYTES] += nbytes
+    if failed:
+        row[ERRORS] += 1
 
 
 class Statistics:

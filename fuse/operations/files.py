@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from typing import NamedTuple
 
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.ids import new_session_id
@@ -14,7 +15,7 @@ from fireflyfs.fuse import protocol
 from fireflyfs.fuse.first_bytes import Early
 from fireflyfs.fuse.inodes import FileHandle, LiveInode
 from fireflyfs.fuse.operations.privileges import SET_ID_BITS, drop_privileges
-from fireflyfs.fuse.protocol import OpenReply
+from fireflyfs.fuse.protocol import Opcode, OpenReply
 from fireflyfs.fuse.request import Reply, Request
 from fireflyfs.fuse.volume import Volume
 from fireflyfs.proto import meta_pb2 as m
@@ -165,15 +166,42 @@ def _let_earlier_reads_go_first(volume: Volume, request: Request) -> None:
         time.sleep(ARRIVAL_S / 4)
 
 
+class SimpleRead(NamedTuple):
+    """Bytes within a file's length that storage has."""
+
+    live: LiveInode
+    offset: int
+    size: int
+
+
+def simple_read(volume: Volume, request: Request, size_max: int) -> SimpleRead | None:
+    """The READ where nothing but these bytes is to be asked of anybody; None: `request` is something else."""
+    if request.opcode != Opcode.READ or request.nodeid >= protocol.VIRTUAL_BASE or volume.options.strict:
+        return None
+    fh, offset, size, _, _, _, _ = protocol.READ_IN.unpack_from(request.body)
+    handle = volume.handles.file_or_none(fh)
+    if handle is None or size > size_max or volume.locks.held.knows(handle.live.id) or volume.first.has(handle):
+        return None
+    live = handle.live
+    if offset + size > live.length or volume.write_behind.overlaps(live.id, offset, offset + size):
+        return None
+    _note_read(volume, handle)
+    return SimpleRead(live, offset, size)
+
+
+def _note_read(volume: Volume, handle: FileHandle) -> None:
+    if volume.options.relatime and not handle.flags & os.O_NOATIME:
+        now_ns = volume.clock.unix_ns()
+        if handle.live.atime_is_old(now_ns):
+            handle.live.atime_ns = now_ns
+
+
 def read(volume: Volume, request: Request) -> Reply:
     fh, offset, size, _, _, _, _ = protocol.READ_IN.unpack_from(request.body)
     handle = volume.handles.file(fh)
     live = handle.live
     volume.locks.held.check(live.id, fh)
-    if volume.options.relatime and not handle.flags & os.O_NOATIME:
-        now_ns = volume.clock.unix_ns()
-        if live.atime_is_old(now_ns):
-            live.atime_ns = now_ns
+    _note_read(volume, handle)
     first = volume.first.take(handle, offset, size, volume.clock.monotonic_s())
     if first is not None:
         volume.counts["reads_early"] += 1

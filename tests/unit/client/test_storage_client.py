@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fireflyfs.client.retry import RetryPolicy
-from fireflyfs.client.storage_client import ReadSpan, WriteSpan
+from fireflyfs.client.storage_client import ReadSpan, StorageClient, WriteSpan
 from fireflyfs.client.striping import FileLayout, place
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.ids import InodeId
@@ -129,6 +129,41 @@ def test_packed_batch(cluster: FakeCluster) -> None:
     buffer = memoryview(bytearray(200 * 4096))
     assert client.read_rows(ios, [buffer[i * 4096 : (i + 1) * 4096] for i in range(200)]) == {}
     assert bytes(buffer) == b"".join(data[o : o + 4096] for o in offsets.tolist())
+
+
+def read_once(client: StorageClient, spans: list[tuple[FileLayout, int, int]]) -> tuple[list[int], list[bytes]]:
+    into = [bytearray(b"\xff" * length) for _, _, length in spans]
+    left = client.read_once(
+        [ReadSpan(file, offset, memoryview(o)) for (file, offset, _), o in zip(spans, into, strict=True)]
+    )
+    return sorted(left), [bytes(o) for o in into]
+
+
+def test_small_reads_that_come_together_are_one_request(cluster: FakeCluster) -> None:
+    client, file = cluster.client(), make_file(cluster, chains=(1, 2))
+    cluster.set_chain(1, (1, 2))
+    cluster.set_chain(2, (2, 1))
+    data = random.Random(4).randbytes(4 * SIZE + 100)
+    client.write_from(file, 0, memoryview(data))
+    places = [5, SIZE + 7, 2 * SIZE + 100, 3 * SIZE + 1, 4 * SIZE + 50]
+    left, got = read_once(client, [(file, at, 64) for at in places])
+    assert left == []
+    assert got == [data[at : at + 64].ljust(64, b"\0") for at in places]  # beyond the end there is nothing
+    assert cluster.requests(Method.STORAGE_READ) == 1  # whom a chunk of one chain is asked of has the other chain, too
+
+
+def test_what_is_not_read_in_one_attempt_is_left(cluster: FakeCluster) -> None:
+    client = cluster.client()
+    lost, good = make_file(cluster, 7, (1,)), make_file(cluster, 8, (2,))
+    cluster.set_chain(1, (1,))
+    cluster.set_chain(2, (2,))
+    client.write([WriteSpan(lost, 0, memoryview(b"lost")), WriteSpan(good, 0, memoryview(b"good"))])
+    cluster.workers[1].down = True
+    nowhere = make_file(cluster, 9, (99,))
+    left, got = read_once(client, [(lost, 0, 4), (good, 0, 4), (nowhere, 0, 4), (good, SIZE - 2, 4), (good, SIZE, 3)])
+    assert left == [0, 2, 3]  # no server, no chain, two chunks
+    assert (got[1], got[4]) == (b"good", bytes(3))
+    assert cluster.waits == []
 
 
 def test_a_dead_replica_is_left_for_another_at_once(cluster: FakeCluster) -> None:

@@ -361,9 +361,14 @@ class MemoryData:
         self.writes: list[tuple[int, list[tuple[int, int]]]] = []
         self.syncs: list[int] = []
         self.early: list[int] = []  # files whose first bytes were asked for with their open
+        self.together: list[int] = []  # how many spans each `read_once` had
+        self.once_s = 0.0  # how long each takes
+        self.away: set[int] = set()  # files whose servers are
 
     def read(self, file: FileLayout, offset: int, into: Piece) -> None:
         self.backend.gate()
+        while file.inode in self.away:
+            time.sleep(0.01)
         view = into.view if isinstance(into, Slice) else into
         with self.lock:
             found = self.files.get(file.inode, b"")[offset : offset + len(view)]
@@ -377,6 +382,15 @@ class MemoryData:
 
         self.early.append(file.inode)
         return finish
+
+    def read_once(self, spans):
+        self.together.append(len(spans))
+        time.sleep(self.once_s)
+        left = [place for place, span in enumerate(spans) if span.file.inode in self.away]
+        for place, (file, offset, into) in enumerate(spans):
+            if place not in left:
+                self.read(file, offset, into)
+        return left
 
     def write(self, file: FileLayout, extents: Sequence[tuple[int, Piece]], still=None) -> None:
         self.backend.gate()
