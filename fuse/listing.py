@@ -46,9 +46,11 @@ class Budget:
 
 
 class Listing:
-    """The caller serializes the calls, but for `name_gone`."""
+    """The caller serializes the calls, but for `name_gone`. `asked`: its mark of when it last asked for a page."""
 
-    __slots__ = ("_afters", "_budget", "_current", "_entries", "_kept", "_more", "_stale", "_starts", "_with", "parent")
+    __slots__ = (
+        "_afters", "_budget", "_current", "_entries", "_kept", "_more", "_stale", "_starts", "_with", "asked", "parent",
+    )  # fmt: skip
 
     def __init__(self, parent: int, budget: Budget) -> None:
         """`parent`: the inode of `..` until a page says it."""
@@ -65,6 +67,7 @@ class Listing:
         self._entries: list[m.DirEntry] = []
         self._more = True
         self._with = False  # the current page has attributes
+        self.asked = 0
         self._stale = False
 
     @property

@@ -8,19 +8,18 @@ might have kept it. How many are listed grows while they are used, as with reada
 What was renamed here is known under its new name: the kernel keeps the old one's time, and asks again soon.
 
 What this mount changes itself is taken out when meta has answered (`forget`, `forget_name`), also from an answer that
-is on its way meanwhile; what is open here is never answered from here.
+is on its way meanwhile (`change_log.py`); what is open here is never answered from here.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import FfsError
 from fireflyfs.fuse.backend import MetaCalls
+from fireflyfs.fuse.change_log import ChangeLog
 from fireflyfs.fuse.inodes import InodeTable
 from fireflyfs.proto import meta_pb2 as m
 from fireflyfs.proto.common_pb2 import Caller
@@ -31,9 +30,15 @@ PAGE_MAX: Final = 512
 USED_PART: Final = 16  # pages grow while one of so many entries is used
 ENTRIES_MAX: Final = 8192
 DIRECTORIES_MAX: Final = 256
-TOUCHED_MAX: Final = 8192  # changes while an answer is on its way; beyond, it is dropped
 
 Name = tuple[int, bytes]  # directory, name
+
+
+class Asked(NamedTuple):
+    """When meta was asked: by the change log, and by the clock."""
+
+    mark: int
+    at_s: float
 
 
 class _Directory:
@@ -56,7 +61,10 @@ class _Directory:
 class LookAhead:
     """Safe to use from several threads. `valid_s`: how long an entry may be told after it was asked for; 0: never."""
 
-    def __init__(self, meta: MetaCalls, caller: Caller, table: InodeTable, clock: Clock, valid_s: float) -> None:
+    def __init__(
+        self, meta: MetaCalls, caller: Caller, table: InodeTable, changes: ChangeLog, clock: Clock, valid_s: float
+    ) -> None:
+        self._changes = changes
         self._meta = meta
         self._caller = caller  # the kernel has checked that the directory may be searched
         self._table = table
@@ -66,8 +74,6 @@ class LookAhead:
         self._entries: dict[Name, tuple[m.Inode, float]] = {}
         self._names: dict[int, Name] = {}  # by inode: of `_entries`
         self._directories: dict[int, _Directory] = {}
-        self._fetching = 0
-        self._touched: set[int | Name] = set()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -87,28 +93,22 @@ class LookAhead:
         return found
 
     def forget(self, inode_id: int) -> None:
-        """The inode was changed here, or the kernel knows something newer: after meta has said so."""
-        if self._fetching:
-            self._touch(inode_id)
-        self._drop(inode_id)
+        """The inode was changed here: after meta has said so."""
+        self._changes.note(inode_id)
+        self.drop(inode_id)
 
-    def _drop(self, inode_id: int) -> None:
+    def drop(self, inode_id: int) -> None:
+        """The kernel has it from elsewhere."""
         name = self._names.pop(inode_id, None)
         if name is not None:
             self._entries.pop(name, None)
 
     def forget_name(self, nodeid: int, name: bytes) -> None:
         """The name was changed here."""
-        if self._fetching:
-            self._touch((nodeid, name))
+        self._changes.note((nodeid, name))
         found = self._entries.pop((nodeid, name), None)
         if found is not None:
             self._names.pop(found[0].id, None)
-
-    def _touch(self, what: int | Name) -> None:
-        with self._lock:
-            if len(self._touched) <= TOUCHED_MAX:
-                self._touched.add(what)
 
     def missed(self, nodeid: int, name: bytes) -> None:
         """Meta was asked for a name, and it is there. Perhaps others are asked for next."""
@@ -131,24 +131,25 @@ class LookAhead:
     def _fetch(self, nodeid: int, directory: _Directory) -> None:
         if directory.used * USED_PART >= directory.listed > 0:
             directory.page = min(directory.page * 2, PAGE_MAX)
+        asked = self.asking()
         try:
-            with self.asking() as asked_s:
-                page = self._meta.list(
-                    m.ListRequest(
-                        caller=self._caller,
-                        at=m.PathAt(dir=nodeid),
-                        after=directory.after,
-                        limit=directory.page,
-                        attributes=True,
-                    )
+            page = self._meta.list(
+                m.ListRequest(
+                    caller=self._caller,
+                    at=m.PathAt(dir=nodeid),
+                    after=directory.after,
+                    limit=directory.page,
+                    attributes=True,
                 )
-                with self._lock:
-                    for entry in page.entries:
-                        if (nodeid, entry.name) not in self._touched:
-                            self._keep((nodeid, entry.name), entry.attributes, asked_s)
+            )
         except FfsError:
             return  # whoever looks up is told what is wrong
-        directory.since_s = asked_s
+        with self._lock:
+            for entry in page.entries:
+                name = (nodeid, entry.name)
+                if not self._changes.since(name, asked.mark):
+                    self._keep(name, entry.attributes, asked)
+        directory.since_s = asked.at_s
         directory.listed += len(page.entries)
         if page.more and page.entries:
             directory.after = page.entries[-1].name
@@ -156,34 +157,25 @@ class LookAhead:
             directory.after = b""
             directory.ends += 1
 
-    @contextmanager
-    def asking(self) -> Iterator[float]:
-        """Around a question whose answer is kept, and the keeping: what changes meanwhile is noticed. Since when."""
-        with self._lock:
-            self._fetching += 1
-        try:
-            yield self._clock.monotonic_s()
-        finally:
-            with self._lock:
-                self._fetching -= 1
-                if not self._fetching:
-                    self._touched.clear()
+    def asking(self) -> Asked:
+        """Before a question whose answer may be kept."""
+        return Asked(self._changes.mark(), self._clock.monotonic_s())
 
-    def renamed(self, nodeid: int, name: bytes, inode: m.Inode, asked_s: float) -> None:
-        """The inode was given this name here; called within `asking`, after `forget_name` of both names."""
+    def renamed(self, nodeid: int, name: bytes, inode: m.Inode, asked: Asked) -> None:
+        """The inode was given this name here; called after `forget_name` of both names."""
         if self._valid_s:
             with self._lock:
-                self._drop(inode.id)
-                self._keep((nodeid, name), inode, asked_s)
-        self._touch(inode.id)  # what others are asking just now is older
+                self.drop(inode.id)
+                self._keep((nodeid, name), inode, asked)
+        self._changes.note(inode.id)
 
-    def _keep(self, name: Name, inode: m.Inode, asked_s: float) -> None:
-        if len(self._touched) > TOUCHED_MAX or inode.id in self._touched:
+    def _keep(self, name: Name, inode: m.Inode, asked: Asked) -> None:
+        if self._changes.since(inode.id, asked.mark):
             return
         if not inode.id or (inode.nlink > 1 and not inode.mode & 0o040000) or self._table.get(inode.id) is not None:
             return
         if len(self._entries) >= ENTRIES_MAX:
             self._entries.clear()
             self._names.clear()
-        self._entries[name] = (inode, asked_s)
+        self._entries[name] = (inode, asked.at_s)
         self._names[inode.id] = name

@@ -20,6 +20,7 @@ from fireflyfs.common.net.api import Piece
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.backend import Backend
 from fireflyfs.fuse.callers import Callers
+from fireflyfs.fuse.change_log import ChangeLog
 from fireflyfs.fuse.delegations import Delegations
 from fireflyfs.fuse.first_bytes import FirstBytes
 from fireflyfs.fuse.held_locks import HeldLocks
@@ -58,6 +59,7 @@ class Volume:
         self._notify = notify
         self.table = InodeTable()
         self.handles = Handles(options.handles_max)
+        self.changes = ChangeLog()
         self.changed = ChangedDirectories(options.attr_timeout_s)
         self.removed = RemovedInodes()
         self.xattrs = XattrKnowledge(options.attr_timeout_s)
@@ -72,7 +74,12 @@ class Volume:
         held = HeldLocks(backend.meta, self.callers.root, backend.lease_clock, backend.lease, self._locks_lost)
         self.locks = LockClient(backend.meta, self.callers.root, held)
         self.ahead = LookAhead(
-            backend.meta, self.callers.root, self.table, clock, min(options.entry_timeout_s, options.attr_timeout_s)
+            backend.meta,
+            self.callers.root,
+            self.table,
+            self.changes,
+            clock,
+            min(options.entry_timeout_s, options.attr_timeout_s),
         )
         self.first = FirstBytes(backend.data, backend.pool, self.table, options.attr_timeout_s)
         self.names = Delegations(backend.meta, self.callers.root, backend.lease_clock)
@@ -97,7 +104,7 @@ class Volume:
 
     def told(self, inode: m.Inode) -> None:
         """The kernel is given these attributes."""
-        self.ahead.forget(inode.id)
+        self.ahead.drop(inode.id)
         self.table.told(inode)
         self.first.told(inode)
         self.xattrs.learn(inode, self.clock.monotonic_s())
@@ -167,7 +174,8 @@ class Volume:
 
     def stat(self, nodeid: int, caller: Caller) -> m.Inode:
         """Ask meta; a live inode learns the answer."""
-        inode = self.meta.stat(m.StatRequest(caller=caller, at=m.PathAt(dir=nodeid))).inode
+        asked = m.StatRequest(caller=caller, at=m.PathAt(dir=nodeid))
+        inode = self.changes.newest(lambda: self.meta.stat(asked).inode)
         live = self.table.get(nodeid)
         if live is not None:
             with live.lock:
@@ -338,6 +346,7 @@ class Volume:
             live.unsure = False
             if inode is not None and inode.id:
                 live.learn(inode, now)
+                self.changes.note(inode.id)
                 self._pages_after_write(live, inode)
 
     def _pages_after_write(self, live: LiveInode, inode: m.Inode) -> None:

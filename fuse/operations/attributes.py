@@ -103,6 +103,7 @@ def _set(volume: Volume, request: Request, live: LiveInode | None) -> m.Inode:
             change.session = volume.ensure_session(live)
     try:
         inode = volume.meta.set_attr(change).inode
+        volume.ahead.forget(inode.id)
     except FfsError as exc:
         removed = volume.removed.get(request.nodeid)
         if removed is None or exc.code is not Code.STALE_HANDLE or change.HasField("length"):

@@ -47,6 +47,7 @@ def _list(volume: Volume, request: Request, *, plus: bool) -> Reply:
         # As root: whoever has the directory open may read it, as the kernel found when it was opened.
         at = m.PathAt(dir=handle.nodeid)
         limit = volume.options.list_entries
+        listing.asked = volume.changes.mark()
         asked = m.ListRequest(caller=volume.callers.root, at=at, after=after, limit=limit, attributes=attributes)
         return volume.meta.list(asked)
 
@@ -79,16 +80,16 @@ def _list(volume: Volume, request: Request, *, plus: bool) -> Reply:
                 position += 1
                 left -= need
                 if plus:
-                    out.append(_entry(volume, entry))
+                    out.append(_entry(volume, entry, listing.asked))
                 out.append(protocol.encode_dirent(entry.inode, position, entry.mode, entry.name))
             if full or not entries or left < SMALLEST:
                 break
     return b"".join(out)
 
 
-def _entry(volume: Volume, entry: m.DirEntry) -> bytes:
+def _entry(volume: Volume, entry: m.DirEntry, asked: int) -> bytes:
     inode = entry.attributes
-    if not inode.id:
+    if not inode.id or volume.changes.since(inode.id, asked):
         return _NO_ENTRY  # the kernel looks it up when somebody asks
     volume.told(inode)
     attributes = attributes_of(inode, volume.table.get(inode.id))

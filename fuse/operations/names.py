@@ -38,14 +38,15 @@ def lookup(volume: Volume, request: Request) -> Reply:
     if ahead is not None:
         volume.counts["names_ahead"] += 1
         return volume.entry_ahead(*ahead)
+    asked = m.LookupRequest(caller=volume.caller(request), parent=request.nodeid, name=name)
     try:
-        reply = volume.meta.lookup(m.LookupRequest(caller=volume.caller(request), parent=request.nodeid, name=name))
+        inode = volume.changes.newest(lambda: volume.meta.lookup(asked).inode)
     except FfsError as exc:
         if exc.code != errno.ENOENT:
             raise
         volume.names.missed(request.nodeid)
         return _missing(volume, request, name)
-    entry = volume.entry(reply.inode)
+    entry = volume.entry(inode)
     volume.ahead.missed(request.nodeid, name)
     return entry
 
@@ -148,16 +149,16 @@ def _rename(volume: Volume, request: Request, new_parent: int, flags: int, offse
         new=m.PathAt(dir=new_parent, path=new),
         flags=flags,
     )
-    with volume.ahead.asking() as asked_s:
-        with volume.names.making(new_parent, new), nullcontext() if flags else volume.removing(new_parent, new):
-            reply = volume.meta.rename(asked)
-            volume.changed_inode(reply.other)
-        volume.changed_directory(reply.old_directory)
-        volume.changed_directory(reply.new_directory)
-        volume.name_gone(request.nodeid, old)
-        volume.name_gone(new_parent, new)
-        volume.ahead.renamed(new_parent, new, reply.inode, asked_s)
-        volume.moved_inode(reply.inode)
+    began = volume.ahead.asking()
+    with volume.names.making(new_parent, new), nullcontext() if flags else volume.removing(new_parent, new):
+        reply = volume.meta.rename(asked)
+        volume.changed_inode(reply.other)
+    volume.changed_directory(reply.old_directory)
+    volume.changed_directory(reply.new_directory)
+    volume.name_gone(request.nodeid, old)
+    volume.name_gone(new_parent, new)
+    volume.ahead.renamed(new_parent, new, reply.inode, began)
+    volume.moved_inode(reply.inode)
     return b""
 
 

@@ -30,5 +30,6 @@ def drop_privileges(volume: Volume, request: Request, live: LiveInode, write_fla
         kill_capability=True,
     )
     live.learn(volume.meta.set_attr(change).inode, volume.clock.monotonic_s())
+    volume.ahead.forget(live.id)
     if request.after_reply is None:
         request.after_reply = protocol.encode_inval_inode(live.id, -1, 0)

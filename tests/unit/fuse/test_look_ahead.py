@@ -9,7 +9,8 @@ import pytest
 
 from fireflyfs.common.clock import ManualClock
 from fireflyfs.common.errors import Code, error
-from fireflyfs.fuse import look_ahead
+from fireflyfs.fuse import change_log, look_ahead
+from fireflyfs.fuse.change_log import ChangeLog
 from fireflyfs.fuse.inodes import InodeTable
 from fireflyfs.fuse.look_ahead import ENTRIES_MAX, MISSES, PAGE_MAX, PAGE_MIN, LookAhead
 from fireflyfs.proto import common_pb2
@@ -57,8 +58,9 @@ class Looks:
     def __init__(self, meta: Meta) -> None:
         self.meta = meta
         self.table = InodeTable()
+        self.changes = ChangeLog()
         self.clock = ManualClock()
-        self.ahead = LookAhead(meta, common_pb2.Caller(), self.table, self.clock, VALID_S)  # type: ignore[arg-type]
+        self.ahead = LookAhead(meta, common_pb2.Caller(), self.table, self.changes, self.clock, VALID_S)  # type: ignore[arg-type]
         self.asked: list[bytes] = []
 
     def up(self, name: bytes) -> m.Inode | None:
@@ -146,7 +148,7 @@ def test_what_changed_here_while_the_page_was_under_way_is_asked_for(looks: Look
 def test_too_many_changes_while_a_page_is_under_way_leave_nothing_of_it(
     looks: Looks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(look_ahead, "TOUCHED_MAX", 10)
+    monkeypatch.setattr(change_log, "KEPT_MAX", 10)
     looks.meta.during = lambda: [looks.ahead.forget(number) for number in range(50)]
     looks.some()
     assert len(looks.ahead) == 0
@@ -187,18 +189,18 @@ def test_a_bounded_number_of_entries(looks: Looks, monkeypatch: pytest.MonkeyPat
 
 def test_mounts_that_keep_nothing_look_nothing_up_ahead() -> None:
     looks = Looks(Meta(100))
-    looks.ahead = LookAhead(looks.meta, common_pb2.Caller(), looks.table, looks.clock, 0.0)  # type: ignore[arg-type]
+    looks.ahead = LookAhead(looks.meta, common_pb2.Caller(), looks.table, looks.changes, looks.clock, 0.0)  # type: ignore[arg-type]
     looks.some(100)
     assert not looks.meta.pages
 
 
 def rename(looks: Looks, name: bytes, inode: m.Inode, meanwhile: Callable[[], object] = lambda: None) -> None:
     """Under way for a moment, in which `meanwhile` happens."""
-    with looks.ahead.asking() as asked_s:
-        looks.clock.advance(0.25)
-        meanwhile()
-        looks.ahead.forget_name(DIR, name)
-        looks.ahead.renamed(DIR, name, inode, asked_s)
+    asked = looks.ahead.asking()
+    looks.clock.advance(0.25)
+    meanwhile()
+    looks.ahead.forget_name(DIR, name)
+    looks.ahead.renamed(DIR, name, inode, asked)
 
 
 def test_what_was_renamed_here_is_known_under_its_new_name_once_and_for_a_moment(looks: Looks) -> None:

@@ -382,3 +382,38 @@ def test_a_page_of_names_that_began_before_a_close_does_not_bring_the_old_length
     taken.set()
     closing.join(10)
     assert found is None or found[0].length == 5
+
+
+def _looked_up(bench: Bench) -> int:
+    request = bench.request(b"f\0")
+    request.nodeid = 1
+    answer = names.lookup(bench.volume, request)
+    assert isinstance(answer, bytes)
+    return int.from_bytes(answer[48:56], "little")  # fuse_entry_out: attr.size
+
+
+@pytest.mark.parametrize("ask", [_looked_up, Bench.length], ids=["lookup", "getattr"])
+@pytest.mark.parametrize("released", [False, True], ids=["closed", "released"])
+def test_an_answer_from_before_a_close_is_not_given_after_it(
+    bench: Bench, ask: Callable[[Bench], int], released: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may have asked between the last write and the close, when meta did not know the length."""
+    fh = bench.open()
+    bench.write(fh, 0, b"a" * 50)
+    bench.volume.handles.file(fh).live.checked_s -= 3600.0  # attributes that old are asked for
+    before = {name: getattr(bench.backend.meta, name) for name in ("lookup", "stat")}
+
+    def overtaken(name: str, request: Any) -> Any:
+        reply = before[name](request)
+        old = m.InodeReply()
+        old.CopyFrom(reply)
+        monkeypatch.undo()
+        bench.flush(fh)
+        if released:
+            bench.release(fh)
+        return old
+
+    for name in before:
+        monkeypatch.setattr(bench.backend.meta, name, lambda request, name=name: overtaken(name, request))
+    assert ask(bench) == 50
+    assert bench.recorded == 50
