@@ -25,7 +25,7 @@ class MountOptions:
     strict: bool = False  # what one mount has written, every mount sees: nothing is kept, nothing waits
     local_locks: bool = False  # flock and fcntl locks are the kernel's: they hold among this mount's programs only
     write_behind: bool = True  # False: each write is stored before its system call returns
-    dirty_bytes_max: int = 64 * MiB
+    dirty_bytes_max: int = 128 * MiB
     dirty_age_s: float = 0.5
     relatime: bool = False  # reading sets the access time when it is not newer than the others, or a day old
     kernel_readahead_kib: int = 4096  # set on the mount when we are root; 0: the kernel's own

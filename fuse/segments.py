@@ -14,7 +14,7 @@ from fireflyfs.common.limits import MiB
 from fireflyfs.common.net.api import Memory, MemoryPool, Slice
 
 SEGMENT_BYTES: Final = 4 * MiB
-SEGMENTS_FREE_MAX: Final = 16  # kept for reuse
+SEGMENTS_FREE_MAX: Final = 32  # kept for reuse
 SEGMENTS_MAX: Final = 64  # in all; who needs one more waits for write-behind
 
 

@@ -32,11 +32,12 @@ from fireflyfs.fuse.segments import Segment, SegmentPool
 
 log = logging.getLogger(__name__)
 
-DIRTY_BYTES_MAX: Final = 64 * MiB
+# The more of a chunk is sent together, the less each byte costs its replicas: they update a chunk once for all of it.
+DIRTY_BYTES_MAX: Final = 128 * MiB
 START_BYTES: Final = 8 * MiB  # of one file, before the background sends them
-FILE_BYTES_MAX: Final = 32 * MiB  # of one file, before its writer sends them itself
+FILE_BYTES_MAX: Final = 64 * MiB  # of one file, before its writer sends them itself
 START_EXTENTS: Final = 512
-FILE_EXTENTS_MAX: Final = 2048
+FILE_EXTENTS_MAX: Final = 8192
 FLUSHES_MAX: Final = 3  # of one file, under way at once
 AGE_S: Final = 0.5
 JOIN_BYTES_MAX: Final = 64 * KiB  # neighbours smaller than this are copied together: fewer extents on the wire

@@ -21,7 +21,7 @@ SHIFT_BITS = 27  # tables for 2**0 .. 2**26 bytes: chunks of 64 MiB
 _POLYNOMIAL = 0x82F63B78
 _Tables = tuple[list[int], list[int], list[int], list[int]]
 
-__all__ = ["combine", "combine_units", "crc32c", "patch", "shift", "unit_crcs", "zeros_crc"]
+__all__ = ["combine", "combine_units", "crc32c", "patch_units", "shift", "unit_crcs", "zeros_crc"]
 
 
 def _times(matrix: Sequence[int], vector: int) -> int:
@@ -78,9 +78,16 @@ def combine(first: int, second: int, second_length: int) -> int:
     return shift(first, second_length) ^ second
 
 
-def patch(whole: int, old: int, new: int, bytes_after: int) -> int:
-    """CRC of a message after one part of it, followed by bytes_after more, changed its CRC from old to new."""
-    return whole ^ shift(old ^ new, bytes_after)
+def patch_units(whole: int, old: Sequence[int], new: Sequence[int], unit: int, last: int, bytes_after: int) -> int:
+    """CRC of a message after consecutive parts of it, followed by bytes_after more, changed their CRCs from old to new.
+
+    Each part has `unit` bytes, a power of two, but the last one, which has `last`.
+    """
+    t0, t1, t2, t3 = _SHIFT[unit.bit_length() - 1]
+    change = 0
+    for before, after in zip(old[:-1], new[:-1], strict=True):
+        change = t0[change & 255] ^ t1[change >> 8 & 255] ^ t2[change >> 16 & 255] ^ t3[change >> 24] ^ before ^ after
+    return whole ^ shift(shift(change, last) ^ old[-1] ^ new[-1], bytes_after)
 
 
 def zeros_crc(count: int) -> int:

@@ -72,8 +72,10 @@ def split(extents: Sequence[Extent], at: int) -> tuple[list[Part], list[Part]]:
 
 def hidden_by(deltas: Deltas, low: list[Part]) -> list[DeltaRef]:
     """Those of which nothing shows any more when the parts lie over them."""
+    if not deltas or len(low) == 1:
+        return deltas.within(low[0][0], low[0][0] + len(low[0][1])) if deltas else []
     hidden: list[DeltaRef] = []
-    for at, data in low if deltas else ():
+    for at, data in low:
         hidden += [ref for ref in deltas.within(at, at + len(data)) if ref not in hidden]
     return hidden
 
@@ -95,18 +97,29 @@ def covered_units(low: list[Part], shift: int, length: int) -> dict[int, int]:
     return fresh
 
 
+def whole_units(low: list[Part], shift: int, length: int) -> bool:
+    """Whether the parts cover whole units only, of a chunk of `length` bytes."""
+    unit = 1 << shift
+    return all(at % unit == 0 and (len(data) % unit == 0 or at + len(data) == length) for at, data in low)
+
+
 def runs_beside(fresh: Container[int], low: list[Part], shift: int) -> list[tuple[int, int]]:
     """(first, last) of each run of units that parts touch and that are not in `fresh`."""
-    runs: list[tuple[int, int]] = []
-    for at, data in sorted(low, key=lambda part: part[0]) if len(low) > 1 else low:
-        for unit in range(at >> shift, ((at + len(data) - 1) >> shift) + 1):
-            if unit in fresh or (runs and unit <= runs[-1][1]):
-                continue
-            if runs and unit == runs[-1][1] + 1:
-                runs[-1] = (runs[-1][0], unit)
-            else:
-                runs.append((unit, unit))
-    return runs
+    touched = {unit for at, data in low for unit in range(at >> shift, ((at + len(data) - 1) >> shift) + 1)}
+    return runs([unit for unit in sorted(touched) if unit not in fresh])
+
+
+def runs(units: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, last) of each run of consecutive ones among `units`, which are sorted."""
+    if units and units[-1] - units[0] == len(units) - 1:
+        return [(units[0], units[-1])]
+    found: list[tuple[int, int]] = []
+    for unit in units:
+        if found and unit == found[-1][1] + 1:
+            found[-1] = (found[-1][0], unit)
+        else:
+            found.append((unit, unit))
+    return found
 
 
 def compose(high: list[Part], begin: int, end: int) -> tuple[memoryview, int]:

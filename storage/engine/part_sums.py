@@ -38,6 +38,10 @@ class PartSums:
         self._parts = 0
         self._lock = threading.Lock()
 
+    def knows(self, key: ChunkKey) -> bool:
+        """Whether `of` may say more than that nothing is known."""
+        return key in self._known
+
     def of(self, key: ChunkKey, record: Record) -> array[int]:
         """For the caller to change."""
         known = self._known.get(key)

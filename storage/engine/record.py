@@ -19,7 +19,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from crc32c import crc32c
 
@@ -92,6 +92,7 @@ class Record(NamedTuple):
         )
 
 
+_FLAGS_FIELD, _EPOCH_FIELD, _CHAIN_VERSION_FIELD = map(Record._fields.index, ("flags", "epoch", "chain_version"))
 _parsed: Parsed[Record] = Parsed(PARSED_RECORDS_MAX)
 
 
@@ -186,14 +187,11 @@ def stamp(raw: bytes, *, epoch: int | None = None, chain_version: int | None = N
     stamped = bytes(changed)
     record = _parsed.get(raw)
     if record is not None:
-        _parsed.put(
-            stamped,
-            record._replace(
-                epoch=record.epoch if epoch is None else epoch,
-                chain_version=record.chain_version if chain_version is None else chain_version,
-                flags=record.flags if flags is None else flags,
-            ),
-        )
+        fields: list[Any] = list(record)  # `_replace` takes three times as long
+        for place, value in ((_FLAGS_FIELD, flags), (_EPOCH_FIELD, epoch), (_CHAIN_VERSION_FIELD, chain_version)):
+            if value is not None:
+                fields[place] = value
+        _parsed.put(stamped, Record._make(fields))
     return stamped
 
 

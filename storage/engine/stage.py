@@ -13,7 +13,7 @@ from fireflyfs.common.errors import Code, error
 from fireflyfs.common.limits import KiB
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.engine.blocks import UNCACHED_BYTES_MIN, BlockStore
-from fireflyfs.storage.engine.crc import combine, combine_units, crc32c, patch, unit_crcs
+from fireflyfs.storage.engine.crc import combine, combine_units, crc32c, patch_units, unit_crcs
 from fireflyfs.storage.engine.deltas import NO_DELTAS, PART_SHIFT, DeltaRef, Deltas, patch_id
 from fireflyfs.storage.engine.extents import (
     Part,
@@ -23,8 +23,10 @@ from fireflyfs.storage.engine.extents import (
     disjoint,
     extend_crcs,
     hidden_by,
+    runs,
     runs_beside,
     split,
+    whole_units,
 )
 from fireflyfs.storage.engine.interface import ChunkKey, Update, WouldBlock
 from fireflyfs.storage.engine.part_sums import PartSums, forget, learn, overwrite, parts_of
@@ -212,7 +214,9 @@ class Stager:
         taken: list[tuple[int, int]] = []
         try:
             if low:
-                if base.unit_shift > PART_SHIFT:
+                if base.unit_shift > PART_SHIFT and (
+                    self._sums.knows(update.key) or not whole_units(low, base.unit_shift, base.length)
+                ):
                     sums = self._sums.of(update.key, base)
                 whole = self._overwrite_crcs(update, base, low, crcs, sums, nowait)
                 for offset, data in low:
@@ -298,10 +302,12 @@ class Stager:
             if sums is not None:
                 learn(sums, begin, buffer)
         whole = base.crc
-        for unit, crc in fresh.items():
-            after = base.length - min((unit + 1) << shift, base.length)
-            whole = patch(whole, crcs[unit], crc, after)
-            crcs[unit] = crc
+        for first, last in runs(sorted(fresh)):
+            new = array("I", [fresh[unit] for unit in range(first, last + 1)])
+            end = min((last + 1) << shift, base.length)
+            last_bytes = end - (last << shift)
+            whole = patch_units(whole, crcs[first : last + 1], new, 1 << shift, last_bytes, base.length - end)
+            crcs[first : last + 1] = new
         return whole
 
     def _copy(self, update: Update, base: Record | None, length: int, nowait: bool = False) -> Staged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import threading
@@ -18,6 +19,7 @@ from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.storage.engine import blocks, crc
 from fireflyfs.storage.engine.allocator import ClassAllocator
 from fireflyfs.storage.engine.deltas import DeltaRef, Deltas
+from fireflyfs.storage.engine.extents import runs
 from fireflyfs.storage.engine.identity import create_target, read_identity, require_identity
 from fireflyfs.storage.engine.interface import ChunkKey
 from fireflyfs.storage.engine.record import (
@@ -53,11 +55,22 @@ def test_checksum_of_units(length: int, unit: int) -> None:
     assert crc.combine_units(crc.unit_crcs(memoryview(data), unit), unit, length) == crc32c(data)
 
 
-@given(st.binary(min_size=1, max_size=200), st.binary(min_size=1, max_size=200), st.binary(max_size=200))
-def test_checksum_after_a_part_changed(before: bytes, part: bytes, behind: bytes) -> None:
-    other = bytes(255 - byte for byte in part)
-    patched = crc.patch(crc32c(before + part + behind), crc32c(part), crc32c(other), len(behind))
+@given(
+    st.binary(max_size=100), st.binary(min_size=1, max_size=300), st.binary(max_size=100), st.sampled_from([1, 8, 64])
+)
+def test_checksum_after_units_changed(before: bytes, changed: bytes, behind: bytes, unit: int) -> None:
+    other = bytes(255 - byte for byte in changed)
+    old, new = (crc.unit_crcs(memoryview(data), unit) for data in (changed, other))
+    last = len(changed) - unit * (len(old) - 1)
+    patched = crc.patch_units(crc32c(before + changed + behind), old, new, unit, last, len(behind))
     assert patched == crc32c(before + other + behind)
+
+
+@given(st.sets(st.integers(0, 40)))
+def test_runs_of_units(units: set[int]) -> None:
+    found = runs(sorted(units))
+    assert [unit for first, last in found for unit in range(first, last + 1)] == sorted(units)
+    assert all(later > last + 1 for (_, last), (later, _) in itertools.pairwise(found))
 
 
 RECORD = Record(
