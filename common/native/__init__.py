@@ -10,7 +10,9 @@ import ctypes
 import os
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import numpy.typing as npt
 
 ENVIRONMENT: Final = "FFS_NATIVE"
 ABI: Final = 1
@@ -42,8 +44,9 @@ class Blocks:
         quick, slow = ctypes.PyDLL(str(path)), ctypes.CDLL(str(path))
         if quick.ffs_abi() != ABI:
             raise OSError(f"{path} is of another release")
-        self.hash = quick.ffs_hash
-        self.hash.argtypes, self.hash.restype = [ctypes.c_char_p, u64, u64, pointer, pointer], None
+        self.arrange = quick.ffs_arrange
+        self.arrange.argtypes = [*[pointer] * 3, u32, pointer, u32, u32, *[pointer] * 3]
+        self.arrange.restype = None
         self.split = quick.ffs_split
         self.split.argtypes, self.split.restype = [ctypes.c_char_p, u32, pointer], ctypes.c_int64
         self.locate = quick.ffs_locate
@@ -63,9 +66,10 @@ def _load() -> Blocks | None:
         return None
 
 
-def address_of(memory: bytearray | memoryview) -> int:
-    """Where writable memory lies, for as long as its owner keeps it; 0 where it has no bytes."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory)) if len(memory) else 0
+def address_of(memory: bytearray | memoryview | npt.NDArray[Any]) -> int:
+    """Where writable memory without gaps lies, for as long as its owner keeps it; 0 where it has no bytes."""
+    buffer: Any = memory
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer)) if len(memory) else 0
 
 
 blocks: Blocks | None = _load()

@@ -1,14 +1,15 @@
 /* What a look-up in the KV cache does for each of its blocks, for a whole request in one call: docs/kv_cache.md.
  *
  * Beside each function stands one of Python that does the same and passes the same tests; where this library is missing,
- * that one runs: `hash_keys` in common/cache_hash.py, `split_rows` in storage/core/block_rows.py, `BlockTable.locate_rows`
+ * that one runs: `place` in client/kvcache/placement.py, `BlockRows` in storage/core/block_rows.py, `BlockTable.locate`
  * and `read_rows` in storage/engine/cache_blocks.py. For little-endian machines: numbers lie as requests carry them.
  *
- * `rows` are a client's, and may say anything; their number was compared with their length in bytes. `found` is private
- * memory of the server. `memory` may be shared with the client: it is written and never read.
+ * In a server `rows` are a client's, and may say anything; their number was compared with their length in bytes. `found`
+ * is private memory of the server. `memory` may be shared with the client: it is written and never read.
  */
 #define _GNU_SOURCE
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -35,6 +36,10 @@ struct row { /* CACHE_BLOCK of proto/storage_wire.py */
     uint64_t index;
     uint32_t chain_id, chain_version, room, key_length;
     uint8_t key[KEY_BYTES_MAX];
+};
+
+struct place { /* who is asked about one of a namespace's chains */
+    uint32_t chain_id, version, node;
 };
 
 struct found { /* what `locate` says; size 0: it is not here */
@@ -66,18 +71,45 @@ static uint64_t mixed(uint64_t x) {
     return x ^ x >> 32;
 }
 
-/* The hashes of `count` keys of `length` bytes each, one behind the other. */
-API void ffs_hash(const uint8_t *keys, uint64_t length, uint64_t count, uint64_t *index, uint64_t *state) {
-    for (uint64_t number = 0; number < count; number++, keys += length) {
-        uint64_t h = length * ODD;
-        for (uint64_t at = 0; at < length; at += 8) {
-            uint64_t word = 0;
-            memcpy(&word, keys + at, length - at < 8 ? length - at : 8);
-            h = (h ^ word) * ODD;
-            h ^= h >> 32;
-        }
-        state[number] = h;
-        index[number] = mixed(h);
+static uint64_t hash_of(const uint8_t *key, uint32_t length) { /* padded with zeros to words */
+    uint64_t h = length * ODD;
+    for (uint32_t at = 0; at < length; at += 8) {
+        uint64_t word;
+        memcpy(&word, key + at, 8);
+        h = (h ^ word) * ODD;
+        h ^= h >> 32;
+    }
+    return mixed(h);
+}
+
+static int by_value(const void *one, const void *other) {
+    const uint64_t a = *(const uint64_t *)one, b = *(const uint64_t *)other;
+    return (a > b) - (a < b);
+}
+
+/* The rows of a request for `count` keys, by node, chain and number. `places`: of each of the `chains` of a namespace,
+ * with its node, below `nodes`; `nodes` itself where nobody can be asked. `order` is scratch, and then the number of the
+ * key of each row; `ends` are where the rows of each node end. Keys are valid, and all numbers below 2**21. */
+API void ffs_arrange(const uint8_t (*keys)[KEY_BYTES_MAX], const uint64_t *lengths, const uint32_t *rooms, uint32_t count,
+                     const struct place *places, uint32_t chains, uint32_t nodes, struct row *rows, uint64_t *order,
+                     uint32_t *ends) {
+    const uint64_t mask = (1u << 21) - 1;
+    for (uint32_t n = 0; n < count; n++) {
+        const uint64_t chain = hash_of(keys[n], (uint32_t)lengths[n]) % chains;
+        order[n] = (uint64_t)places[chain].node << 42 | chain << 21 | n;
+    }
+    qsort(order, count, sizeof(*order), by_value);
+    for (uint32_t node = 0, at = 0; node < nodes; node++) {
+        while (at < count && order[at] >> 42 <= node)
+            at++;
+        ends[node] = at;
+    }
+    for (uint32_t at = 0; at < count; at++) {
+        const struct place *place = &places[order[at] >> 21 & mask];
+        const uint64_t n = order[at] &= mask;
+        const uint32_t length = (uint32_t)lengths[n];
+        rows[at] = (struct row){hash_of(keys[n], length), place->chain_id, place->version, rooms[n], length, {0}};
+        memcpy(rows[at].key, keys[n], KEY_BYTES_MAX);
     }
 }
 
