@@ -18,8 +18,8 @@ WORLD ?= both
 
 .PHONY: venv dev proto proto-fresh check lint test test-rdma test-packages sim soak up down bench clean
 
-# The C library is built with the package: where its source has changed, the package is installed anew.
-LIBRARY := $(wildcard client/usrbio/c/*)
+# The C libraries are built with the package: where their source has changed, the package is installed anew.
+LIBRARY := $(wildcard client/usrbio/c/* common/native/c/*)
 
 $(BIN)/ffs: pyproject.toml $(LIBRARY)
 	$(PYTHON) -m venv $(VENV)

@@ -30,9 +30,9 @@ _29, _32 = np.uint64(29), np.uint64(32)
 
 
 class Keys:
-    """A batch of keys in one array, and their hashes."""
+    """A batch of keys in one array, and their hashes, computed when they are first asked for."""
 
-    __slots__ = ("_state", "index", "length", "table")
+    __slots__ = ("_index", "_state", "length", "table")
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         """Raises INVALID for a key out of bounds, or that is no bytes."""
@@ -46,12 +46,23 @@ class Keys:
             )
         self.length: npt.NDArray[np.uint64] = np.array(lengths, np.uint64)
         self.table: npt.NDArray[np.bytes_] = np.array(keys, "S64")  # padded with zeros
-        self._state = _state_of(self.table, lengths, self.length)
-        self.index: npt.NDArray[np.uint64] = _mixed(self._state)
+        self._state: npt.NDArray[np.uint64] | None = None
+        self._index: npt.NDArray[np.uint64] | None = None
+
+    @property
+    def index(self) -> npt.NDArray[np.uint64]:
+        if self._index is None:
+            self._index = _mixed(self._states())
+        return self._index
 
     @property
     def check(self) -> npt.NDArray[np.uint32]:
-        return (_mixed(self._state * _EU + self.length) >> _32).astype(np.uint32)
+        return (_mixed(self._states() * _EU + self.length) >> _32).astype(np.uint32)
+
+    def _states(self) -> npt.NDArray[np.uint64]:
+        if self._state is None:
+            self._state = _state_of(self.table, self.length)
+        return self._state
 
 
 def _as_bytes(key: object) -> bytes:
@@ -61,14 +72,12 @@ def _as_bytes(key: object) -> bytes:
     return bytes(key)
 
 
-def _state_of(
-    table: npt.NDArray[np.bytes_], lengths: list[int], size: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.uint64]:
-    count = len(lengths)
+def _state_of(table: npt.NDArray[np.bytes_], size: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    count = len(size)
     if not count:
         return np.empty(0, np.uint64)
     words = table.view("<u8").reshape(count, CACHE_KEY_BYTES_MAX // 8)
-    shortest, longest = -(-min(lengths) // 8), -(-max(lengths) // 8)
+    shortest, longest = -(-int(size.min()) // 8), -(-int(size.max()) // 8)
     state = size * _CU
     for number in range(longest):
         step = (state ^ words[:, number]) * _CU

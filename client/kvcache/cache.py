@@ -25,7 +25,7 @@ from fireflyfs.client.kvcache.getting import GetBatch
 from fireflyfs.client.kvcache.namespaces import Namespaces
 from fireflyfs.client.kvcache.nodes import Nodes
 from fireflyfs.client.kvcache.packed import PackedAnswer
-from fireflyfs.client.kvcache.placement import Placed, Placement, Rows
+from fireflyfs.client.kvcache.placement import Placed, Placement, Plan, Rows, place
 from fireflyfs.client.kvcache.prefetch import Prefetcher, PrefetchJob
 from fireflyfs.client.kvcache.putting import Putter
 from fireflyfs.client.kvcache.upkeep import Upkeep
@@ -157,7 +157,7 @@ class KVCache:
 
         unanswered: list[int] = []
         for rows in batch.waves():
-            unanswered += self._nodes.ask_all(batch.positions, rows, batch.pack, land)
+            unanswered += self._nodes.ask_all(batch.place, rows, batch.pack, land)
         unanswered += batch.give_up_tainted()
         lengths = batch.lengths
         stats.damaged = len(batch.damaged)
@@ -182,7 +182,10 @@ class KVCache:
         table = self._placement.lookup_table(hashed, positions)
         found = np.zeros(len(keys), np.bool_)
 
-        def pack(placed: Placed, mine: Rows) -> Iterator[tuple[Rows, Call, None]]:
+        def divide(plan: Plan, rows: Rows) -> Placed:
+            return place(plan, positions, rows)
+
+        def pack(placed: Placed, mine: Rows, _: bytes | None) -> Iterator[tuple[Rows, Call, None]]:
             for start in range(0, len(mine), CACHE_LOOKUPS_MAX):
                 rows = mine[start : start + CACHE_LOOKUPS_MAX]
                 yield rows, Call(Method.STORAGE_CACHE_EXISTS, self._placement.body(table, placed, rows)), None
@@ -196,7 +199,7 @@ class KVCache:
 
         unanswered: list[int] = []
         if len(keys):
-            unanswered = self._nodes.ask_all(positions, np.arange(len(keys)), pack, land)
+            unanswered = self._nodes.ask_all(divide, np.arange(len(keys)), pack, land)
         self._count(CacheStats(looked_up=len(keys), found=int(found.sum()), away=len(unanswered)))
         return found
 

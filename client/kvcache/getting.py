@@ -17,8 +17,9 @@ from fireflyfs.client.kvcache.api import MISS, CacheStats, Out
 from fireflyfs.client.kvcache.memory import pieces_of, plain_views
 from fireflyfs.client.kvcache.nodes import MOVED
 from fireflyfs.client.kvcache.packed import RESULT, PackedAnswer, Target
-from fireflyfs.client.kvcache.placement import Placed, Placement, Rows
+from fireflyfs.client.kvcache.placement import Placed, Placement, Plan, Rows, Table, arrange, place
 from fireflyfs.client.storage_codec import length_of, part_of, view_of
+from fireflyfs.common import native
 from fireflyfs.common.cache_hash import Keys
 from fireflyfs.common.errors import Code
 from fireflyfs.common.limits import FRAME_SEGMENTS_MAX, KiB, MiB
@@ -44,7 +45,6 @@ class GetBatch:
         """Raises INVALID for memory that cannot be written to, or keys out of bounds."""
         self._keys = Keys(keys)
         self._placement = placement
-        self.positions = placement.positions_of(self._keys)
         self.lengths = [MISS] * len(keys)
         self.damaged: set[int] = set()
         self._doubtful: set[int] = set()  # did not match on the way: to be asked for with VERIFY
@@ -69,8 +69,28 @@ class GetBatch:
                 for pieces in self._pieces:
                     parts = [view_of(piece) for piece in pieces]
                     self._targets.append(parts[0] if len(parts) == 1 else parts)
-        named = self._room if self._packed else [len(pieces) for pieces in self._pieces]
-        self._table = placement.get_table(self._keys, self.positions, named)
+        self._positions: Rows | None = None
+        self._table: Table | None = None
+        # A request to each worker, whatever the division: those are made in one go.
+        self._small = self._packed and len(keys) <= REQUEST_ROWS_MAX and sum(self._room) <= PACKED_REQUEST_BYTES_MAX
+
+    def place(self, plan: Plan, rows: Rows) -> Placed:
+        """These rows by worker."""
+        library = native.blocks
+        if library is not None and self._small and len(rows) == len(self._room):
+            return arrange(library, plan, self._keys, self._room)
+        return place(plan, self._positions_of(), rows)
+
+    def _positions_of(self) -> Rows:
+        if self._positions is None:
+            self._positions = self._placement.positions_of(self._keys)
+        return self._positions
+
+    def _body(self, placed: Placed, rows: Rows, flags: int) -> bytes:
+        if self._table is None:
+            named = self._room if self._packed else [len(pieces) for pieces in self._pieces]
+            self._table = self._placement.get_table(self._keys, self._positions_of(), named)
+        return self._placement.body(self._table, placed, rows, flags)
 
     def waves(self) -> Iterator[Rows]:
         """The batch in parts that may be under way at once."""
@@ -83,7 +103,7 @@ class GetBatch:
         if self._room:
             yield np.arange(start, len(self._room))
 
-    def pack(self, placed: Placed, mine: Rows) -> Iterator[tuple[Rows, Call, PackedAnswer | None]]:
+    def pack(self, placed: Placed, mine: Rows, table: bytes | None) -> Iterator[tuple[Rows, Call, PackedAnswer | None]]:
         """Requests to one worker: their rows, and what takes a packed answer."""
         for rows in self._requests(mine):
             numbers: list[int] = rows.tolist()
@@ -95,7 +115,10 @@ class GetBatch:
                 answer = PackedAnswer(numbers, self._room, self._targets)
             else:
                 into = [piece for row in numbers for piece in self._pieces[row]]
-            body = self._placement.body(self._table, placed, rows, flags)
+            if table is not None:
+                body = self._placement.body_of(table, len(rows), flags)
+            else:
+                body = self._body(placed, rows, flags)
             yield rows, Call(Method.STORAGE_CACHE_GET, body, (), into, spread=answer), answer
 
     def _requests(self, rows: Rows) -> Iterator[Rows]:

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from fireflyfs.client.kvcache.placement import Choose, Placed, Placement, Plan, Rows, place
+from fireflyfs.client.kvcache.placement import Choose, Placed, Placement, Plan, Rows
 from fireflyfs.client.routing import Chain, Routing
 from fireflyfs.client.routing_view import RoutingView
 from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.common.net.api import Address, BlockingLink, Call, Reply
 
-Pack = Callable[[Placed, Rows], Iterable[tuple[Rows, Call, Any]]]  # the last is for `Land`
+Place = Callable[[Plan, Rows], Placed]
+# For one worker: its rows, and their table if `Place` has made it; the last of what it gives is for `Land`.
+Pack = Callable[[Placed, Rows, bytes | None], Iterable[tuple[Rows, Call, Any]]]
 Land = Callable[[Rows, Reply, Any], list[int]]
 
 AWAY_S = 1.0  # a worker that did not answer is not asked again for so long: what it has is a miss
@@ -69,18 +71,18 @@ class Nodes:
         address = routing.addresses.get(chain.serving[0])
         return (chain, address) if address is not None and not self.is_away(address) else None
 
-    def ask_all(self, positions: Rows, rows: Rows, pack: Pack, land: Land) -> list[int]:
+    def ask_all(self, place: Place, rows: Rows, pack: Pack, land: Land) -> list[int]:
         """Ask for `rows` of a batch, each of a replica of its chain; those that nobody answered for.
 
-        `positions`: of the chain of each row of the batch. `pack` makes the calls to one worker; `land` takes an answer
-        and returns the rows to ask another replica for.
+        `place` divides rows by worker, `pack` makes the calls to one; `land` takes an answer and returns the rows to
+        ask another replica for.
         """
         routing = self._routing.current()
         failed: set[int] = set()  # targets that did not answer for all that they were asked for
         for attempt in range(ATTEMPTS):
-            placed = place(self._plan_of(routing, failed), positions, rows)
+            placed = place(self._plan_of(routing, failed), rows)
             left = list(placed.homeless)
-            calls = [(node, *each) for node, mine in placed.nodes for each in pack(placed, mine)]
+            calls = [(node, *each) for node, mine, table in placed.nodes for each in pack(placed, mine, table)]
             for _, _, call, _ in calls:
                 call.deadline_s = self._timeout_s
             answers = self.call_many([(node.address, call) for node, _, call, _ in calls])

@@ -10,12 +10,15 @@ Slots are u32: 2**31 blocks to a target. Namespaces are known by a number of the
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
+from fireflyfs.common import native
 from fireflyfs.storage.core import eviction
+from fireflyfs.storage.core.block_rows import BlockRows, Located, Wanted
 from fireflyfs.storage.core.eviction import NONE
 from fireflyfs.storage.engine.interface import NamedBlock
 
@@ -24,11 +27,10 @@ KEY_BYTES_FIRST = 16
 FEW = 32
 _ODD = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
+_NATIVE_ARRAYS = ("index", "space", "expires", "size", "crc", "block", "shift", "key_length", "frequency")
 
 Indexes = npt.NDArray[np.uint64]
 Slotted = npt.NDArray[np.intp]
-Wanted = tuple[int, int, bytes]  # the caller's number of it, the chunk's index, the key
-Located = tuple[int, int, int, tuple[int, int]]  # the caller's number, bytes, CRC32C, place
 
 
 class BlockTable:
@@ -77,12 +79,27 @@ class BlockTable:
         self._keys = self._arrays["key"].view(np.uint8).data
         self._slots = slots
 
+    def _tell_native(self) -> None:
+        """Where the arrays lie, for the library in C."""
+        arrays = self._arrays
+        named = {name: arrays[name].ctypes.data for name in _NATIVE_ARRAYS}
+        self._native = native.Index(
+            places=self._table.ctypes.data,
+            places_mask=self._places_mask,
+            keys=arrays["key"].ctypes.data,
+            slots=self._slots,
+            key_bytes=self._key_bytes,
+            **named,
+        )
+        self._native_at = ctypes.addressof(self._native)
+
     def _rehash(self) -> None:
         """A table for twice as many slots as there are, with every block in it."""
         places = 2 * self._slots
         self._places_mask = places - 1
         self._table: npt.NDArray[np.uint32] = np.full(places, NONE, np.uint32)
         self._places = self._table.data
+        self._tell_native()
         waiting = np.flatnonzero(self.queue_array[: self.used])
         homes = self._homes(self._space[waiting], self._index[waiting])
         while len(waiting):
@@ -182,6 +199,13 @@ class BlockTable:
             found.append((row, size[slot], crc[slot], (shift[slot], block[slot])))
         return found
 
+    def locate_rows(self, number: int, rows: BlockRows, begin: int, end: int, now_unix_s: int) -> None:
+        """The same for rows of a request, which say then what was `located`."""
+        if native.blocks is not None:
+            native.blocks.locate(self._native_at, number, rows.table, begin, end, now_unix_s, rows.address)
+        else:
+            rows.note_located(self.locate(number, rows.wanted(begin, end), now_unix_s))
+
     # -- changing
 
     def add(self, number: int, index: int) -> int:
@@ -208,6 +232,7 @@ class BlockTable:
         if length > self._key_bytes:
             self._key_bytes = -(-length // 8) * 8
             self._allocate(self._slots)
+            self._tell_native()
         self.check[slot] = check
         self.size[slot] = block.length
         self.expires[slot] = block.name.expires_unix_s

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fireflyfs.storage.core.block_table import BlockTable, Indexes, Located, Wanted
+from fireflyfs.storage.core.block_rows import BlockRows, Located, Wanted
+from fireflyfs.storage.core.block_table import BlockTable, Indexes
 from fireflyfs.storage.core.eviction import EXPIRED, LEAVING, NONE, S3Fifo
 from fireflyfs.storage.engine.interface import ChunkKey, NamedBlock
 
@@ -107,6 +108,11 @@ class CacheIndex:
         """Where the blocks of these keys are that are here and not expired; they count as asked for."""
         space = self._spaces.get(inode)
         return self._table.locate(space.number, wanted, now_unix_s) if space is not None else []
+
+    def locate_rows(self, inode: int, rows: BlockRows, begin: int, end: int, now_unix_s: int) -> None:
+        """See `BlockTable.locate_rows`."""
+        space = self._spaces.get(inode)
+        self._table.locate_rows(space.number if space is not None else 0, rows, begin, end, now_unix_s)
 
     def count_reads(self, inode: int, hits: int, misses: int, hit_bytes: int) -> None:
         space = self._spaces.get(inode) or self._open(inode)

@@ -16,13 +16,16 @@ import itertools
 import mmap
 import os
 import threading
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from fireflyfs.common import native
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.limits import KiB, MiB
 from fireflyfs.common.net.scatter import advance
+from fireflyfs.storage.core.block_rows import BlockRows, Tally
 from fireflyfs.storage.engine.allocator import ClassAllocator
 from fireflyfs.storage.engine.identity import sync_directory
 from fireflyfs.storage.engine.interface import WouldBlock
@@ -67,6 +70,8 @@ class BlockStore:
         shifts = range(BLOCK_SHIFT_MIN, BLOCK_SHIFT_MAX + 1)
         self._classes = {shift: ClassAllocator(REFILL_BYTES >> shift) for shift in shifts}
         self._fds: dict[tuple[int, int], int] = {}
+        # The same by (shift - BLOCK_SHIFT_MIN) * STRIPES + stripe, for the library in C; -1: not open.
+        self._fd_table = array("i", [-1] * (len(shifts) * STRIPES))
         self._dirty: set[tuple[int, int]] = set()
         self._sizes: dict[tuple[int, int], int] = {}
         self.used_bytes = 0
@@ -97,6 +102,8 @@ class BlockStore:
                 sync_directory(self._path)
             self._sizes[shift, stripe] = os.fstat(fd).st_size
             self._fds[shift, stripe] = fd
+            if BLOCK_SHIFT_MIN <= shift <= BLOCK_SHIFT_MAX and stripe < STRIPES:
+                self._fd_table[(shift - BLOCK_SHIFT_MIN) * STRIPES + stripe] = fd
         return fd
 
     def _place(self, shift: int, block: int) -> tuple[int, int]:
@@ -312,6 +319,19 @@ class BlockStore:
             return at
         return len(wanted)
 
+    def read_rows_cached(
+        self, library: native.Blocks, rows: BlockRows, begin: int, end: int, memory: memoryview, at: int
+    ) -> Tally | None:
+        """See `ChunkEngine.read_rows`; None where memory ends too soon. Blocks side by side in a file come together."""
+        tally = native.Tally(at)
+        where = native.address_of(memory)
+        if library.read(
+            self._fd_table.buffer_info()[0], rows.table, begin, end, rows.address, where, len(memory),
+            ctypes.addressof(tally),
+        ):  # fmt: skip
+            return None
+        return Tally(tally.end, tally.hits, tally.hit_bytes, tally.slow)
+
     def read_from_disk(self, shift: int, block: int, length: int) -> memoryview | None:
         """The block's first `length` bytes past the page cache, where the file system can; None: the file ends before.
 
@@ -393,4 +413,5 @@ class BlockStore:
             for fd in self._fds.values():
                 os.close(fd)
             self._fds.clear()
+            self._fd_table[:] = array("i", [-1] * len(self._fd_table))
             os.close(self._dir_fd)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.storage.core.block_rows import SLOW, TOO_LARGE, BlockRows, Tally
 from fireflyfs.storage.engine.commit import Change
 from fireflyfs.storage.engine.interface import BlockObserver, ChunkKey, ChunkState, NamedBlock, ReadResult
 from fireflyfs.storage.engine.metadata import MetaStore
@@ -126,6 +127,9 @@ class BlocksByState:
     def observe(self, observer: BlockObserver) -> bool:
         return False
 
+    def read_rows(self, rows: BlockRows, begin: int, end: int, memory: memoryview, at: int) -> Tally:
+        return read_rows(self.read_places, rows, begin, end, memory, at)
+
     def read_places(self, wanted: Sequence[tuple[tuple[int, int], list[memoryview]]], start: int) -> int:
         return start
 
@@ -163,6 +167,48 @@ class BlocksByState:
             if state.committed is not None and state.committed.name is not None
         ]
         return found, page[-1].key if len(page) == limit else None
+
+
+def read_rows(
+    read_places: Callable[[Sequence[tuple[tuple[int, int], list[memoryview]]], int], int],
+    rows: BlockRows,
+    begin: int,
+    end: int,
+    memory: memoryview,
+    at: int,
+) -> Tally:
+    """See `ChunkEngine.read_rows`: by `read_places`."""
+    rooms = rows.rooms(begin, end)
+    places: list[tuple[tuple[int, int], list[memoryview]]] = []
+    there: list[int] = []
+    hit_bytes = slow = 0
+    for row, size, crc, place in rows.located(begin, end):
+        if size > rooms[row - begin]:
+            rows.set(row, TOO_LARGE)
+            continue
+        if at + size > len(memory):
+            no_room(memory)
+        places.append((place, [memory[at : at + size]]))
+        there.append(row)
+        rows.set(row, (0, size, crc, at))
+        at += size
+        hit_bytes += size
+    done = read_places(places, 0)
+    while done < len(places):  # it stopped here: some of what follows may be in memory
+        (into,) = places[done][1]
+        # It goes to the client up to its last block, and was another request's before: a block that does not come, or
+        # comes shorter, leaves nothing of that.
+        into[:] = bytes(len(into))
+        (result,) = rows.results(there[done], there[done] + 1)
+        rows.set(there[done], (SLOW, *result[1:]))
+        hit_bytes -= len(into)
+        slow += 1
+        done = read_places(places, done + 1)
+    return Tally(at, len(there) - slow, hit_bytes, slow)
+
+
+def no_room(memory: memoryview) -> NoReturn:
+    raise error(Code.PROTOCOL, f"the blocks do not fit the {len(memory)} bytes of memory that were offered")
 
 
 def _missing(key: ChunkKey) -> FfsError:

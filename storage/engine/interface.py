@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from fireflyfs.proto.storage_wire import UpdateKind
+from fireflyfs.storage.core.block_rows import BlockRows, Tally
 
 
 class ChunkKey(NamedTuple):
@@ -205,6 +206,12 @@ class ChunkEngine(Protocol):
 
         `crc32c` is of all of it. With too little room nothing is placed: length 0, `chunk_length` says how much it is.
         Raises CHUNK_NOT_FOUND (expired ones too), CHECKSUM, and WouldBlock.
+        """
+
+    def read_rows(self, rows: BlockRows, begin: int, end: int, memory: memoryview, at: int) -> Tally:
+        """Fill `memory` from `at` on with what `BlockTable.locate_rows` found for these rows, one behind the other, as
+        `read_places` would, and make their `results`: TOO_LARGE for more than a row's room, SLOW for what must be
+        waited for, whose place stays its own and is zero. Raises PROTOCOL where memory ends too soon.
         """
 
     def read_places(self, wanted: Sequence[tuple[tuple[int, int], list[memoryview]]], start: int) -> int:

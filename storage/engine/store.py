@@ -13,11 +13,13 @@ import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fireflyfs.common import native
 from fireflyfs.common.clock import Clock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.host import host_id
+from fireflyfs.storage.core.block_rows import BlockRows, Tally
 from fireflyfs.storage.engine.blocks import KEPT_BYTES_DEFAULT, BlockStore
-from fireflyfs.storage.engine.cache_blocks import CacheBlocks
+from fireflyfs.storage.engine.cache_blocks import CacheBlocks, no_room, read_rows
 from fireflyfs.storage.engine.checkpoint import HELD_ITEMS_MAX, Background, Epochs, read_epochs
 from fireflyfs.storage.engine.chunk_locks import ChunkLocks
 from fireflyfs.storage.engine.chunk_reads import ChunkReads
@@ -203,6 +205,15 @@ class Engine:
         self, key: ChunkKey, name: bytes, into: Sequence[memoryview], now_unix_s: int, *, nowait: bool = False
     ) -> ReadResult:
         return self._cache.read(key, name, into, now_unix_s, nowait=nowait)
+
+    def read_rows(self, rows: BlockRows, begin: int, end: int, memory: memoryview, at: int) -> Tally:
+        library = native.blocks
+        if library is None:
+            return read_rows(self.read_places, rows, begin, end, memory, at)
+        tally = self._blocks.read_rows_cached(library, rows, begin, end, memory, at)
+        if tally is None:
+            no_room(memory)
+        return tally
 
     def read_places(self, wanted: Sequence[tuple[tuple[int, int], list[memoryview]]], start: int) -> int:
         return self._blocks.read_cached(wanted, start)

@@ -2,35 +2,29 @@
 threads where the disk must be waited for; nothing is verified here that the client verifies anyway.
 
 With VERIFY, or while a target's index is not complete, the engine finds, compares and verifies each block instead.
-Most requests are of few small blocks: what is done for each row is what the processor's time goes into.
+Most requests are of few small blocks, which travel packed: those are answered run by run, not block by block.
 """
 
 from __future__ import annotations
 
 import asyncio
-import struct
-from collections.abc import Awaitable, Callable, Sequence
-from itertools import accumulate, chain
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import accumulate
 
 from fireflyfs.common.errors import Code, FfsError, error
-from fireflyfs.common.limits import CACHE_KEY_BYTES_MAX, CACHE_KEY_BYTES_MIN
 from fireflyfs.common.net.api import ServerRequest
 from fireflyfs.proto.storage_wire import CacheFlag
-from fireflyfs.storage.core.block_table import Wanted
+from fireflyfs.storage.core.block_rows import MISS, SLOW, TOO_LARGE, BlockRows, ChainAt, Result, Wanted
 from fireflyfs.storage.engine.interface import ChunkKey, ReadResult
 from fireflyfs.storage.engine.reader import cut_to
 from fireflyfs.storage.service.local_target import LocalTarget
 
-Row = tuple[int, int, int, int]  # CACHE_RESULT
-MISS: Row = (int(Code.CHUNK_NOT_FOUND), 0, 0, 0)
-TOO_LARGE: Row = (int(Code.TOO_LARGE), 0, 0, 0)
 Placed = tuple[tuple[int, int], list[memoryview]]  # a block's place, and where its bytes go
-ChainAt = tuple[int, int]  # a chain, and the version of it that the client knows
-_BLOCK = struct.Struct("<QIIII64s")  # CACHE_BLOCK, whose rows numpy takes longer to take apart
+Run = tuple[LocalTarget, int, int]  # rows that a target answers for: from, to
 _VERIFY, _PACKED = int(CacheFlag.VERIFY), int(CacheFlag.PACKED)
 
 
-def refused(local: LocalTarget, key: ChunkKey, exc: FfsError) -> Row:
+def refused(local: LocalTarget, key: ChunkKey, exc: FfsError) -> Result:
     """The row of a block that cannot be read; what follows from that for the target."""
     if exc.code is Code.CHECKSUM:
         local.suspect(key)
@@ -39,7 +33,7 @@ def refused(local: LocalTarget, key: ChunkKey, exc: FfsError) -> Row:
     return (int(exc.code), 0, 0, 0)
 
 
-def row_of(found: ReadResult, at: int) -> Row:
+def row_of(found: ReadResult, at: int) -> Result:
     return (0, found.length, found.crc32c, at) if found.length else TOO_LARGE
 
 
@@ -54,84 +48,76 @@ class BlockGet:
         self._verify = bool(flags & _VERIFY)
         self._packed = bool(flags & _PACKED)
         self._views = request.push_views()
-        self.by_chain: dict[ChainAt, list[Wanted]] = {}
-        pieces: list[int] = []
-        for number, (index, chain_id, version, count, length, key) in enumerate(_BLOCK.iter_unpack(table)):
-            if not CACHE_KEY_BYTES_MIN <= length <= CACHE_KEY_BYTES_MAX:
-                raise error(Code.PROTOCOL, "a key of a length that no key has")
-            members = self.by_chain.get((chain_id, version))
-            if members is None:
-                members = self.by_chain[chain_id, version] = []
-            members.append((number, index, key[:length]))
-            pieces.append(count)
-        self._pieces = pieces
-        self._rows: list[Row] = [MISS] * len(pieces)
-        self._counts: list[tuple[LocalTarget, list[Wanted]]] = []
+        self._rows = rows = BlockRows(bytes(table))
         self._slow: list[tuple[LocalTarget, Wanted, list[memoryview], int]] = []  # where to, where that is
-        self._unindexed: list[tuple[LocalTarget, list[Wanted]]] = []
+        self._unindexed: list[Run] = []
+        self._uncounted: list[Run] = []
         self._at = 0  # in the one piece of a packed request
-        total = sum(pieces)
+        self._begins: list[int] = []  # of the others: where the pieces of each row begin
         if self._packed:
-            if len(self._views) != 1 or total > len(self._views[0]):
-                raise error(Code.PROTOCOL, f"blocks of {total} bytes in all do not fit the memory that was offered")
-            self._begins: list[int] = []
+            if len(self._views) != 1 or rows.room > len(self._views[0]):
+                raise error(Code.PROTOCOL, f"blocks of {rows.room} bytes in all do not fit the memory that was offered")
         else:
-            if total != len(self._views):
-                raise error(Code.PROTOCOL, f"{total} pieces are named, {len(self._views)} are offered")
-            self._begins = [0, *accumulate(pieces)]
+            if rows.room != len(self._views):
+                raise error(Code.PROTOCOL, f"{rows.room} pieces are named, {len(self._views)} are offered")
+            self._begins = [0, *accumulate(rows.rooms(0, rows.count))]
 
-    def refuse(self, wanted: list[Wanted], code: Code) -> None:
+    def runs(self) -> Iterator[tuple[ChainAt, int, int]]:
+        """See `BlockRows.runs`."""
+        return self._rows.runs()
+
+    def refuse(self, begin: int, end: int, code: Code) -> None:
         """These are of a chain that is not served here."""
-        for row, _, _ in wanted:
-            self._rows[row] = (int(code), 0, 0, 0)
+        for row in range(begin, end):
+            self._rows.set(row, (int(code), 0, 0, 0))
 
-    def read(self, local: LocalTarget, wanted: list[Wanted]) -> None:
-        """The blocks of one chain: what is in memory, at once."""
-        self._counts.append((local, wanted))
+    def read(self, local: LocalTarget, begin: int, end: int) -> None:
+        """The blocks of rows of one chain: what is in memory, at once."""
         if self._verify or not local.cache.ready:
-            self._unindexed.append((local, wanted))
+            self._unindexed.append((local, begin, end))
             return
-        located = local.cache.locate(self._inode, wanted, self._now_unix_s)
-        rows, pieces = self._rows, self._pieces
+        local.cache.locate_rows(self._inode, self._rows, begin, end, self._now_unix_s)
+        if self._packed:
+            self._read_packed(local, begin, end)
+        else:
+            self._read_pieces(local, begin, end)
+
+    def _read_packed(self, local: LocalTarget, begin: int, end: int) -> None:
+        rows = self._rows
+        tally = local.engine.read_rows(rows, begin, end, self._views[0], self._at)
+        self._at = tally.end
+        if not tally.slow:
+            local.cache.count_reads(self._inode, tally.hits, end - begin - tally.hits, tally.hit_bytes)
+            return
+        self._uncounted.append((local, begin, end))
+        for wanted, (status, size, _, at) in zip(rows.wanted(begin, end), rows.results(begin, end), strict=True):
+            if status == SLOW:
+                self._slow.append((local, wanted, [self._views[0][at : at + size]], at))
+
+    def _read_pieces(self, local: LocalTarget, begin: int, end: int) -> None:
+        rows = self._rows
+        self._uncounted.append((local, begin, end))
         numbers: list[int] = []
         places: list[Placed] = []
-        if self._packed:
-            memory, at = self._views[0], self._at
-            for row, size, crc, place in located:
-                if size > pieces[row]:
-                    rows[row] = TOO_LARGE
-                    continue
-                places.append((place, [memory[at : at + size]]))
-                numbers.append(row)
-                rows[row] = (0, size, crc, at)
-                at += size
-            self._at = at
-        else:
-            for row, size, crc, place in located:
-                begin = self._begins[row]
-                cut = cut_to(self._views[begin : begin + pieces[row]], size)
-                if cut is None:
-                    rows[row] = TOO_LARGE
-                    continue
-                places.append((place, cut))
-                numbers.append(row)
-                rows[row] = (0, size, crc, 0)
+        located = rows.located(begin, end)
+        for row in range(begin, end):
+            rows.set(row, MISS)
+        for row, size, crc, place in located:
+            cut = cut_to(self._pieces_of(row), size)
+            if cut is None:
+                rows.set(row, TOO_LARGE)
+                continue
+            places.append((place, cut))
+            numbers.append(row)
+            rows.set(row, (0, size, crc, 0))
         at = local.engine.read_places(places, 0)
-        if at < len(places):
-            self._read_rest(local, dict(zip([each[0] for each in wanted], wanted, strict=True)), numbers, places, at)
-
-    def _read_rest(
-        self, local: LocalTarget, wanted: dict[int, Wanted], numbers: list[int], places: Sequence[Placed], at: int
-    ) -> None:
-        """What comes after the first block that must be waited for: some of it may be in memory."""
-        while at < len(places):
-            row, into = numbers[at], places[at][1]
-            if self._packed:
-                # Packed memory goes to the client up to its last block, and was another request's before: a block that
-                # does not come, or comes shorter, leaves nothing of that.
-                into[0][:] = bytes(len(into[0]))
-            self._slow.append((local, wanted[row], into, self._rows[row][3]))
+        while at < len(places):  # it must be waited for; some of what follows may be in memory
+            row = numbers[at]
+            self._slow.append((local, rows.wanted(row, row + 1)[0], places[at][1], 0))
             at = local.engine.read_places(places, at + 1)
+
+    def _pieces_of(self, row: int) -> Sequence[memoryview]:
+        return self._views[self._begins[row] : self._begins[row + 1]]
 
     def finish(self, check_fence: Callable[[], None]) -> Awaitable[None] | None:
         """Answer now, or as a task when there is something to wait for; `check_fence` once more after that."""
@@ -146,45 +132,43 @@ class BlockGet:
         for end in ends:
             if isinstance(end, BaseException):
                 raise end
-        for local, wanted in self._unindexed:
-            for each in wanted:
-                await self._read_verified(local, each)
+        for local, begin, stop in self._unindexed:
+            for wanted, room in zip(self._rows.wanted(begin, stop), self._rows.rooms(begin, stop), strict=True):
+                await self._read_verified(local, wanted, room)
         check_fence()
         self._answer()
 
-    async def _read_slowly(self, local: LocalTarget, wanted: Wanted, into: list[memoryview], at: int) -> int:
+    async def _read_slowly(self, local: LocalTarget, wanted: Wanted, into: Sequence[memoryview], at: int) -> int:
         """A block that must be waited for, verified on the way: it costs a thread anyway. Its bytes."""
         row, index, name = wanted
         key = ChunkKey(self._inode, index)
         try:
             found = await local.call(local.engine.read_block, key, name, into, self._now_unix_s)
         except FfsError as exc:
-            self._rows[row] = refused(local, key, exc)
+            self._rows.set(row, refused(local, key, exc))
             return 0
-        self._rows[row] = row_of(found, at)
+        self._rows.set(row, row_of(found, at))
         return found.length
 
-    async def _read_verified(self, local: LocalTarget, wanted: Wanted) -> None:
-        row = wanted[0]
+    async def _read_verified(self, local: LocalTarget, wanted: Wanted, room: int) -> None:
         if self._packed:
-            into = [self._views[0][self._at : self._at + self._pieces[row]]]
+            into = [self._views[0][self._at : self._at + room]]
             self._at += await self._read_slowly(local, wanted, into, self._at)
         else:
-            await self._read_slowly(local, wanted, self._views[self._begins[row] : self._begins[row + 1]], 0)
+            await self._read_slowly(local, wanted, self._pieces_of(wanted[0]), 0)
 
     def _answer(self) -> None:
         rows = self._rows
-        for local, wanted in self._counts:
-            lengths = [rows[each[0]][1] for each in wanted if not rows[each[0]][0]]
-            local.cache.count_reads(self._inode, len(lengths), len(wanted) - len(lengths), sum(lengths))
-        body = struct.pack(f"<{4 * len(rows)}I", *chain.from_iterable(rows))  # CACHE_RESULT of each
-        self._request.reply(body, [self._at] if self._packed else self._pushed())
+        for local, begin, end in self._uncounted + self._unindexed:
+            lengths = [length for status, length, _, _ in rows.results(begin, end) if not status]
+            local.cache.count_reads(self._inode, len(lengths), end - begin - len(lengths), sum(lengths))
+        self._request.reply(rows.answer(), [self._at] if self._packed else self._pushed())
 
     def _pushed(self) -> list[int]:
         pushed: list[int] = []
-        for row, (begin, end) in zip(self._rows, zip(self._begins, self._begins[1:], strict=False), strict=True):
-            left = 0 if row[0] else row[1]
-            for view in self._views[begin:end]:
+        for row, (status, length, _, _) in enumerate(self._rows.results(0, self._rows.count)):
+            left = 0 if status else length
+            for view in self._pieces_of(row):
                 pushed.append(min(left, len(view)))
                 left -= pushed[-1]
         return pushed

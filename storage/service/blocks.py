@@ -28,8 +28,9 @@ from fireflyfs.common.limits import (
 from fireflyfs.common.net.api import ServerRequest
 from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.storage_wire import CACHE_BLOCK, CACHE_LOOKUP, UpdateKind
+from fireflyfs.storage.core.block_rows import ChainAt
 from fireflyfs.storage.engine.interface import CacheName, ChunkEngine, ChunkKey, Extent
-from fireflyfs.storage.service.block_get import BlockGet, ChainAt, refused
+from fireflyfs.storage.service.block_get import BlockGet, refused
 from fireflyfs.storage.service.local_target import LocalTarget
 from fireflyfs.storage.service.reading import Reader
 from fireflyfs.storage.service.replica import Replicas
@@ -58,12 +59,12 @@ class BlockReader:
         inode, flags, table = decode(request.body, CACHE_BLOCK, READ_ITEMS_MAX)
         self._replicas.check_fence()
         get = BlockGet(request, inode, table, flags, self._now_unix_s())
-        for chain, wanted in get.by_chain.items():
+        for chain, begin, end in get.runs():
             found = self._admit(chain)
             if isinstance(found, Code):
-                get.refuse(wanted, found)
+                get.refuse(begin, end, found)
             else:
-                get.read(found, wanted)
+                get.read(found, begin, end)
         return get.finish(self._replicas.check_fence)
 
     def _admit(self, chain: ChainAt) -> LocalTarget | Code:

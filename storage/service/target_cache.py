@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fireflyfs.common.cache_hash import hash_key
-from fireflyfs.storage.core.block_table import Indexes, Located, Wanted
+from fireflyfs.storage.core.block_rows import BlockRows, Located, Wanted
+from fireflyfs.storage.core.block_table import Indexes
 from fireflyfs.storage.core.cache_index import CacheIndex, SpaceStats
 from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, NamedBlock
 
@@ -98,6 +99,11 @@ class TargetCache:
         """See `CacheIndex.locate`. Only once it is `ready`."""
         with self._lock:
             return self._index.locate(inode, wanted, now_unix_s)
+
+    def locate_rows(self, inode: int, rows: BlockRows, begin: int, end: int, now_unix_s: int) -> None:
+        """See `CacheIndex.locate_rows`. Only once it is `ready`."""
+        with self._lock:
+            self._index.locate_rows(inode, rows, begin, end, now_unix_s)
 
     def count_reads(self, inode: int, hits: int, misses: int, hit_bytes: int) -> None:
         with self._lock:

@@ -16,10 +16,11 @@ from crc32c import crc32c
 
 from fireflyfs.client.kvcache import MISS, AsyncKVCache, KVCache, Namespace
 from fireflyfs.client.kvcache.nodes import AWAY_S, Nodes
-from fireflyfs.client.kvcache.placement import Placed, Placement, Rows, place
+from fireflyfs.client.kvcache.placement import Placed, Placement, Rows, arrange, place
 from fireflyfs.client.routing import SERVING, Chain, Routing
 from fireflyfs.client.scratch import Scratch
 from fireflyfs.client.striping import FileLayout
+from fireflyfs.common import native
 from fireflyfs.common.cache_hash import Keys
 from fireflyfs.common.clock import ManualClock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
@@ -102,6 +103,15 @@ class Workers:
 
 def _view(piece: Any) -> memoryview:
     return piece.view if isinstance(piece, Slice) else piece
+
+
+@pytest.fixture(autouse=True, params=["library", "python"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches divided by the library in C, and without it."""
+    if request.param == "python":
+        monkeypatch.setattr(native, "blocks", None)
+    elif native.blocks is None:
+        pytest.skip("the library in C was not built")
 
 
 @pytest.fixture
@@ -212,7 +222,9 @@ def asked(nodes: Nodes, placement: Placement, keys: Sequence[bytes] = KEYS) -> t
     """Who is asked for the keys, one call to each, and the rows that nobody answered for."""
     names: list[str] = []
 
-    def pack(placed: Placed, rows: Rows) -> list[tuple[Rows, Call, None]]:
+    positions = placement.positions_of(Keys(keys))
+
+    def pack(placed: Placed, rows: Rows, table: bytes | None) -> list[tuple[Rows, Call, None]]:
         return [(rows, Call(Method.STORAGE_CACHE_EXISTS, b"".join(keys[row] for row in rows)), None)]
 
     def note(name: str, call: Call) -> None:
@@ -223,7 +235,10 @@ def asked(nodes: Nodes, placement: Placement, keys: Sequence[bytes] = KEYS) -> t
     before, workers.before, workers.answer = workers.before, note, b""
     try:
         left = nodes.ask_all(
-            placement.positions_of(Keys(keys)), np.arange(len(keys)), pack, lambda rows, reply, memory: []
+            lambda plan, rows: place(plan, positions, rows),
+            np.arange(len(keys)),
+            pack,
+            lambda rows, reply, memory: [],
         )
     finally:
         workers.before = before
@@ -283,7 +298,7 @@ def test_a_batch_is_divided_by_node_with_every_row_once() -> None:
         placed = place(plan, placement.positions_of(keys), rows)
         seen = list(placed.homeless)
         assert all(chain_of[row] in (7, 8) for row in placed.homeless)
-        for node, mine in placed.nodes:
+        for node, mine, _ in placed.nodes:
             assert len(mine)
             for row in mine.tolist():
                 assert node.address == addresses[chain_of[row]]
@@ -291,6 +306,32 @@ def test_a_batch_is_divided_by_node_with_every_row_once() -> None:
                 assert placed.versions[row] == chain_of[row] + 100
             seen += mine.tolist()
         assert sorted(seen) == rows.tolist()
+
+
+def test_the_library_divides_a_batch_as_python_does() -> None:
+    library = native.blocks
+    if library is None:
+        return
+    chance = random.Random(9)
+    for count in (0, 1, 2, 64, 1024):
+        chains = tuple(chance.randrange(1, 9) for _ in range(chance.randrange(1, 20)))
+        placement = Placement(FileLayout(InodeId(77), BLOCK, chains))
+        at = {chain: Address(tcp=f"node {chain % 3}") for chain in range(1, chance.randrange(1, 9))}
+        routing = Routing(1, chains={chain: Chain(chain, chain + 100, ((chain, int(SERVING)),)) for chain in at})
+        plan = placement.plan(routing, lambda chain, at=at: (chain.chain_id, at[chain.chain_id]))
+        keys = Keys([chance.randbytes(chance.randint(8, 64)) for _ in range(count)])
+        rooms = [chance.randrange(1 << 32) for _ in range(count)]
+        positions = placement.positions_of(keys)
+        expected = place(plan, positions, np.arange(count))
+        table = placement.get_table(keys, positions, rooms)
+        found = arrange(library, plan, keys, rooms)
+        assert found.homeless == expected.homeless
+        assert [(node, mine.tolist()) for node, mine, _ in found.nodes] == [
+            (node, mine.tolist()) for node, mine, _ in expected.nodes
+        ]
+        for _, mine, packed in found.nodes:
+            assert packed is not None
+            assert placement.body_of(packed, len(mine), 2) == placement.body(table, expected, mine, 2)
 
 
 # On asyncio

@@ -139,3 +139,25 @@ def test_blocks_without_room_are_not_there() -> None:
     asked.take([(0, 0, 0, 0), (0, 0, 0, 0)], b"")
     assert asked.answer.others == [(10, 0), (11, 0)]
     assert asked.answer.right == asked.answer.wrong == []
+
+
+@pytest.mark.parametrize("count", [1, 3, 128, 129, 300])
+@pytest.mark.parametrize("alike", [True, False])
+def test_answers_of_many_rows_in_order(count: int, alike: bool) -> None:
+    rng = random.Random(count)
+    sizes = [64 if alike else rng.randrange(1, 100) for _ in range(count)]
+    stored = [rng.randbytes(size) for size in sizes]
+    results = [result(block, sum(sizes[:n])) for n, block in enumerate(stored)]
+    asked = Asked(sizes)
+    asked.take(results, b"".join(stored))
+    assert asked.answer.right == list(zip(asked.rows, sizes, strict=True))
+    assert asked.memory == stored
+    for field in range(4):  # one number is another one
+        told = list(results)
+        chosen = rng.randrange(count)
+        told[chosen] = tuple(value + (number == field) for number, value in enumerate(told[chosen]))  # type: ignore[assignment]
+        asked = Asked(sizes)
+        asked.take(told, b"".join(stored))
+        assert len(asked.answer.right) < count
+        for row, length in asked.answer.right:
+            assert asked.memory[row - 10] == stored[row - 10][:length]

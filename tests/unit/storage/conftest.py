@@ -11,6 +11,7 @@ import crc32c as crc32c_module
 import pytest
 
 from fireflyfs.client.routing import Chain, Routing
+from fireflyfs.common import native
 from fireflyfs.common.clock import SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.ids import ClientId
@@ -41,6 +42,16 @@ from fireflyfs.storage.service.replica import Replicas
 from fireflyfs.storage.service.wire import Item, Result, decode_results, encode_update
 
 CHUNK = 65536
+
+
+@pytest.fixture(params=["library", "python"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Blocks of a batch by the library in C, and without it."""
+    if request.param == "python":
+        monkeypatch.setattr(native, "blocks", None)
+    elif native.blocks is None:
+        pytest.skip("the library in C was not built")
+    return str(request.param)
 
 
 UNIT = 4096  # under one checksum

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from fireflyfs.common.cache_hash import Keys, hash_key
+from fireflyfs.proto.storage_wire import CACHE_BLOCK
+from fireflyfs.storage.core.block_rows import BlockRows
 from fireflyfs.storage.core.cache_index import STEPS_MAX, CacheIndex
 from fireflyfs.storage.engine.interface import CacheName, ChunkKey, NamedBlock
 
+pytestmark = pytest.mark.usefixtures("way")
 NOW_S = 1_700_000_000
 
 
@@ -33,8 +36,12 @@ def present(index: CacheIndex, inode: int, numbers: list[int], now_s: int = NOW_
 
 def located(index: CacheIndex, inode: int, keys: list[bytes], now_s: int = NOW_S) -> dict[int, tuple[int, int, int]]:
     """Row to (size, checksum, block)."""
-    wanted = [(row, hash_key(key)[0], key) for row, key in enumerate(keys)]
-    return {row: (size, crc, place[1]) for row, size, crc, place in index.locate(inode, wanted, now_s)}
+    hashed = Keys(keys)
+    table = np.zeros(len(keys), CACHE_BLOCK)
+    table["index"], table["key_length"], table["key"] = hashed.index, hashed.length, hashed.table.view("V64")
+    rows = BlockRows(table.tobytes())
+    index.locate_rows(inode, rows, 0, len(keys), now_s)
+    return {row: (size, crc, place[1]) for row, size, crc, place in rows.located(0, len(keys))}
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -22,6 +22,7 @@ from fireflyfs.storage.engine.interface import CacheName, ChunkKey, Extent, Writ
 from fireflyfs.storage.engine.store import create_target, open_engine
 from fireflyfs.storage.service.wire import Item, decode_update, encode_update
 
+pytestmark = pytest.mark.usefixtures("way")
 Make = Callable[..., Any]
 INODE = 77
 ALICE = b"a" * 16

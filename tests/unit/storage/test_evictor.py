@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from crc32c import crc32c
 
+from fireflyfs.common import native
 from fireflyfs.common.cache_hash import hash_key
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.api import Address, Call
@@ -269,6 +270,7 @@ def test_what_stood_in_a_buffer_before_does_not_leave_with_a_block_that_went(
         await put(cluster, KEYS[:3], 1)
         engine = head.target.engine
         read_places = engine.read_places
+        monkeypatch.setattr(native, "blocks", None)  # it does not ask `read_places`; test_block_rows.py has the same
 
         def first_not_in_memory(wanted: Any, start: int) -> int:
             return int(read_places(wanted, start)) if start else 0
@@ -305,6 +307,7 @@ def test_a_get_that_fails_waits_for_the_threads_that_fill_its_memory(
             ended.set()
             raise error(Code.CHUNK_NOT_FOUND, "gone")
 
+        monkeypatch.setattr(native, "blocks", None)
         monkeypatch.setattr(engine, "read_places", lambda wanted, start: start)
         monkeypatch.setattr(engine, "read_block", read_block)
         request = SimpleNamespace(
