@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -299,7 +300,11 @@ def test_large_reads_of_one_batch_are_read_by_several_threads(
 
     def read_rows(storage: Storage, ios: Any, pieces: list[Any]) -> dict[int, Any]:
         counts.append(len(pieces))
-        together.wait()
+        try:
+            together.wait()
+        except threading.BrokenBarrierError:
+            faulthandler.dump_traceback()  # where the others are
+            raise
         return {}
 
     monkeypatch.setattr(Storage, "read_rows", read_rows)
