@@ -7,7 +7,7 @@ each row in Python is what the processor's time goes into. Where the library in 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate, chain, groupby
 from typing import Final, NamedTuple
 
@@ -40,7 +40,7 @@ class Tally(NamedTuple):
 class BlockRows:
     """The rows of one request. With the library, bytes that it works on; without, lists."""
 
-    __slots__ = ("_listed", "_located", "_results", "address", "count", "ends", "room", "table")
+    __slots__ = ("_listed", "_located", "_results", "address", "count", "ends", "room", "set", "table")
 
     def __init__(self, table: bytes) -> None:
         """`table`: CACHE_BLOCK of each. Raises PROTOCOL for a key of a length that no key has."""
@@ -52,6 +52,7 @@ class BlockRows:
         self._located: list[Located] = []
         if native.blocks is not None:
             self._results: bytearray | list[Result] = bytearray(RESULT.size * self.count)
+            self.set: Callable[[int, Result], None] = self._pack
             self.address = native.address_of(self._results)
             ends = bytearray(4 * (self.count + 1))
             self.room = native.blocks.split(table, self.count, native.address_of(ends))
@@ -59,6 +60,7 @@ class BlockRows:
             self.ends = numbers[1 : numbers[0] + 1].tolist()
         else:
             self._results = [MISS] * self.count
+            self.set = self._results.__setitem__
             self._listed: list[tuple[int, int, int, int, int, bytes]] = list(ROW.iter_unpack(table))
             self.room, self.ends = self._split()
         if self.room < 0:
@@ -68,10 +70,10 @@ class BlockRows:
         """See `ffs_split`: all rooms together, -1 for a key that is none; where runs end."""
         if not self._listed:
             return 0, []
-        _, _, _, rooms, lengths, _ = zip(*self._listed, strict=True)
+        _, chains, versions, rooms, lengths, _ = zip(*self._listed, strict=True)
         if not CACHE_KEY_BYTES_MIN <= min(lengths) <= max(lengths) <= CACHE_KEY_BYTES_MAX:
             return -1, []
-        runs = groupby([row[1:3] for row in self._listed])
+        runs = groupby(zip(chains, versions, strict=True))
         return sum(rooms), list(accumulate(len(list(run)) for _, run in runs))
 
     def runs(self) -> Iterator[tuple[ChainAt, int, int]]:
@@ -112,11 +114,9 @@ class BlockRows:
 
     # What becomes of it
 
-    def set(self, row: int, result: Result) -> None:
-        if isinstance(self._results, list):
-            self._results[row] = result
-        else:
-            RESULT.pack_into(self._results, row * RESULT.size, *result)
+    def _pack(self, row: int, result: Result) -> None:
+        assert isinstance(self._results, bytearray)
+        RESULT.pack_into(self._results, row * RESULT.size, *result)
 
     def results(self, begin: int, end: int) -> list[Result]:
         if isinstance(self._results, list):

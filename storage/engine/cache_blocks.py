@@ -182,15 +182,16 @@ def read_rows(
     places: list[tuple[tuple[int, int], list[memoryview]]] = []
     there: list[int] = []
     hit_bytes = slow = 0
+    note, end_of_memory = rows.set, len(memory)
     for row, size, crc, place in rows.located(begin, end):
         if size > rooms[row - begin]:
-            rows.set(row, TOO_LARGE)
+            note(row, TOO_LARGE)
             continue
-        if at + size > len(memory):
+        if at + size > end_of_memory:
             no_room(memory)
         places.append((place, [memory[at : at + size]]))
         there.append(row)
-        rows.set(row, (0, size, crc, at))
+        note(row, (0, size, crc, at))
         at += size
         hit_bytes += size
     done = read_places(places, 0)

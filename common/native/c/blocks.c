@@ -210,7 +210,7 @@ API int32_t ffs_read(const int32_t *fds, const struct row *rows, uint32_t begin,
                 joined[count++] = m;
                 want += f->size;
                 next += STRIPES;
-                if (f->size != 1ull << shift)
+                if (fd < 0 || f->size != 1ull << shift)
                     break; /* the next block does not begin where this one ends */
             }
             if (fd >= 0 && preadv2(fd, parts, (int)count, offset, RWF_NOWAIT) == (ssize_t)want) {
