@@ -146,7 +146,12 @@ class Reader:
             if choice is Choice.MISSING:
                 raise error(Code.CHUNK_NOT_FOUND)
             if choice is Choice.PENDING:
-                found = await local.call(local.engine.read, key, offset, into, pending=True)
+                try:
+                    found = await local.call(local.engine.read, key, offset, into, pending=True)
+                except FfsError as exc:
+                    if exc.code is not Code.CHUNK_NOT_FOUND:
+                        raise
+                    continue  # it is committed by now, and a removal is pending, of which the tail has not said anything
             if choice is not Choice.AGAIN and found is not None and found.version == told.version:
                 return found
         raise error(Code.CHUNK_PENDING, f"chunk {key.inode}.{key.chunk_index} keeps changing")

@@ -100,7 +100,7 @@ class MemoryEngine(BlocksByState):
             raise WouldBlock
         chunk = self.chunks.get(key)
         chosen = (chunk.pending if pending and chunk.pending else chunk.committed) if chunk else None
-        if chunk is None or chosen is None:
+        if chunk is None or chosen is None or chosen[0].removed:
             raise error(Code.CHUNK_NOT_FOUND)
         rotten = chunk.rotten if chosen is chunk.committed else chunk.pending_rotten
         if chosen[0].damaged or _touches(rotten, offset, min(len(into), len(chosen[1]) - offset)):

@@ -231,6 +231,35 @@ def test_a_chunk_whose_first_version_is_under_way_is_not_missing(
     run(scenario)
 
 
+def test_a_removal_that_the_tail_has_not_committed_hides_nothing(
+    make_cluster: MakeCluster, write_item: MakeItem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took the place of the pending version that the tail said to be committed, before that was read."""
+
+    async def scenario() -> None:
+        cluster = make_cluster(2)
+        await cluster.update(10, [write_item(0, b"old")], writer(1))
+        new = Update(KEY, UpdateKind.WRITE, 2, cluster.version, 65536, 0, write_item(0, b"new").extents, writer(2))
+        for target_id in (10, 20):
+            cluster.servers[target_id].engine.apply([new])
+        cluster.servers[20].engine.commit([(KEY, 2)], cluster.version)
+        engine = cluster.servers[10].engine
+        read = engine.read
+
+        def overtaken(*arguments: Any, pending: bool = False, **how: Any) -> Any:
+            if pending:
+                monkeypatch.undo()
+                engine.commit([(KEY, 2)], cluster.version)
+                engine.apply([Update(KEY, UpdateKind.REMOVE, 3, cluster.version, 65536, 0, (), writer(3))])
+            return read(*arguments, pending=pending, **how)
+
+        monkeypatch.setattr(engine, "read", overtaken)
+        assert await read_status(cluster, 10) == Code.OK
+        cluster.close()
+
+    run(scenario)
+
+
 def test_a_new_tail_does_not_show_what_was_before_its_pending_version(
     make_cluster: MakeCluster, write_item: MakeItem
 ) -> None:
