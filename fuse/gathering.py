@@ -65,7 +65,7 @@ class Gatherer:
 
         Returns the length of what is to be served now, which `room` and `request` hold then; 0: nothing is.
         """
-        if not self._crowded() or not self._worthwhile:
+        if not self._worthwhile or not self._crowded():
             return request.length
         first = simple_read(self._volume, request, READ_BYTES_MAX)
         if first is None:
