@@ -21,8 +21,8 @@ from typing import Final, NamedTuple
 
 from fireflyfs.client.storage_client import ReadSpan
 from fireflyfs.common.errors import FfsError
-from fireflyfs.common.limits import KiB
-from fireflyfs.common.net.api import tainted
+from fireflyfs.common.limits import KiB, MiB
+from fireflyfs.common.net.api import Memory, tainted
 from fireflyfs.common.net.busy_poll import Worthwhile
 from fireflyfs.fuse.operations.files import SimpleRead, simple_read
 from fireflyfs.fuse.protocol import OUT_HEADER, Opcode
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 READS_MAX: Final = 16  # of one request
 READ_BYTES_MAX: Final = 128 * KiB  # of each
-BYTES_MAX: Final = 256 * KiB  # of all
+BYTES_MAX: Final = MiB  # of all, as far as they have room
 APART_MAX: Final = 32  # threads of one mount for reads that must wait; beyond, a service thread waits
 
 _apart = threading.BoundedSemaphore(APART_MAX)
@@ -65,7 +65,7 @@ class Gatherer:
 
         Returns the length of what is to be served now, which `room` and `request` hold then; 0: nothing is.
         """
-        if not self._crowded() or not self._worthwhile:
+        if not self._worthwhile or not self._crowded():
             return request.length
         first = simple_read(self._volume, request, READ_BYTES_MAX)
         if first is None:
@@ -84,7 +84,7 @@ class Gatherer:
 
     def _take_more(self, taken: list[_Taken], request: Request, room: memoryview) -> bool:
         """True: the last one that the kernel had is none of these reads, and is what `request` is now."""
-        total = taken[0].read.size
+        left = min(BYTES_MAX, len(request.landing_view)) - taken[0].read.size
         while len(taken) < READS_MAX:
             try:
                 length = os.readv(self.fd, [room])
@@ -93,28 +93,20 @@ class Gatherer:
                     continue  # it was interrupted before we had it
                 return False  # there are no more; or no mount any more, as the thread's next read says
             request.parse(room, length, self.fd)
-            read = simple_read(self._volume, request, min(READ_BYTES_MAX, BYTES_MAX - total))
+            read = simple_read(self._volume, request, min(READ_BYTES_MAX, left))
             if read is None:
                 return True
             taken.append(_Taken(self.fd, request.unique, read, time.monotonic()))
             self.reading.append((request.nodeid, request.unique))
-            total += read.size
+            left -= read.size
         return False
 
     def _answer(self, taken: list[_Taken], request: Request) -> None:
-        spans: list[ReadSpan] = []
-        start = 0
-        for _, _, read, _ in taken:
-            spans.append(ReadSpan(read.live.file, read.offset, request.landing.slice(start, read.size)))
-            start += read.size
         left: Sequence[int]
         try:
-            left = self._volume.data.read_once(spans)
-        except FfsError as exc:
-            log.warning("%d reads: %s", len(taken), exc)
-            left = range(len(taken))
-        if tainted(spans[0].into):
-            request.renew_landing(self._volume.backend.pool)
+            left = self._read(taken, request)
+        except Exception:  # whoever asked gets an answer, whatever happens here
+            log.exception("%d reads failed", len(taken))
             left = range(len(taken))
         view = request.landing_view
         start = 0
@@ -127,6 +119,19 @@ class Gatherer:
         for place in left:
             self._answer_apart(taken[place])
 
+    def _read(self, taken: list[_Taken], request: Request) -> Sequence[int]:
+        """Into the thread's landing memory, one behind the other. Returns those that are to be read another way."""
+        spans: list[ReadSpan] = []
+        start = 0
+        for _, _, read, _ in taken:
+            spans.append(ReadSpan(read.live.file, read.offset, request.landing.slice(start, read.size)))
+            start += read.size
+        left = self._volume.data.read_once(spans)
+        if not tainted(spans[0].into):
+            return left
+        request.renew_landing(self._volume.backend.pool)
+        return range(len(taken))
+
     def _answer_apart(self, taken: _Taken) -> None:
         later = Later(taken.fd, taken.unique)
 
@@ -136,15 +141,19 @@ class Gatherer:
             finally:
                 _apart.release()
 
-        if _apart.acquire(blocking=False):
-            threading.Thread(target=body, name="fuse-read-apart", daemon=True).start()
-        else:
+        if not _apart.acquire(blocking=False):
             self._answer_alone(taken.read, later)
+            return
+        try:
+            threading.Thread(target=body, name="fuse-read-apart", daemon=True).start()
+        except RuntimeError:  # the system has no thread to give
+            body()
 
     def _answer_alone(self, read: SimpleRead, later: Later) -> None:
         pool = self._volume.backend.pool
-        landing = pool.allocate(read.size)
+        landing: Memory | None = None
         try:
+            landing = pool.allocate(read.size)
             self._volume.data.read(read.live.file, read.offset, landing.slice(0, read.size))
             while tainted(landing.slice(0, read.size)):
                 landing.close()
@@ -157,6 +166,7 @@ class Gatherer:
             log.exception("a read on inode %d failed", read.live.id)
             later.answer(errno.EIO)
         else:
-            later.answer(data=landing.view)
+            later.answer(data=landing.view[: read.size])
         finally:
-            landing.close()
+            if landing is not None:
+                landing.close()

@@ -363,6 +363,7 @@ class MemoryData:
         self.early: list[int] = []  # files whose first bytes were asked for with their open
         self.together: list[int] = []  # how many spans each `read_once` had
         self.once_s = 0.0  # how long each takes
+        self.fail_once: list[Exception] = []  # raised by the next ones
         self.away: set[int] = set()  # files whose servers are
 
     def read(self, file: FileLayout, offset: int, into: Piece) -> None:
@@ -386,6 +387,8 @@ class MemoryData:
     def read_once(self, spans):
         self.together.append(len(spans))
         time.sleep(self.once_s)
+        if self.fail_once:
+            raise self.fail_once.pop()
         left = [place for place, span in enumerate(spans) if span.file.inode in self.away]
         for place, (file, offset, into) in enumerate(spans):
             if place not in left:
