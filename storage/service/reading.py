@@ -151,7 +151,7 @@ class Reader:
                 except FfsError as exc:
                     if exc.code is not Code.CHUNK_NOT_FOUND:
                         raise
-                    continue  # it is committed by now, and a removal is pending, of which the tail has not said anything
+                    continue  # committed by now; a removal is pending, of which the tail has said nothing
             if choice is not Choice.AGAIN and found is not None and found.version == told.version:
                 return found
         raise error(Code.CHUNK_PENDING, f"chunk {key.inode}.{key.chunk_index} keeps changing")
