@@ -216,15 +216,22 @@ def test_bytes_come_and_go(played: Played) -> None:
         assert bytes(buffer.view[:15_100]) == bytes(theirs[:15_000] + theirs[39_900:])
         buffer.view[:100] = b"x" * 100
         end.push([(1, 20_000, 500)], [20_000], buffer)
-        await until(lambda: played.posted)
+        assert not played.posted, "it is posted in one call with its answer"
+        end.endpoint.post()
         assert [work.verb for _, work, _ in played.posted] == [Verb.WRITE]
         buffer.drop()
         other = pool.take(buffer.size)
         assert other.address != buffer.address, "held until it has left"
         other.drop()
         played.work()
-        await until(lambda: end.endpoint._queue.in_flight == 0)
         assert bytes(theirs[500:601]) == b"x" * 100 + bytes(buffer.view[100:101])
+        assert not played.completed, "nobody is woken for it"
+        pulling = asyncio.create_task(end.pull(segments, later()))
+        await until(lambda: played.posted)
+        assert end.endpoint._queue.in_flight == 3
+        played.work()
+        (await pulling).drop()
+        assert end.endpoint._queue.in_flight == 0, "what comes later tells of it"
         end.close(error(Code.CANCELLED, "over"))
         pool.close()
         assert pool.bytes == 0
