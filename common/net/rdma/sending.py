@@ -24,13 +24,15 @@ Finish = Callable[[FfsError | None], None]
 class Operation:
     """Work requests that belong together; `finish` is called once, with the error or None.
 
-    Where it is not `signalled` that is when a later one completes.
+    Where it is not `signalled` that is when a later one completes. `keeps` says how many bytes of buffers it holds
+    until then, which may be more than it moves.
     """
 
-    __slots__ = ("finish", "next", "signalled", "size", "works")
+    __slots__ = ("finish", "keeps", "next", "signalled", "size", "works")
 
-    def __init__(self, works: Sequence[Work], finish: Finish, *, signalled: bool = True) -> None:
+    def __init__(self, works: Sequence[Work], finish: Finish, *, signalled: bool = True, keeps: int = 0) -> None:
         self.works = works
+        self.keeps = keeps
         self.size = sum([work.length for work in works])
         self.finish = finish
         self.signalled = signalled
@@ -38,7 +40,8 @@ class Operation:
 
 
 class Silence:
-    """How many bytes all queues of one server leave without a signal behind them, each up to `queue_bytes_max`."""
+    """How many bytes of buffers all queues of one server keep for what has no signal behind it, each up to
+    `queue_bytes_max`."""
 
     __slots__ = ("bytes", "bytes_max", "queue_bytes_max")
 
@@ -78,7 +81,7 @@ class SendQueue:
         self._number = 0
         self._since_signal = 0
         self._silence = silence if silence is not None else Silence(bytes_max, bytes_max)
-        self._silent = 0  # bytes posted since the last signal
+        self._silent = 0  # bytes of buffers kept for what was posted since the last signal
 
     @property
     def in_flight(self) -> int:
@@ -111,13 +114,14 @@ class SendQueue:
                 lane.waiting.popleft()
             self._number += 1
             self._since_signal += 1
+            keeps = operation.keeps if last else 0
             signalled = last and operation.signalled
-            if signalled or self._since_signal >= self._signal_every or (last and size and self._loud(operation.size)):
+            if signalled or self._since_signal >= self._signal_every or (keeps and self._loud(keeps)):
                 signalled = True
                 self._signals(self._number)
-            elif last and size:
-                self._silent += operation.size
-                self._silence.bytes += operation.size
+            elif keeps:
+                self._silent += keeps
+                self._silence.bytes += keeps
             lane.bytes += size
             self._posted.append((self._number, size, lane, operation if last else None))
             chain.append((self._number, work, signalled))
@@ -144,10 +148,10 @@ class SendQueue:
         # What is sent is bounded by its buffers.
         return work.verb is Verb.SEND or lane.bytes + work.length <= lane.bytes_max
 
-    def _loud(self, size: int) -> bool:
+    def _loud(self, keeps: int) -> bool:
         """Whether so many bytes more without a signal would be too many."""
         silence = self._silence
-        return self._silent + size > silence.queue_bytes_max or silence.bytes + size > silence.bytes_max
+        return self._silent + keeps > silence.queue_bytes_max or silence.bytes + keeps > silence.bytes_max
 
     def _signals(self, number: int) -> None:
         self._signalled.append(number)

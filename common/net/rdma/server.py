@@ -30,8 +30,8 @@ SGES: Final = 16
 IN_FLIGHT_BYTES_MAX: Final = 16 * MiB  # WRITE on one connection
 READ_BYTES_MAX: Final = 4 * MiB  # READ on one connection: a card is busy with it for longer than we take to post more
 HELD_BYTES_MAX: Final = 256 * KiB  # of answers that leave together: with more, the device begins with the first
-SILENT_BYTES_MAX: Final = 4 * MiB  # WRITE without a signal on one connection: idle, it keeps so much of the buffers
-SILENT_BYTES_MAX_IN_ALL: Final = 32 * MiB
+SILENT_BYTES_MAX: Final = 4 * MiB  # of buffers that one connection keeps for WRITEs without a signal, be it idle
+SILENT_BYTES_MAX_IN_ALL: Final = 64 * MiB
 INCAST_BYTES_MAX: Final = 64 * MiB  # READ at once over all connections
 CONNECTIONS_MAX: Final = 1024  # with a queue pair; more go on over tcp
 
@@ -229,7 +229,7 @@ class ServerEnd:
         works = self._plan(segments, lengths, buffer, read=False)
         if not works:
             return
-        operation = Operation(works, lambda _: buffer.drop(), signalled=False)
+        operation = Operation(works, lambda _: buffer.drop(), signalled=False, keeps=buffer.size)
         self._server.stats.pushed_bytes += operation.size
         buffer.hold()
         # Posted in one call with the answer, unless others wait for theirs already: the device may begin with those.

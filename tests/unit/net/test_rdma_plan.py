@@ -113,7 +113,8 @@ def test_silent_work_keeps_nobody_waiting() -> None:
             verb = rng.choice([Verb.SEND, Verb.WRITE, Verb.READ])
             silent = verb is not Verb.READ and rng.random() < 0.8
             work = Work(verb, 0, 0, size, ((0, size, 1),))
-            queue.submit(Operation([work], lambda exc, n=number, to=done: to.append(n), signalled=not silent))
+            told = lambda exc, n=number, to=done: to.append(n)  # noqa: E731
+            queue.submit(Operation([work], told, signalled=not silent, keeps=2 * size))
             signalled += [n for n, _, signal in queue.take() if signal]
             while signalled and rng.random() < 0.7:
                 for operation in queue.completed(signalled.pop(0)):
@@ -165,8 +166,8 @@ def test_neither_reads_nor_answers_take_all_of_the_queue() -> None:
 def test_what_is_left_without_a_signal_is_bounded() -> None:
     """Nobody is told of it until something else completes: on one connection, and over all of a server's."""
 
-    def silent(queue: SendQueue, length: int) -> bool:
-        queue.submit(Operation(work_of(Verb.WRITE, length), lambda exc: None, signalled=False))
+    def silent(queue: SendQueue, keeps: int) -> bool:
+        queue.submit(Operation(work_of(Verb.WRITE, 1), lambda exc: None, signalled=False, keeps=keeps))
         [(_, _, signal)] = queue.take()
         return not signal
 

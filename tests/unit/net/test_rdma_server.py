@@ -240,6 +240,30 @@ def test_bytes_come_and_go(played: Played) -> None:
     run(work())
 
 
+def test_a_short_answer_keeps_no_large_buffer(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may ask for anything on that connection for hours, and others need buffers."""
+    monkeypatch.setattr(module, "SILENT_BYTES_MAX", 8 * KiB, raising=False)
+
+    async def work() -> None:
+        end, pool, _ = end_of(played)
+        probe_bytes = pool.bytes
+        theirs = bytearray(200 * KiB)
+        address, _export = address_of(memoryview(theirs))
+        end.expose(Exposed(1, 77, len(theirs), address))
+        for room, kept in ((128 * KiB, 0), (8 * KiB, 8 * KiB), (4 * KiB, 0)):
+            buffer = pool.take(room)
+            end.push([(1, room, 0)], [1], buffer)  # the end of a file, say
+            end.endpoint.post()
+            buffer.drop()
+            played.work()
+            await asyncio.sleep(0.05)
+            idle = sum(size * len(buffers) for size, buffers in pool._free.items())
+            assert pool.bytes - idle == probe_bytes + kept
+        end.close(error(Code.CANCELLED, "over"))
+
+    run(work())
+
+
 def test_a_failed_transfer_ends_the_connection_in_the_right_order(played: Played) -> None:
     async def work() -> None:
         end, pool, lost = end_of(played)
