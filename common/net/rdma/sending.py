@@ -100,62 +100,63 @@ class SendQueue:
     def take(self) -> list[tuple[int, Work, bool]]:
         """The chain to post now: (number, work, signalled). Empty: nothing to post, or no room."""
         chain: list[tuple[int, Work, bool]] = []
+        posted, silence = self._posted, self._silence
         waiting, reads = self._lane.waiting, self._reads.waiting
-        while (waiting or reads) and len(self._posted) < self.depth:
-            lane = self._turn(bool(self._signalled or chain))
-            if lane is None:
-                break
+        number, since_signal = self._number, self._since_signal
+        while (waiting or reads) and len(posted) < self.depth:
+            if reads:  # in turn with the rest: neither keeps the queue for itself
+                lane = self._reads if self._reads_next or not waiting else self._lane
+                self._reads_next = lane is self._lane
+            else:
+                lane = self._lane
             operation = lane.waiting[0]
             work = operation.works[operation.next]
-            size = work.length if work.verb is not Verb.SEND else 0
+            size = work.length if work.verb is not Verb.SEND else 0  # what is sent is bounded by its buffers
+            # It waits for those before it only where one of them tells of its end: the last of a chain does.
+            if size and lane.bytes and lane.bytes + size > lane.bytes_max and (chain or self._signalled):
+                if not reads or not waiting or self._full(lane is self._lane):
+                    break
+                continue  # it was the other's turn next
             operation.next += 1
-            last = operation.next == len(operation.works)
-            if last:
+            number += 1
+            since_signal += 1
+            ends: Operation | None = None
+            signalled = since_signal >= self._signal_every
+            if operation.next == len(operation.works):
                 lane.waiting.popleft()
-            self._number += 1
-            self._since_signal += 1
-            keeps = operation.keeps if last else 0
-            signalled = last and operation.signalled
-            if signalled or self._since_signal >= self._signal_every or (keeps and self._loud(keeps)):
-                signalled = True
-                self._signals(self._number)
-            elif keeps:
-                self._silent += keeps
-                self._silence.bytes += keeps
+                ends = operation
+                keeps = operation.keeps
+                signalled = signalled or operation.signalled
+                if keeps and not signalled:
+                    signalled = (
+                        self._silent + keeps > silence.queue_bytes_max or silence.bytes + keeps > silence.bytes_max
+                    )
+                    if not signalled:
+                        self._silent += keeps
+                        silence.bytes += keeps
+            if signalled:
+                since_signal = 0
+                self._signals(number)
             lane.bytes += size
-            self._posted.append((self._number, size, lane, operation if last else None))
-            chain.append((self._number, work, signalled))
-        if (waiting or reads) and chain and not chain[-1][2]:
-            number, work, _ = chain[-1]  # no room for more: its completion is what makes some
+            posted.append((number, size, lane, ends))
+            chain.append((number, work, signalled))
+        self._number, self._since_signal = number, since_signal
+        if (waiting or reads) and chain and not chain[-1][2]:  # no room for more: its completion is what makes some
+            number, work, _ = chain[-1]
             chain[-1] = (number, work, True)
+            self._since_signal = 0
             self._signals(number)
         return chain
 
-    def _turn(self, telling: bool) -> _Lane | None:
-        """Whose first may be posted. It waits for those before it only where one of them tells of its end (`telling`:
-        the last of a chain does)."""
-        first, second = (self._reads, self._lane) if self._reads_next else (self._lane, self._reads)
-        for lane in (first, second):
-            if lane.waiting and (not lane.bytes or not telling or self._fits(lane)):
-                self._reads_next = lane is self._lane
-                return lane
-        return None
-
-    @staticmethod
-    def _fits(lane: _Lane) -> bool:
+    def _full(self, reads: bool) -> bool:
+        """Whether the first of READs, or of the rest, has to wait as well."""
+        lane = self._reads if reads else self._lane
         operation = lane.waiting[0]
         work = operation.works[operation.next]
-        # What is sent is bounded by its buffers.
-        return work.verb is Verb.SEND or lane.bytes + work.length <= lane.bytes_max
-
-    def _loud(self, keeps: int) -> bool:
-        """Whether so many bytes more without a signal would be too many."""
-        silence = self._silence
-        return self._silent + keeps > silence.queue_bytes_max or silence.bytes + keeps > silence.bytes_max
+        return work.verb is not Verb.SEND and bool(lane.bytes) and lane.bytes + work.length > lane.bytes_max
 
     def _signals(self, number: int) -> None:
         self._signalled.append(number)
-        self._since_signal = 0
         self._silence.bytes -= self._silent
         self._silent = 0
 
