@@ -30,8 +30,10 @@ SGES: Final = 16
 IN_FLIGHT_BYTES_MAX: Final = 16 * MiB  # WRITE on one connection
 READ_BYTES_MAX: Final = 4 * MiB  # READ on one connection: a card is busy with it for longer than we take to post more
 HELD_BYTES_MAX: Final = 256 * KiB  # of answers that leave together: with more, the device begins with the first
-SILENT_BYTES_MAX: Final = 4 * MiB  # of buffers that one connection keeps for WRITEs without a signal, be it idle
-SILENT_BYTES_MAX_IN_ALL: Final = 64 * MiB
+# Of buffers that one connection keeps for WRITEs without a signal, be it idle. More would spare few completions, and
+# have payload go through more memory than the processor's caches hold.
+SILENT_BYTES_MAX: Final = MiB
+SILENT_BYTES_MAX_IN_ALL: Final = 16 * MiB
 INCAST_BYTES_MAX: Final = 64 * MiB  # READ at once over all connections
 CONNECTIONS_MAX: Final = 1024  # with a queue pair; more go on over tcp
 
