@@ -1,10 +1,11 @@
 """The rdma link against perftest's ib_read_bw and ib_write_bw, on this machine's own device, both ends here.
 
-    python bench/rdma.py [--seconds 3] [--gid-index N]
+    python bench/rdma.py [--seconds 3] [--rounds 7] [--gid-index N]
 
-Prints 1 MiB reads and writes beside perftest's figure (both in turn, the median of three rounds), 4 KiB reads one by
-one and 128 a call, what Python spends on a work request, and how much Python allocates while payload moves. On a
-software device (rxe) only the ratios say anything.
+Prints 1 MiB reads and writes beside perftest's figure: one queue pair each, eight messages of 1 MiB always in flight,
+turn and turn about, medians. Then what the server's process spends on each MiB outside the posting of work requests,
+4 KiB reads one by one and 128 a call, what Python spends on a work request, and how much Python allocates while payload
+moves. On a software device (rxe) only the ratios say anything: it moves the bytes within the call that posts them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -21,11 +23,13 @@ import tracemalloc
 from collections.abc import Callable
 
 from fireflyfs.common.limits import KiB, MiB
+from fireflyfs.common.net import busy_poll
 from fireflyfs.common.net.api import Address, Call, ServerRequest, Slice
 from fireflyfs.common.net.blocking import BlockingPool
 from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.link_choice import LinkChoice
 from fireflyfs.common.net.memory import SharedPool
+from fireflyfs.common.net.multiplex import MultiplexLink
 from fireflyfs.common.net.rdma import queues
 from fireflyfs.common.net.rdma import server as rdma_server
 from fireflyfs.common.net.rdma.library import device_names
@@ -34,8 +38,8 @@ from fireflyfs.common.net.server import LinkServer
 READ, WRITE, COSTS = 0x7101, 0x7102, 0x7103
 IDENTITY = Identity("bench", link=LinkChoice.RDMA)
 BATCH = 128
-PERFTEST_MESSAGES = 200
-ROUNDS = 3
+DEPTH = 8  # messages of 1 MiB in flight
+PERFTEST_MESSAGES = 100
 
 
 class Costs:
@@ -43,7 +47,7 @@ class Costs:
 
     def __init__(self) -> None:
         self.plan_s = self.post_s = self.poll_s = 0.0
-        self.work_requests = self.chains = 0
+        self.work_requests = self.chains = self.completions = 0
 
 
 def timed(costs: Costs) -> None:
@@ -63,10 +67,11 @@ def timed(costs: Costs) -> None:
         costs.work_requests += len(chain)
         costs.chains += 1
 
-    def timed_poll(self: queues.Completions) -> object:
+    def timed_poll(self: queues.Completions) -> list[queues.Completion]:
         begin_s = time.perf_counter()
         found = poll(self)
         costs.poll_s += time.perf_counter() - begin_s
+        costs.completions += len(found)
         return found
 
     rdma_server.plan = timed_plan  # type: ignore[assignment]
@@ -86,8 +91,8 @@ def serve() -> None:
         request.reply(b"%d" % sum(map(len, await request.pull())))
 
     def tell(request: ServerRequest) -> None:
-        figures = (costs.plan_s, costs.post_s, costs.poll_s, costs.work_requests, costs.chains)
-        request.reply(" ".join(map(str, figures)).encode())
+        figures = (costs.plan_s, costs.post_s, costs.poll_s, costs.work_requests, costs.chains, costs.completions)
+        request.reply(" ".join(map(str, (*figures, time.process_time()))).encode())
 
     async def main() -> None:
         server = LinkServer(IDENTITY, {READ: read, WRITE: write, COSTS: tell})
@@ -98,7 +103,7 @@ def serve() -> None:
         await stop.wait()
         await server.stop()
 
-    asyncio.run(main())
+    busy_poll.run(main)  # as storage workers do
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
@@ -114,7 +119,7 @@ def perftest(program: str, gid_index: int) -> float:
     """MiB/s of 1 MiB messages; 0 where it is not installed or prints none."""
     if shutil.which(program) is None:
         return 0.0
-    line = [program, "-x", str(gid_index), "-F", "-s", str(MiB), "-n", str(PERFTEST_MESSAGES)]
+    line = [program, "-x", str(gid_index), "-F", "-s", str(MiB), "-n", str(PERFTEST_MESSAGES), "-t", str(DEPTH)]
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             for _ in range(50):  # its server takes a moment to listen
@@ -130,33 +135,82 @@ def perftest(program: str, gid_index: int) -> float:
     return 0.0
 
 
-def measure(address: Address, seconds: float, gid_index: int) -> None:
+class Large:
+    """Reads or writes of 1 MiB on one connection, `DEPTH` of them always in flight as perftest has it."""
+
+    def __init__(self, address: Address, method: int, program: str) -> None:
+        self.program = program
+        self.ratios: list[float] = []
+        self.ours: list[float] = []
+        self.theirs: list[float] = []
+        self.costs = [0.0] * 7
+        self.moved = 0
+        self._address, self._method = address, method
+
+    def round(self, link: BlockingPool, seconds: float, gid_index: int) -> None:
+        begin = costs_of(link, self._address)
+        moved, ours = asyncio.run(self._move(seconds))
+        self.costs = [
+            cost + after - before
+            for cost, before, after in zip(self.costs, begin, costs_of(link, self._address), strict=True)
+        ]
+        theirs = perftest(self.program, gid_index)
+        self.moved += moved
+        self.ours.append(ours)
+        if theirs:
+            self.theirs.append(theirs)
+            self.ratios.append(ours / theirs)
+
+    async def _move(self, seconds: float) -> tuple[int, float]:
+        """(MiB in all, MiB/s while all were in flight)."""
+        link = MultiplexLink(IDENTITY, pool=SharedPool())
+        region = link.pool.allocate(DEPTH * MiB)
+        times: list[float] = []
+        begun = asyncio.Event()
+        end_s = 0.0
+
+        async def one(piece: Slice) -> None:
+            call = Call(self._method, b"", **{"into" if self._method == READ else "out": [piece]})
+            while not end_s or time.perf_counter() < end_s:
+                await link.call(self._address, call)
+                times.append(time.perf_counter())
+                if len(times) == DEPTH:  # connected, and everything was touched once
+                    begun.set()
+
+        tasks = [asyncio.create_task(one(region.slice(index * MiB, MiB))) for index in range(DEPTH)]
+        await begun.wait()
+        first, end_s = len(times), time.perf_counter() + seconds
+        await asyncio.gather(*tasks)
+        await link.close()
+        region.close()
+        inside = [when for when in times[first - 1 :] if when <= end_s]
+        return len(times), (len(inside) - 1) / (inside[-1] - inside[0])
+
+    def told(self) -> str:
+        if not self.ratios:
+            return ""
+        ratios = ", ".join(f"{ratio:.2f}" for ratio in sorted(self.ratios))
+        found = f"{statistics.median(self.ratios):.2f} x {self.program}"
+        return f"{found} ({statistics.median(self.theirs):,.1f}); rounds {ratios}"
+
+
+def measure(address: Address, seconds: float, rounds: int, gid_index: int) -> None:
     link = BlockingPool(IDENTITY, pool=SharedPool())
     region = link.pool.allocate(16 * MiB)
 
     def row(name: str, value: float, unit: str, note: str = "") -> None:
         print(f"{name:32} {value:12,.1f} {unit:8} {note}", flush=True)
 
-    big = [region.slice(index * MiB, MiB) for index in range(8)]
-
-    def reads() -> int:
-        link.call_many([(address, Call(READ, b"", into=[piece])) for piece in big])
-        return len(big)
-
-    def writes() -> int:
-        link.call_many([(address, Call(WRITE, b"", out=[piece])) for piece in big])
-        return len(big)
-
     # A client's read is the server's RDMA WRITE, and the other way round. In turn, for machines are not equally busy.
-    for name, work, program in (("reads", reads, "ib_write_bw"), ("writes", writes, "ib_read_bw")):
-        rounds = sorted(
-            (ours / peer if peer else 0.0, ours, peer)
-            for ours, peer in ((rate(work, seconds), perftest(program, gid_index)) for _ in range(ROUNDS))
-        )
-        ratio, ours, peer = rounds[ROUNDS // 2]
-        ratios = ", ".join(f"{other:.2f}" for other, _, _ in rounds)
-        note = f"{ratio:.2f} x {program} ({peer:,.1f}); rounds {ratios}" if peer else ""
-        row(f"1 MiB {name}, 8 in flight", ours, "MiB/s", note)
+    larges = {"reads": Large(address, READ, "ib_write_bw"), "writes": Large(address, WRITE, "ib_read_bw")}
+    for _ in range(rounds):
+        for large in larges.values():
+            large.round(link, seconds, gid_index)
+    for name, large in larges.items():
+        row(f"1 MiB {name}, {DEPTH} in flight", statistics.median(large.ours), "MiB/s", large.told())
+        _, post_s, _, works, chains, completions, used_s = (cost / large.moved for cost in large.costs)
+        note = f"beside {1e6 * post_s:,.0f} us in posting; {chains:.2f} posts, {works:.2f} work requests, "
+        row("  of the server's process", 1e6 * (used_s - post_s), "us/MiB", note + f"{completions:.2f} completions")
 
     # Every second page: nothing can be joined, each piece is a work request.
     pieces = [region.slice(index * 8 * KiB, 4 * KiB) for index in range(BATCH)]
@@ -178,7 +232,7 @@ def measure(address: Address, seconds: float, gid_index: int) -> None:
     row(f"4 KiB reads, {BATCH} a call, apart", scattered, "/s", f"{scattered / alone:.1f} x one a call")
     joined = rate(lambda: batch(together), seconds)
     row(f"4 KiB reads, {BATCH} a call, joined", joined, "/s", f"{joined / alone:.1f} x one a call")
-    plan_s, post_s, poll_s, works, chains = (after - before for before, after in zip(begin, end, strict=True))
+    plan_s, post_s, poll_s, works, chains, _, _ = (after - before for before, after in zip(begin, end, strict=True))
     row("planning", 1e6 * plan_s / works, "us", "a work request")
     row("posting", 1e6 * post_s / works, "us", f"a work request, {works / chains:.0f} in a chain")
     row("polling", 1e6 * poll_s / chains, "us", "a chain")
@@ -201,6 +255,7 @@ def costs_of(link: BlockingPool, address: Address) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--gid-index", type=int, default=1, help="for perftest")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -212,7 +267,7 @@ def main() -> None:
     with subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            measure(Address(server.stdout.readline().strip()), arguments.seconds, arguments.gid_index)
+            measure(Address(server.stdout.readline().strip()), arguments.seconds, arguments.rounds, arguments.gid_index)
         finally:
             server.terminate()
 

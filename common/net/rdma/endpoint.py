@@ -54,6 +54,7 @@ class Endpoint:
         self.completions = completions
         self.failed: FfsError | None = None
         self.closed = False
+        self.held_bytes = 0  # of payload that waits for what it is posted with
         self._receives = receives
         self._queue = queue
         self._posted = posted
@@ -84,10 +85,13 @@ class Endpoint:
         self.post()
 
     def put_before(self, operation: Operation) -> None:
-        """To be posted in one call with what is submitted next, or by `post`."""
+        """To be posted in one call with what is submitted next, or by `post`. A message that says that it was done
+        follows; until there is room for that, it may wait too."""
+        self.held_bytes += operation.size
         self._queue.submit(operation)
 
     def post(self) -> None:
+        self.held_bytes = 0
         if self.failed is not None:
             return
         chain = self._queue.take()

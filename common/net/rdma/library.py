@@ -21,7 +21,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -71,16 +71,21 @@ def library() -> _Library:
     return _library
 
 
-@contextlib.contextmanager
-def as_os_error(what: str) -> Iterator[None]:
+class as_os_error:  # used as a function; a generator would cost a microsecond for each transfer
     """pyverbs' errors as OSError with the errno that it names."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as exc:
-        code = getattr(exc, "error_code", 0) or errno.EIO
-        raise OSError(abs(code), f"{what}: {exc}") from exc
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, _kind: object, exc: BaseException | None, _trace: object) -> None:
+        if isinstance(exc, Exception) and not isinstance(exc, OSError):
+            code = getattr(exc, "error_code", 0) or errno.EIO
+            raise OSError(abs(code), f"{self._what}: {exc}") from exc
 
 
 def device_names() -> list[str]:

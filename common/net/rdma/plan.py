@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -37,12 +37,15 @@ class Work(NamedTuple):
     local: tuple[Local, ...]
 
 
-def plan(pieces: Iterable[Piece], *, read: bool, sges_max: int, message_bytes_max: int) -> list[Work]:
+def plan(pieces: Sequence[Piece], *, read: bool, sges_max: int, message_bytes_max: int) -> list[Work]:
     """Join pieces that follow each other in one region of the peer's; split what is longer than a message.
 
     Order is kept. Pieces that follow each other here as well become one scatter-gather entry.
     """
     verb = Verb.READ if read else Verb.WRITE
+    if len(pieces) == 1 and 0 < pieces[0].length <= message_bytes_max:  # the most common, and nothing to join
+        at, rkey, length, source, lkey = pieces[0]
+        return [Work(verb, at, rkey, length, ((source, length, lkey),))]
     works: list[Work] = []
     local: list[Local] = []
     begin = end = rkey = 0

@@ -8,18 +8,21 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from fireflyfs.common.net.rdma.library import Owned, as_os_error, event_descriptor, library
-from fireflyfs.common.net.rdma.plan import Verb, Work
+from fireflyfs.common.net.rdma.plan import Local, Verb, Work
 from fireflyfs.common.net.rdma.verbs import Device, Domain
 from fireflyfs.common.net.rdma.wire import Parameters
 
 SUCCESS: Final = 0
 POLL_MAX: Final = 64
+KEPT_MAX: Final = 64  # work requests of one queue pair that are used again
+KEPT_CHAIN_MAX: Final = 8  # of longer chains none is kept: scattered pieces do not come again
 RETRY_TIMEOUT: Final = 14  # 4.096 us * 2**14 = 67 ms before a packet is sent again ...
 RETRIES: Final = 6  # ... so often: a peer that is gone fails a transfer after half a second. 7 would be for ever
 # 41 ms until a message is sent again that found no receive buffer. Credits keep that from happening, unless another
 # peer takes more than it was granted: then it passes.
 RNR_TIMER: Final = 24
 HOP_LIMIT: Final = 64
+LAST: Final[Local] = (0, 0, 0)  # stands for the end of a chain; no piece of ours
 RECEIVED: Final = 1 << 62  # added to the number of a receive buffer; work requests that are sent are below
 
 
@@ -143,6 +146,7 @@ class QueuePair(Owned):
         self._access = (names["IBV_ACCESS_REMOTE_READ"] | names["IBV_ACCESS_REMOTE_WRITE"]) if remote else 0
         self._signaled = names["IBV_SEND_SIGNALED"]
         self._opcodes = (names["IBV_WR_RDMA_WRITE"], names["IBV_WR_RDMA_READ"], names["IBV_WR_SEND"])  # by Verb
+        self._kept: dict[tuple[Local, ...], Any] = {}
 
     def connect(self, port: int, gid_index: int, ours: Parameters, theirs: Parameters) -> None:
         """To the state in which both directions work. Raises OSError: what the peer said cannot be used."""
@@ -173,23 +177,41 @@ class QueuePair(Owned):
 
     def post(self, chain: Sequence[tuple[int, Work, bool]]) -> None:
         """Post (number, work, signalled) in one call to the device."""
-        lib = library()
-        make, sge = lib.wr.SendWR, lib.wr.SGE
         opcodes, signaled = self._opcodes, self._signaled
         with as_os_error("posting work requests"):
-            first = None
+            following = None
             posted: list[Any] = []  # pyverbs links them by address: all must live until the call is over
-            for number, work, signalled in chain:
-                pieces = [sge(address, length, lkey) for address, length, lkey in work.local]
-                request = make(
-                    wr_id=number, opcode=opcodes[work.verb], num_sge=len(pieces), sg=pieces,
-                    send_flags=signaled if signalled else 0,
-                )  # fmt: skip
+            for number, work, signalled in reversed(chain):
+                request = self._request(work.local, last=following is None)
+                request.wr_id = number
+                request.opcode = opcodes[work.verb]
+                request.send_flags = signaled if signalled else 0
                 if work.verb is not Verb.SEND:
                     request.set_wr_rdma(work.rkey, work.address)
-                if first is None:
-                    first = request
-                else:
-                    posted[-1].next_wr = request
+                if following is not None:
+                    request.next_wr = following
                 posted.append(request)
-            self.raw.post_send(first)
+                following = request
+            self.raw.post_send(following)
+            self._keep(chain, posted)
+
+    def _request(self, local: tuple[Local, ...], *, last: bool) -> Any:
+        """One for these pieces of ours: to make it takes as long as all else about it. The last of a chain has never
+        had another behind it, because pyverbs has no way to unlink that."""
+        key = (*local, LAST) if last else local
+        request = self._kept.pop(key, None)  # away: a chain may name the same pieces twice
+        if request is not None:
+            return request
+        lib = library()
+        return lib.wr.SendWR(num_sge=len(local), sg=[lib.wr.SGE(*piece) for piece in local])
+
+    def _keep(self, chain: Sequence[tuple[int, Work, bool]], posted: Sequence[Any]) -> None:
+        """The device has taken what they say."""
+        if len(posted) > KEPT_CHAIN_MAX:
+            return
+        if len(self._kept) + len(posted) > KEPT_MAX:
+            self._kept.clear()
+        key: tuple[Local, ...]
+        for (_, work, _), request in zip(reversed(chain), posted, strict=True):
+            key = (*work.local, LAST) if request is posted[0] else work.local
+            self._kept[key] = request

@@ -22,13 +22,18 @@ from fireflyfs.common.net.rdma.endpoint import Endpoint, Posted
 from fireflyfs.common.net.rdma.messages import Messages
 from fireflyfs.common.net.rdma.plan import Piece, Verb, Work, plan
 from fireflyfs.common.net.rdma.queues import Completions
-from fireflyfs.common.net.rdma.sending import Grants, Operation, SendQueue
+from fireflyfs.common.net.rdma.sending import Grants, Operation, SendQueue, Silence
 from fireflyfs.common.net.rdma.wire import PROBE_BYTES, Exposed, Parameters
 
 SEND_DEPTH: Final = 128  # work requests of one connection that the device holds
 SGES: Final = 16
-IN_FLIGHT_BYTES_MAX: Final = 16 * MiB  # of one connection
-SILENT_PUSH_BYTES_MAX: Final = 16 * KiB
+IN_FLIGHT_BYTES_MAX: Final = 16 * MiB  # WRITE on one connection
+READ_BYTES_MAX: Final = 4 * MiB  # READ on one connection: a card is busy with it for longer than we take to post more
+HELD_BYTES_MAX: Final = 256 * KiB  # of answers that leave together: with more, the device begins with the first
+# Of buffers that one connection keeps for WRITEs without a signal, be it idle. More would spare few completions, and
+# have payload go through more memory than the processor's caches hold.
+SILENT_BYTES_MAX: Final = MiB
+SILENT_BYTES_MAX_IN_ALL: Final = 16 * MiB
 INCAST_BYTES_MAX: Final = 64 * MiB  # READ at once over all connections
 CONNECTIONS_MAX: Final = 1024  # with a queue pair; more go on over tcp
 
@@ -39,6 +44,7 @@ class RdmaServer:
     def __init__(self, adapters: Adapters) -> None:
         self.adapters = adapters
         self.grants = Grants(INCAST_BYTES_MAX)
+        self.silence = Silence(SILENT_BYTES_MAX_IN_ALL, SILENT_BYTES_MAX)
         self.connections = 0
         self.stats = RdmaStats()
         self._parts: dict[str, Arrivals] = {}
@@ -111,7 +117,7 @@ class ServerEnd:
             except BaseException:
                 completions.close()
                 raise
-            queue = SendQueue(depth, IN_FLIGHT_BYTES_MAX)
+            queue = SendQueue(depth, IN_FLIGHT_BYTES_MAX, read_bytes_max=READ_BYTES_MAX, silence=server.silence)
             self.endpoint = Endpoint(
                 part.domain, completions, part.receives, queue, self._sges, remote=False, posted=server.stats,
                 received=part.completions,
@@ -122,7 +128,6 @@ class ServerEnd:
         self._completions = completions
         self._regions: dict[int, Exposed] = {}
         self._closed: FfsError | None = None
-        self._posts_soon = False
         self.messages: Messages | None = None  # once connected
         self.mine: Parameters = parameters(self.endpoint.pair, choice, part.device)
         part.add(self)
@@ -220,28 +225,22 @@ class ServerEnd:
 
     def push(self, segments: Sequence[Segment], lengths: Sequence[int], buffer: RegisteredBuffer) -> None:
         """Write the first `lengths[i]` bytes of each segment's place in the buffer. They are in the client's memory
-        before any message that is sent from now on; the buffer is held until then. Raises FfsError: the region was
-        withdrawn, the connection is lost."""
+        before any message that is sent from now on; the buffer is held until a later one is signalled, for to be
+        woken costs more than to move what is small. Raises FfsError: the region was withdrawn, the connection is
+        lost."""
         works = self._plan(segments, lengths, buffer, read=False)
         if not works:
             return
-        self._server.stats.pushed_bytes += sum(lengths)
+        operation = Operation(works, lambda _: buffer.drop(), signalled=False, keeps=buffer.size)
+        self._server.stats.pushed_bytes += operation.size
         buffer.hold()
-        if sum(lengths) > SILENT_PUSH_BYTES_MAX:
-            self._submit(Operation(works, lambda _: buffer.drop()))
-            return
-        # What is small may keep its buffer until a later message is signalled: to be woken costs more than to move it.
-        self.endpoint.put_before(Operation(works, lambda _: buffer.drop(), signalled=False))
-        if not self._posts_soon:  # in one call with the answer, or alone where that has to wait for room
-            self._posts_soon = True
-            self._loop.call_soon(self._post)
-
-    def _post(self) -> None:
-        self._posts_soon = False
-        if self._closed is None:
-            self.endpoint.post()
-            if self.endpoint.failed is not None:
-                self.settle()
+        # Posted in one call with the answer, unless others wait for theirs already: the device may begin with those.
+        endpoint = self.endpoint
+        if endpoint.held_bytes and endpoint.held_bytes + operation.size > HELD_BYTES_MAX:
+            endpoint.post()
+            if endpoint.failed is not None:
+                self._loop.call_soon(self.settle)
+        endpoint.put_before(operation)
 
     def _make_sure(self, address: int, rkey: int) -> Work:
         """A completed WRITE has reached the peer's adapter. A READ behind it is answered from memory, after it."""

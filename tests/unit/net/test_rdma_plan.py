@@ -9,7 +9,7 @@ import pytest
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.rdma.choice import Candidate, choose, ipv4_gid, pick_gid
 from fireflyfs.common.net.rdma.plan import Piece, Verb, Work, plan
-from fireflyfs.common.net.rdma.sending import Grants, Operation, SendQueue
+from fireflyfs.common.net.rdma.sending import Grants, Operation, SendQueue, Silence
 from fireflyfs.common.net.rdma.verbs import Gid, Port
 
 PORT = Port(1, active=True, mtu=5, message_bytes_max=1 << 20, lid=0, ethernet=True)
@@ -105,15 +105,16 @@ def test_silent_work_keeps_nobody_waiting() -> None:
     rng = random.Random(6)
     for seed in range(200):
         rng.seed(seed)
-        queue = SendQueue(rng.choice([1, 4, 16]), bytes_max=100)
+        queue = SendQueue(rng.choice([1, 4, 16]), bytes_max=100, read_bytes_max=50, silence=Silence(60, 30))
         done: list[int] = []
         signalled: list[int] = []
         for number in range(60):
             size = rng.choice([1, 8, 99, 100, 101, 5000])
-            verb = rng.choice([Verb.SEND, Verb.WRITE])
-            silent = size < 10 and rng.random() < 0.8
+            verb = rng.choice([Verb.SEND, Verb.WRITE, Verb.READ])
+            silent = verb is not Verb.READ and rng.random() < 0.8
             work = Work(verb, 0, 0, size, ((0, size, 1),))
-            queue.submit(Operation([work], lambda exc, n=number, to=done: to.append(n), signalled=not silent))
+            told = lambda exc, n=number, to=done: to.append(n)  # noqa: E731
+            queue.submit(Operation([work], told, signalled=not silent, keeps=2 * size))
             signalled += [n for n, _, signal in queue.take() if signal]
             while signalled and rng.random() < 0.7:
                 for operation in queue.completed(signalled.pop(0)):
@@ -126,8 +127,65 @@ def test_silent_work_keeps_nobody_waiting() -> None:
             for operation in queue.completed(signalled.pop(0)):
                 operation.finish(None)
             signalled += [n for n, _, signal in queue.take() if signal]
-        assert done == list(range(61)), f"seed {seed}"
+        assert sorted(done) == list(range(61)), f"seed {seed}"
         assert queue.in_flight == queue.bytes_in_flight == 0
+
+
+def work_of(verb: Verb, length: int) -> list[Work]:
+    return [Work(verb, 0, 0, length, ((0, length, 1),))]
+
+
+def test_an_answer_does_not_wait_for_reads_that_are_not_posted_yet() -> None:
+    """A peer answers in order: what is posted behind READs arrives after all their bytes have moved."""
+    queue = SendQueue(16, bytes_max=1000, read_bytes_max=100)
+    done: list[str] = []
+    for name in ("a", "b", "c", "d"):
+        queue.submit(Operation(work_of(Verb.READ, 50), lambda exc, n=name: done.append(n)))
+    assert len(queue.take()) == 2
+    for length in (10, 900):
+        queue.submit(Operation(work_of(Verb.WRITE, length), lambda exc, n=length: done.append(f"write {n}")))
+    queue.submit(Operation(work_of(Verb.SEND, 30), lambda exc: done.append("send")))
+    assert [work.verb for _, work, _ in queue.take()] == [Verb.WRITE, Verb.WRITE, Verb.SEND], "in order, past READs"
+    for operation in queue.completed(1):
+        operation.finish(None)
+    assert [work.verb for _, work, _ in queue.take()] == [Verb.READ]
+    for operation in queue.completed(5):
+        operation.finish(None)
+    assert done == ["a", "b", "write 10", "write 900", "send"]
+    assert [work.verb for _, work, _ in queue.take()] == [Verb.READ]
+    assert queue.in_flight == 2
+
+
+def test_neither_reads_nor_answers_take_all_of_the_queue() -> None:
+    queue = SendQueue(4, bytes_max=1000)
+    queue.submit(Operation(works_of(8), lambda exc: None))
+    queue.submit(Operation(work_of(Verb.READ, 1) * 8, lambda exc: None))
+    assert [work.verb for _, work, _ in queue.take()] == [Verb.WRITE, Verb.READ, Verb.WRITE, Verb.READ]
+
+
+def test_what_is_left_without_a_signal_is_bounded() -> None:
+    """Nobody is told of it until something else completes: on one connection, and over all of a server's."""
+
+    def silent(queue: SendQueue, keeps: int) -> bool:
+        queue.submit(Operation(work_of(Verb.WRITE, 1), lambda exc: None, signalled=False, keeps=keeps))
+        [(_, _, signal)] = queue.take()
+        return not signal
+
+    silence = Silence(100, 40)
+    queues = [SendQueue(128, bytes_max=1000, silence=silence) for _ in range(4)]
+    first = queues[0]
+    assert [silent(first, 20) for _ in range(5)] == [True, True, False, True, True]
+    assert silence.bytes == 40
+    assert not silent(first, 41)
+    assert silence.bytes == 0, "a signal stands for all before it"
+    assert [silent(queue, 40) for queue in queues] == [True, True, False, False]
+    assert silence.bytes == 80
+    assert silent(queues[3], 20)
+    queues[0].drop()
+    assert silence.bytes == 60, "a connection that is gone leaves nothing"
+    queues[1].submit(Operation(work_of(Verb.SEND, 8), lambda exc: None))
+    assert [signal for _, _, signal in queues[1].take()] == [True]
+    assert silence.bytes == 20
 
 
 def test_only_some_work_is_signalled() -> None:

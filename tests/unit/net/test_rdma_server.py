@@ -216,19 +216,50 @@ def test_bytes_come_and_go(played: Played) -> None:
         assert bytes(buffer.view[:15_100]) == bytes(theirs[:15_000] + theirs[39_900:])
         buffer.view[:100] = b"x" * 100
         end.push([(1, 20_000, 500)], [20_000], buffer)
-        await until(lambda: played.posted)
+        assert not played.posted, "it is posted in one call with its answer"
+        end.endpoint.post()
         assert [work.verb for _, work, _ in played.posted] == [Verb.WRITE]
         buffer.drop()
         other = pool.take(buffer.size)
         assert other.address != buffer.address, "held until it has left"
         other.drop()
         played.work()
-        await until(lambda: end.endpoint._queue.in_flight == 0)
         assert bytes(theirs[500:601]) == b"x" * 100 + bytes(buffer.view[100:101])
+        assert not played.completed, "nobody is woken for it"
+        pulling = asyncio.create_task(end.pull(segments, later()))
+        await until(lambda: played.posted)
+        assert end.endpoint._queue.in_flight == 3
+        played.work()
+        (await pulling).drop()
+        assert end.endpoint._queue.in_flight == 0, "what comes later tells of it"
         end.close(error(Code.CANCELLED, "over"))
         pool.close()
         assert pool.bytes == 0
         assert not lost
+
+    run(work())
+
+
+def test_a_short_answer_keeps_no_large_buffer(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may ask for anything on that connection for hours, and others need buffers."""
+    monkeypatch.setattr(module, "SILENT_BYTES_MAX", 8 * KiB, raising=False)
+
+    async def work() -> None:
+        end, pool, _ = end_of(played)
+        probe_bytes = pool.bytes
+        theirs = bytearray(200 * KiB)
+        address, _export = address_of(memoryview(theirs))
+        end.expose(Exposed(1, 77, len(theirs), address))
+        for room, kept in ((128 * KiB, 0), (8 * KiB, 8 * KiB), (4 * KiB, 0)):
+            buffer = pool.take(room)
+            end.push([(1, room, 0)], [1], buffer)  # the end of a file, say
+            end.endpoint.post()
+            buffer.drop()
+            played.work()
+            await asyncio.sleep(0.05)
+            idle = sum(size * len(buffers) for size, buffers in pool._free.items())
+            assert pool.bytes - idle == probe_bytes + kept
+        end.close(error(Code.CANCELLED, "over"))
 
     run(work())
 
