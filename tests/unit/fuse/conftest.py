@@ -362,7 +362,7 @@ class MemoryData:
         self.syncs: list[int] = []
         self.early: list[int] = []  # files whose first bytes were asked for with their open
         self.together: list[int] = []  # how many spans each `read_once` had
-        self.once_s = 0.0  # how long each takes
+        self.read_s = 0.0  # how long each takes, and each `read`
         self.fail_once: list[Exception] = []  # raised by the next ones
         self.away: set[int] = set()  # files whose servers are
 
@@ -370,6 +370,10 @@ class MemoryData:
         self.backend.gate()
         while file.inode in self.away:
             time.sleep(0.01)
+        time.sleep(self.read_s)
+        self._fill(file, offset, into)
+
+    def _fill(self, file: FileLayout, offset: int, into: Piece) -> None:
         view = into.view if isinstance(into, Slice) else into
         with self.lock:
             found = self.files.get(file.inode, b"")[offset : offset + len(view)]
@@ -386,13 +390,14 @@ class MemoryData:
 
     def read_once(self, spans):
         self.together.append(len(spans))
-        time.sleep(self.once_s)
+        self.backend.gate()
+        time.sleep(self.read_s)
         if self.fail_once:
             raise self.fail_once.pop()
         left = [place for place, span in enumerate(spans) if span.file.inode in self.away]
         for place, (file, offset, into) in enumerate(spans):
             if place not in left:
-                self.read(file, offset, into)
+                self._fill(file, offset, into)
         return left
 
     def write(self, file: FileLayout, extents: Sequence[tuple[int, Piece]], still=None) -> None:

@@ -42,7 +42,7 @@ def test_many_reads_are_few_requests_and_every_byte_is_right(
     mount = mounts(backend, request_bytes_max=request_bytes_max)
     data = random.Random(1).randbytes(2 * MiB + 100)
     fd = os.open(make_file(mount, "f", data), os.O_RDONLY | os.O_DIRECT)
-    backend.data.once_s = 0.003
+    backend.data.read_s = 0.003
 
     def read(seed: int) -> None:
         rng = random.Random(seed)
@@ -81,7 +81,7 @@ def test_a_read_that_must_wait_holds_nobody_up(backend: Any, mounts: Callable[..
     good = os.open(make_file(mount, "good", b"g" * MiB), os.O_RDONLY | os.O_DIRECT)
     waiting = os.open(make_file(mount, "waiting", b"w" * MiB), os.O_RDONLY | os.O_DIRECT)
     backend.data.away.add((mount.mountpoint / "waiting").stat().st_ino)
-    backend.data.once_s = 0.003
+    backend.data.read_s = 0.003
     ended = threading.Event()
 
     def read_good() -> None:
@@ -116,7 +116,7 @@ def test_a_read_that_must_wait_holds_nobody_up(backend: Any, mounts: Callable[..
 def test_reads_are_answered_whatever_fails(backend: Any, mounts: Callable[..., Mount]) -> None:
     mount = mounts(backend)
     fd = os.open(make_file(mount, "f", b"x" * MiB), os.O_RDONLY | os.O_DIRECT)
-    backend.data.once_s = 0.003
+    backend.data.read_s = 0.003
     backend.data.fail_once = [RuntimeError("told to") for _ in range(5)]
     try:
         with ThreadPoolExecutor(JOBS) as pool:
@@ -130,7 +130,7 @@ def test_what_waits_to_be_written_is_read(backend: Any, mounts: Callable[..., Mo
     """By readers and writers of the same blocks, each of which holds one number all over."""
     mount = mounts(backend)
     path = make_file(mount, "f", bytes(256 * KiB))
-    backend.data.once_s = 0.001
+    backend.data.read_s = 0.001
     fd = os.open(path, os.O_RDWR | os.O_DIRECT)
     newest = [0] * 64
 
