@@ -471,6 +471,22 @@ class _View:
         return found
 
 
+class _Begun:
+    """A `Begun` that leaves when it is waited for."""
+
+    def __init__(self, link: SimLink, address: Address, call: Call) -> None:
+        self._link = link
+        self._address = address
+        self._call = call
+
+    def finish(self) -> Reply:
+        reply: Reply = wait(self._link.call(self._address, self._call))
+        return reply
+
+    def give_up(self) -> None:
+        pass
+
+
 class _BlockingLink:
     """A `BlockingLink`."""
 
@@ -482,6 +498,9 @@ class _BlockingLink:
     def call(self, address: Address, call: Call) -> Reply:
         reply: Reply = wait(self._link.call(address, call))
         return reply
+
+    def begin(self, address: Address, call: Call) -> _Begun:
+        return _Begun(self._link, address, call)
 
     def call_many(self, calls: Any) -> list[Reply | FfsError]:
         async def all_of_them() -> list[Any]:
