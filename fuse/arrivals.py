@@ -2,7 +2,8 @@
 
 A program's next request often follows within microseconds of the answer to its last one, and to wake a sleeping thread
 takes longer than most of them take to answer. So one thread of a mount looks again for up to FFS_BUSY_POLL_US
-(`common/net/busy_poll.py`), only while no other is at work and only while that has been worth it lately.
+(`common/net/busy_poll.py`), only while no other is at work and only while that has been worth it lately. With fewer than
+four processors nobody does: the program and the servers need them.
 
 Each thread has two descriptors of its own: one that sleeps, and one that does not, as only a descriptor can say; reads
 that wait together are taken through the second one, too (`gathering.py`). The kernel takes an answer through the one
@@ -14,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 
-from fireflyfs.common.net.busy_poll import TAKEN_S, Worthwhile, busy_poll_s, yield_processor
+from fireflyfs.common.net.busy_poll import TAKEN_S, Worthwhile, busy_poll_s, many_processors, yield_processor
 from fireflyfs.fuse import device
 
 
@@ -24,7 +25,7 @@ class AtWork:
     __slots__ = ("looking", "threads", "wait_s", "worthwhile")
 
     def __init__(self, wait_s: float | None = None) -> None:
-        self.wait_s = busy_poll_s() if wait_s is None else wait_s
+        self.wait_s = (busy_poll_s() if many_processors() else 0.0) if wait_s is None else wait_s
         self.worthwhile = Worthwhile()
         self.threads: set[Arrivals] = set()
         self.looking = False
