@@ -2,8 +2,8 @@
 
 A program's next request often follows within microseconds of the answer to its last one, and to wake a sleeping thread
 takes longer than most of them take to answer. So one thread of a mount looks again for up to FFS_BUSY_POLL_US
-(`common/net/busy_poll.py`), only while no other is at work and only while that has been worth it lately. With fewer than
-four processors nobody does: the program and the servers need them.
+(`common/net/busy_poll.py`), only while no other is at work and only while that has been worth it lately. With fewer
+than four processors nobody does: the program and the servers need them.
 
 Each thread has two descriptors of its own: one that sleeps, and one that does not, as only a descriptor can say; reads
 that wait together are taken through the second one, too (`gathering.py`). The kernel takes an answer through the one

@@ -71,10 +71,10 @@ class _Begun:
         self._pending = pending
         self._ended = False
         if not pool._waiters.many_processors:
-            pool._waiters.enter(self)  # two servers are at work: who looks for the other's answer takes a processor
+            pool._waiters.enter(connection)  # two servers are at work: who looks for the other's answer is in the way
 
     def finish(self) -> Reply:
-        self._pool._waiters.leave(self)
+        self._pool._waiters.leave(self._connection)
         try:
             self._connection.receive()
         finally:
@@ -87,7 +87,7 @@ class _Begun:
     def give_up(self) -> None:
         if not self._ended:
             self._ended = True
-            self._pool._waiters.leave(self)
+            self._pool._waiters.leave(self._connection)
             self._pool._put_back(self._server, self._connection)
 
     def __del__(self) -> None:
