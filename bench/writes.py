@@ -1,6 +1,7 @@
 """Replicated writes through the client library: how many, beside the disk, and what they cost in processor time.
 
-    python bench/writes.py [--mib 256] [--seconds 3] [--rounds 5] [--workers 1] [--only TEXT] [--folder DIR] [--json]
+    python bench/writes.py [--mib 256] [--seconds 3] [--rounds 5] [--workers 1] [--stripe 8] [--only TEXT]
+                           [--folder DIR] [--json]
 
 A local cluster of three storage nodes with three replicas, and a file with chunks of 1 MiB that is written over. Each
 round measures every row and its limit once, one after the other; each figure is the median of the rounds, because other
@@ -97,10 +98,10 @@ def cpu_s(pids: list[int]) -> float:
     return total / TICKS
 
 
-def cases(fs: FileSystem, folder: Path, replicas: int, size: int, seconds: float) -> list[Case]:
+def cases(fs: FileSystem, folder: Path, replicas: int, size: int, seconds: float, stripe: int) -> list[Case]:
     memory = fs.allocate(16 * MIB)
     memory.view[:] = np.random.default_rng(1).bytes(16 * MIB)
-    layout = Layout(chunk_size=MIB, stripe_size=8, chain_table=1)
+    layout = Layout(chunk_size=MIB, stripe_size=stripe, chain_table=1)
     file = fs.open_file("/bench-writes", os.O_RDWR | os.O_CREAT, layout=layout)
     local = os.open(folder / "plain", os.O_RDWR | os.O_CREAT, 0o600)
     for offset in range(0, size, 8 * MIB):
@@ -208,6 +209,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of one figure of one round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1, help="storage processes of each of the three nodes")
+    parser.add_argument("--stripe", type=int, default=8, help="chains that the file is spread over")
     parser.add_argument("--only", default="", help="rows whose names hold this")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--json", action="store_true")
@@ -219,7 +221,7 @@ def main() -> None:
         cluster.up()
         with FileSystem.connect(",".join(cluster.mgmtd_addresses())) as fs:
             replicas = cluster.plan().spec.replicas
-            wanted = cases(fs, root, replicas, options.mib // 8 * 8 * MIB, options.seconds)
+            wanted = cases(fs, root, replicas, options.mib // 8 * 8 * MIB, options.seconds, options.stripe)
             wanted = [case for case in wanted if options.only in case.name]
             rows = measure(wanted, storage_processes(cluster), options.rounds)
     finally:
