@@ -49,6 +49,7 @@ def fireflyfs(base: Path, *options: str) -> Iterator[Path]:
 @contextmanager
 def moosefs(base: Path) -> Iterator[Path]:
     folder = base / "moosefs"
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier round's: chunkservers refuse a master that is new
     with open(base / "moosefs.log", "ab") as log:
         try:
             subprocess.run([HERE / "moosefs.sh", "start", folder], check=True, stdout=log, stderr=log)

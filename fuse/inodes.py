@@ -321,9 +321,9 @@ class InodeTable:
         self._cached[inode.id] = stamp
         return False
 
-    def pages_are_known(self, inode: m.Inode) -> bool:
-        """Whether the kernel may have this file's bytes."""
-        return self._cached.get(inode.id) == stamp_of(inode)
+    def may_have_pages(self, nodeid: int) -> bool:
+        """Whether the kernel was given bytes of this file, these or older ones."""
+        return nodeid in self._cached
 
     def pages_are(self, inode: m.Inode) -> None:
         self._cached[inode.id] = stamp_of(inode)

@@ -151,13 +151,15 @@ class Mount:
         """Counts since the start, and what is held now."""
         return {**self.volume.statistics(), "threads": len(self._services)}
 
-    def _notify(self, message: bytes) -> None:
-        """Tell the kernel something. ENOENT: it does not know the inode, so nothing was stale."""
+    def _notify(self, *message: bytes | memoryview) -> bool:
+        """Tell the kernel something; whether it listened. ENOENT: it does not know the inode, so nothing was stale."""
         try:
-            os.write(self._session_fd, message)
+            os.writev(self._session_fd, message)
         except OSError as exc:
             if exc.errno not in (errno.ENOENT, errno.ENODEV, errno.ENOTDIR, errno.EBADF):
                 log.warning("the kernel refused a notification: %s", exc)
+            return False
+        return True
 
     def _spawn(self, body: object, name: str) -> None:
         assert callable(body)

@@ -144,6 +144,7 @@ class Notify(IntEnum):
 
     INVAL_INODE = 2
     INVAL_ENTRY = 3
+    STORE = 4
 
 
 WRITE_CACHE = 1 << 0  # a page written back: by no particular handle, at an exact offset
@@ -207,6 +208,7 @@ LSEEK_IN = struct.Struct("=QQII")  # fh, offset, whence, padding
 LSEEK_OUT = struct.Struct("=Q")
 DIRENT = struct.Struct("=QQII")  # ino, off, namelen, type; then the name, padded to 8 bytes
 NOTIFY_INVAL_INODE = struct.Struct("=Qqq")  # ino, off, len; off < 0: attributes only
+NOTIFY_STORE = struct.Struct("=QQII")  # ino, offset, size, padding; then the bytes
 NOTIFY_INVAL_ENTRY = struct.Struct("=QII")  # parent, namelen, flags; then the name and a NUL
 
 IN_HEADER_BYTES = IN_HEADER.size
@@ -394,6 +396,12 @@ def encode_inval_inode(nodeid: int, offset: int, length: int) -> bytes:
     return OUT_HEADER.pack(OUT_HEADER_BYTES + NOTIFY_INVAL_INODE.size, Notify.INVAL_INODE, 0) + NOTIFY_INVAL_INODE.pack(
         nodeid, offset, length
     )
+
+
+def encode_store(nodeid: int, length: int) -> bytes:
+    """A notification without its data: these are the first `length` bytes of the file."""
+    total = OUT_HEADER_BYTES + NOTIFY_STORE.size + length
+    return OUT_HEADER.pack(total, Notify.STORE, 0) + NOTIFY_STORE.pack(nodeid, 0, length, 0)
 
 
 def encode_inval_entry(parent: int, name: bytes) -> bytes:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NO_TIME = protocol.Valid.of(0.0)
+Notify = Callable[..., bool]
 O_RDONLY = 0
 O_WRONLY = 1
 
@@ -50,7 +51,7 @@ O_WRONLY = 1
 class Volume:
     """One mounted file system. Safe to use from all service threads."""
 
-    def __init__(self, backend: Backend, options: MountOptions, clock: Clock, notify: Callable[[bytes], None]) -> None:
+    def __init__(self, backend: Backend, options: MountOptions, clock: Clock, notify: Notify) -> None:
         self.backend = backend
         self.meta = backend.meta
         self.data = backend.data
@@ -81,7 +82,14 @@ class Volume:
             clock,
             min(options.entry_timeout_s, options.attr_timeout_s),
         )
-        self.first = FirstBytes(backend.data, backend.pool, self.table, options.attr_timeout_s)
+        self.first = FirstBytes(
+            backend.data,
+            backend.pool,
+            self.table,
+            self.changes,
+            notify,
+            on=options.attr_timeout_s > 0 and not options.relatime,
+        )
         self.names = Delegations(backend.meta, self.callers.root, backend.lease_clock)
         self.entry_valid = protocol.Valid.of(options.entry_timeout_s)
         self.attr_valid = protocol.Valid.of(options.attr_timeout_s)

@@ -102,6 +102,9 @@ def opened(
     inode = reply.inode
     handle = volume.handles.add_file(live, flags, writes)
     handle.errors_seen = volume.write_behind.errors(live.id)
+    given = early is not None and volume.first.give(early, live, inode)
+    if given:
+        volume.counts["files_given"] += 1
     live.learn(inode, volume.clock.monotonic_s())
     volume.ahead.forget(live.id)
     if session and session not in live.sessions:
@@ -109,7 +112,7 @@ def opened(
     if writes:
         live.writers += 1
         live.limit.learn(inode, volume.clock.monotonic_s())
-    keep = volume.table.opened(inode)
+    keep = volume.table.opened(inode) or given
     if volume.options.relatime and live.atime_is_old(volume.clock.unix_ns()):
         keep = False  # a read that the kernel answers by itself is not seen here
     if not reply.created:
@@ -117,8 +120,6 @@ def opened(
     if not reply.created and volume.table.kernel_attributes_differ(inode):
         # The kernel's length would cut reads short until its time is up: have it ask (we answer from `live`).
         volume.notify(protocol.encode_inval_inode(live.id, -1, 0))
-    if early is not None:
-        volume.first.keep(handle, early, volume.clock.monotonic_s())
     # Close has nothing to say of what was only read, unless it drops locks.
     how = _NOFLUSH if volume.options.local_locks and not writes else 0
     if volume.options.strict or flags & os.O_APPEND:
@@ -180,7 +181,7 @@ def simple_read(volume: Volume, request: Request, size_max: int) -> SimpleRead |
         return None
     fh, offset, size, _, _, _, _ = protocol.READ_IN.unpack_from(request.body)
     handle = volume.handles.file_or_none(fh)
-    if handle is None or size > size_max or volume.locks.held.knows(handle.live.id) or volume.first.has(handle):
+    if handle is None or size > size_max or volume.locks.held.knows(handle.live.id):
         return None
     live = handle.live
     if offset + size > live.length or volume.write_behind.overlaps(live.id, offset, offset + size):
@@ -202,10 +203,6 @@ def read(volume: Volume, request: Request) -> Reply:
     live = handle.live
     volume.locks.held.check(live.id, fh)
     _note_read(volume, handle)
-    first = volume.first.take(handle, offset, size, volume.clock.monotonic_s())
-    if first is not None:
-        volume.counts["reads_early"] += 1
-        return (first,)
     length = live.length
     if offset + size > length or volume.options.strict:
         length = length_now(volume, live)
@@ -290,7 +287,6 @@ def release(volume: Volume, request: Request) -> Reply:
     fh, _, _, _ = protocol.RELEASE_IN.unpack_from(request.body)
     handle = volume.handles.pop_file(fh)
     if handle is not None:
-        volume.first.closed(handle)
         _release(volume, handle)
     return b""
 

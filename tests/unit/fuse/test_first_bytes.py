@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
-import threading
+from types import SimpleNamespace
 
 import pytest
 
-from fireflyfs.fuse import first_bytes
-from fireflyfs.fuse.first_bytes import FIRST_BYTES_MAX
+from fireflyfs.client.striping import FileLayout
+from fireflyfs.fuse.change_log import ChangeLog
+from fireflyfs.fuse.first_bytes import FIRST_BYTES_MAX, FirstBytes
+from fireflyfs.fuse.inodes import InodeTable
+from fireflyfs.fuse.request import Request
+from fireflyfs.fuse.segments import SegmentPool
+from fireflyfs.proto import meta_pb2 as m
 
 pytestmark = pytest.mark.e2e  # on a real kernel mount
 
@@ -22,15 +27,15 @@ def two(backend, mounts):
     return writer, reader
 
 
-def early(mount) -> int:
-    return mount.statistics().get("reads_early", 0)
+def given(mount) -> int:
+    return mount.statistics().get("files_given", 0)
 
 
 def test_a_small_file_is_read_with_its_open_and_once(two, backend):
     _, reader = two
     with open(reader.mountpoint / "f", "rb") as file:
         assert file.read() == b"before"
-    assert early(reader) == 1
+    assert given(reader) == 1
     assert len(backend.data.early) == 1
     with open(reader.mountpoint / "f", "rb") as file:  # the kernel has it
         assert file.read() == b"before"
@@ -45,7 +50,7 @@ def test_pieces_of_it_come_from_there(two, backend):
     with open(reader.mountpoint / "g", "rb", buffering=0) as file:
         assert b"".join(os.pread(file.fileno(), 4096, offset) for offset in range(0, len(content), 4096)) == content
         assert os.pread(file.fileno(), 10, len(content)) == b""
-    assert early(reader) >= 1
+    assert given(reader) >= 1
     before = len(backend.data.early)
     assert (reader.mountpoint / "h").read_bytes() == content + b"x"
     assert len(backend.data.early) == before  # too long
@@ -58,7 +63,7 @@ def test_what_was_written_here_since_the_open_is_read(two, backend):
         other.flush()
         assert file.read() == b"after!"
     assert len(backend.data.early) == 1
-    assert early(reader) == 0
+    assert given(reader) == 1
 
 
 def test_what_was_truncated_here_since_the_open_is_read(two):
@@ -68,7 +73,7 @@ def test_what_was_truncated_here_since_the_open_is_read(two):
         assert file.read() == b"be"
         os.truncate(reader.mountpoint / "f", 6)
         assert os.pread(file.fileno(), 10, 0) == b"be\0\0\0\0"
-    assert early(reader) == 0
+    assert given(reader) == 1
 
 
 def test_who_has_a_lock_reads_what_was_written_under_it_elsewhere(two, backend):
@@ -81,7 +86,7 @@ def test_who_has_a_lock_reads_what_was_written_under_it_elsewhere(two, backend):
         fcntl.lockf(file, fcntl.LOCK_SH)
         assert file.read() == b"after!"
     assert len(backend.data.early) == 1
-    assert early(reader) == 0
+    assert given(reader) == 1
 
 
 def test_a_file_that_changed_between_look_up_and_open_is_read_as_it_is_now(two, backend):
@@ -90,14 +95,14 @@ def test_a_file_that_changed_between_look_up_and_open_is_read_as_it_is_now(two, 
     (writer.mountpoint / "f").write_bytes(b"and longer")
     assert (reader.mountpoint / "f").read_bytes() == b"and longer"
     assert len(backend.data.early) == 1
-    assert early(reader) == 0
+    assert given(reader) == 0
 
 
 def test_where_it_cannot_be_read_early_it_is_read_later(two, backend, monkeypatch):
     _, reader = two
     monkeypatch.setattr(backend.data, "begin_first", lambda file, into: lambda: False)
     assert (reader.mountpoint / "f").read_bytes() == b"before"
-    assert early(reader) == 0
+    assert given(reader) == 0
 
 
 def test_an_open_that_fails_ends_the_read_too(two, backend, monkeypatch):
@@ -123,37 +128,76 @@ def test_who_does_not_just_read_reads_nothing_early(two, backend, how):
     assert backend.data.early == []
 
 
-def test_nothing_is_read_early_where_attributes_are_not_kept(backend, mounts):
-    root = mounts(backend, attr_timeout_s=0.0).mountpoint
+@pytest.mark.parametrize("options", [{"attr_timeout_s": 0.0}, {"relatime": True}], ids=str)
+def test_nothing_is_read_early_where_attributes_are_not_kept_or_reads_are_to_be_seen(backend, mounts, options):
+    root = mounts(backend, **options).mountpoint
     (root / "f").write_bytes(b"x")
     assert (root / "f").read_bytes() == b"x"
     assert backend.data.early == []
 
 
-def test_opens_that_read_nothing_put_an_end_to_it_for_a_while(backend, mounts):
-    writer, reader = mounts(backend), mounts(backend)
-    for number in range(40):
-        (writer.mountpoint / f"f{number}").write_bytes(b"x")
-    for number in range(40):
-        os.close(os.open(reader.mountpoint / f"f{number}", os.O_RDONLY))
-        wait_for_release(reader)
-    assert 8 <= len(backend.data.early) < 20
+# What the kernel has from elsewhere is newer than bytes that were read with an open, or may be.
 
 
-def test_files_that_stay_open_and_unread_hold_few_bytes(backend, mounts, monkeypatch):
-    monkeypatch.setattr(first_bytes, "KEPT_MAX", 4)
-    writer, reader = mounts(backend), mounts(backend)
-    for number in range(8):
-        (writer.mountpoint / f"f{number}").write_bytes(b"%d" % number)
-    opened = [open(reader.mountpoint / f"f{number}", "rb") for number in range(8)]  # noqa: SIM115
-    assert len(backend.data.early) == 8
-    for number, file in enumerate(opened):
-        assert file.read() == b"%d" % number
-        file.close()
-    assert early(reader) == 4
+@pytest.fixture
+def opening(backend):
+    """An open under way of a file that meta says is as it was told: what might come between the two, and whether the
+    kernel is given the bytes then."""
+    pool = backend.pool
+    table, changes, stored = InodeTable(), ChangeLog(), []
+
+    def store(message: bytes, data: memoryview) -> bool:
+        stored.append(bytes(data))
+        return True
+
+    first = FirstBytes(backend.data, pool, table, changes, store, on=True)
+    inode = m.Inode(id=7, length=6, mtime_ns=1, layout={"chunk_size": 65536, "chains": [1]})
+    table.told(inode)
+    first.told(inode)
+    backend.data.write(FileLayout.of(7, inode.layout), [(0, b"before")])
+    landing = pool.allocate(4096)
+    request = Request(SegmentPool(pool).take(), landing)
+    request.nodeid = 7
+    early = first.begin(request)
+    early.finish()
+    live = table.enter(inode, 0.0)
+
+    def give(said: m.Inode = inode) -> list[bytes]:
+        assert first.give(early, live, said) == bool(stored)
+        return stored
+
+    yield SimpleNamespace(first=first, table=table, changes=changes, inode=inode, give=give)
+    landing.close()
 
 
-def wait_for_release(mount) -> None:
-    """The kernel tells of it after close has returned."""
-    while mount.statistics()["handles"]:
-        threading.Event().wait(0.001)
+def test_bytes_are_given_where_nothing_came_between(opening):
+    assert opening.give() == [b"before"]
+
+
+def test_the_kernel_was_told_to_drop_pages_meanwhile(opening):
+    opening.first.drop()
+    assert opening.give() == []
+
+
+def test_a_change_was_made_here_meanwhile(opening):
+    opening.changes.note(7)
+    assert opening.give() == []
+
+
+def test_it_was_opened_here_by_another_meanwhile(opening):
+    opening.table.enter(opening.inode, 0.0)
+    assert opening.give() == []
+
+
+def test_the_kernel_has_pages_from_another_open(opening):
+    opening.table.opened(opening.inode)
+    assert opening.give() == []
+
+
+@pytest.mark.parametrize("field", ["mtime_ns", "length", "truncate_version"])
+def test_meta_says_that_it_is_another_one_by_now(opening, field):
+    said = m.Inode()
+    said.CopyFrom(opening.inode)
+    setattr(said, field, 5)
+    opening.table.told(said)
+    assert opening.give(said) == []
