@@ -1,52 +1,49 @@
-"""Which files are opened next, where a program goes through many: in the order in which a directory lists them, or in
-that of their inode numbers, which is the order in which they were made.
-"""
+"""Which files will be opened next, where a program goes through many: in the order in which they were listed, or in
+that of their inode numbers, in which they were made."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from typing import Final
 
-RUN_MIN: Final = 3  # opens in order, until the next are believed to come
-GAP_MAX: Final = 4  # a file that is opened may be so far behind the one before
-
-
-class _Order:
-    """Files in one order, and how many of the last opens followed it."""
-
-    __slots__ = ("last", "run")
-
-    def __init__(self) -> None:
-        self.last = -1
-        self.run = 0
-
-    def step(self, place: int, last: int) -> bool:
-        """The file at `place` is opened, and the one before is at `last` by now; whether that makes a row."""
-        self.run = self.run + 1 if 0 < place - last <= GAP_MAX else 0
-        return self.run >= RUN_MIN
+RUN_MIN: Final = 3  # opens in one order, until the next are believed to follow it
+GAP_MAX: Final = 2  # so far behind the last one is still in order: one that is open already, say, is passed over
 
 
 class InTurn:
-    """Of one mount; its owner serialises calls. Knows at most `files_max` files, by inode number."""
+    """Files by inode number; its owner bounds how many, and serialises calls."""
 
-    def __init__(self, files_max: int) -> None:
-        self._files_max = files_max
+    def __init__(self) -> None:
         self._listed: list[int] = []
-        self._place: dict[int, int] = {}
-        self._sorted: list[int] = []
-        self._by_list = _Order()
-        self._by_number = _Order()
+        self._places: dict[int, int] = {}
+        self._numbers: list[int] = []
+        self._last = 0
+        self._listed_run = self._number_run = 0
 
-    def __contains__(self, inode_id: int) -> bool:
-        return inode_id in self._place
+    def __len__(self) -> int:
+        return len(self._listed)
 
-    def add(self, inode_id: int) -> bool:
-        """Behind those that were listed before it. False: it was known. All others are forgotten when they are many."""
-        if inode_id in self._place:
-            return False
-        if len(self._listed) >= self._files_max:
-            self.__init__(self._files_max)  # type: ignore[misc]
-        self._place[inode_id] = len(self._listed)
-        self._listed.append(inode_id)
-        insort(self._sorted, inode_id)
-        return True
+    def add(self, inode: int) -> None:
+        """It was listed behind the others; not if it is known."""
+        if inode not in self._places:
+            self._places[inode] = len(self._listed)
+            self._listed.append(inode)
+            insort(self._numbers, inode)
+
+    def opened(self, inode: int, count: int) -> list[int]:
+        """Takes note; up to `count` files that probably follow, none where the last opens were in no order."""
+        place = self._places.get(inode)
+        if place is None:
+            return []
+        number_place = bisect_left(self._numbers, inode)
+        if self._last:
+            gap = place - self._places[self._last]
+            self._listed_run = self._listed_run + 1 if 0 < gap <= GAP_MAX else 0
+            gap = number_place - bisect_left(self._numbers, self._last)
+            self._number_run = self._number_run + 1 if 0 < gap <= GAP_MAX else 0
+        self._last = inode
+        if max(self._listed_run, self._number_run) < RUN_MIN:
+            return []
+        if self._listed_run >= self._number_run:
+            return self._listed[place + 1 : place + 1 + count]
+        return self._numbers[number_place + 1 : number_place + 1 + count]

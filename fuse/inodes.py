@@ -24,15 +24,17 @@ IO_BLOCK_BYTES: Final = 128 * 1024  # what programs should read and write at onc
 
 
 class Stamp(NamedTuple):
-    """Two equal stamps of an inode: its bytes have not changed between them."""
+    """Two equal stamps of an inode: its bytes have not changed between them. The mtime alone does not say so: programs
+    may set it back."""
 
     mtime_ns: int
     length: int
     truncate_version: int
+    ctime_ns: int
 
 
 def stamp_of(inode: m.Inode) -> Stamp:
-    return Stamp(inode.mtime_ns, inode.length, inode.truncate_version)
+    return Stamp(inode.mtime_ns, inode.length, inode.truncate_version, inode.ctime_ns)
 
 
 class LiveInode:
@@ -309,7 +311,9 @@ class InodeTable:
         self._told[inode.id] = stamp_of(inode)
 
     def kernel_attributes_differ(self, inode: m.Inode) -> bool:
-        return self._told.get(inode.id) != stamp_of(inode)
+        """In what programs go by when they read and write."""
+        told = self._told.get(inode.id)
+        return told is None or told[:3] != stamp_of(inode)[:3]
 
     def opened(self, inode: m.Inode) -> bool:
         """Whether the kernel's pages are still the file's bytes; from now on they are those of `inode`."""
@@ -327,6 +331,13 @@ class InodeTable:
 
     def pages_are(self, inode: m.Inode) -> None:
         self._cached[inode.id] = stamp_of(inode)
+
+    def pages_stay(self, inode: m.Inode) -> None:
+        """The inode was changed here, but not its bytes."""
+        stamp = stamp_of(inode)
+        cached = self._cached.get(inode.id)
+        if cached is not None and cached[:3] == stamp[:3]:
+            self._cached[inode.id] = stamp
 
     def pages_unknown(self, nodeid: int) -> None:
         self._cached.pop(nodeid, None)

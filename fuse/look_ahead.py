@@ -14,6 +14,7 @@ is on its way meanwhile (`change_log.py`); what is open here is never answered f
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from fireflyfs.common.clock import Clock
@@ -62,7 +63,14 @@ class LookAhead:
     """Safe to use from several threads. `valid_s`: how long an entry may be told after it was asked for; 0: never."""
 
     def __init__(
-        self, meta: MetaCalls, caller: Caller, table: InodeTable, changes: ChangeLog, clock: Clock, valid_s: float
+        self,
+        meta: MetaCalls,
+        caller: Caller,
+        table: InodeTable,
+        changes: ChangeLog,
+        clock: Clock,
+        valid_s: float,
+        listed: Callable[[Iterable[m.Inode]], None] = lambda _: None,
     ) -> None:
         self._changes = changes
         self._meta = meta
@@ -70,6 +78,7 @@ class LookAhead:
         self._table = table
         self._clock = clock
         self._valid_s = valid_s
+        self._listed = listed
         self._lock = threading.Lock()
         self._entries: dict[Name, tuple[m.Inode, float]] = {}
         self._names: dict[int, Name] = {}  # by inode: of `_entries`
@@ -149,6 +158,7 @@ class LookAhead:
                 name = (nodeid, entry.name)
                 if not self._changes.since(name, asked.mark):
                     self._keep(name, entry.attributes, asked)
+        self._listed(entry.attributes for entry in page.entries)
         directory.since_s = asked.at_s
         directory.listed += len(page.entries)
         if page.more and page.entries:

@@ -74,6 +74,15 @@ class Volume:
         self.session_ender = SessionEnder(self._end_sessions)
         held = HeldLocks(backend.meta, self.callers.root, backend.lease_clock, backend.lease, self._locks_lost)
         self.locks = LockClient(backend.meta, self.callers.root, held)
+        self.first = FirstBytes(
+            backend.data,
+            backend.pool,
+            self.table,
+            self.changes,
+            clock,
+            notify,
+            valid_s=0.0 if options.relatime else options.attr_timeout_s,
+        )
         self.ahead = LookAhead(
             backend.meta,
             self.callers.root,
@@ -81,14 +90,7 @@ class Volume:
             self.changes,
             clock,
             min(options.entry_timeout_s, options.attr_timeout_s),
-        )
-        self.first = FirstBytes(
-            backend.data,
-            backend.pool,
-            self.table,
-            self.changes,
-            notify,
-            on=options.attr_timeout_s > 0 and not options.relatime,
+            self.first.listed,
         )
         self.names = Delegations(backend.meta, self.callers.root, backend.lease_clock)
         self.entry_valid = protocol.Valid.of(options.entry_timeout_s)
@@ -173,6 +175,7 @@ class Volume:
             return
         if not inode.nlink:
             self.removed.add(inode)
+        self.table.pages_stay(inode)
         now = self.clock.monotonic_s()
         self.xattrs.learn(inode, now)
         live = self.table.get(inode.id)

@@ -104,6 +104,7 @@ def _set(volume: Volume, request: Request, live: LiveInode | None) -> m.Inode:
     try:
         inode = volume.meta.set_attr(change).inode
         volume.ahead.forget(inode.id)
+        volume.table.pages_stay(inode)
     except FfsError as exc:
         removed = volume.removed.get(request.nodeid)
         if removed is None or exc.code is not Code.STALE_HANDLE or change.HasField("length"):

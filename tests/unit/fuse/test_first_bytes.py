@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from fireflyfs.client.striping import FileLayout
+from fireflyfs.common.clock import SystemClock
+from fireflyfs.common.errors import Code, error
+from fireflyfs.fuse import first_bytes
 from fireflyfs.fuse.change_log import ChangeLog
-from fireflyfs.fuse.first_bytes import FIRST_BYTES_MAX, FirstBytes
+from fireflyfs.fuse.first_bytes import FIRST_BYTES_MAX, TOGETHER_MAX, FirstBytes
 from fireflyfs.fuse.inodes import InodeTable
 from fireflyfs.fuse.request import Request
 from fireflyfs.fuse.segments import SegmentPool
@@ -136,6 +140,103 @@ def test_nothing_is_read_early_where_attributes_are_not_kept_or_reads_are_to_be_
     assert backend.data.early == []
 
 
+# Files that are opened one after the other: those that follow are read with one that is.
+
+
+@pytest.fixture
+def many(backend, mounts):
+    """Forty files, made on the first mount and listed with their attributes on the second."""
+    writer, reader = mounts(backend), mounts(backend)
+    for number in range(40):
+        (writer.mountpoint / f"{number:02}").write_bytes(b"%d" % number)
+    with os.scandir(reader.mountpoint) as entries:
+        assert len([entry.stat() for entry in entries]) == 40
+    return writer, reader
+
+
+def read(mount, numbers) -> list[bytes]:
+    return [(mount.mountpoint / f"{number:02}").read_bytes() for number in numbers]
+
+
+def test_files_that_are_opened_in_turn_are_read_together(many, backend):
+    _, reader = many
+    assert read(reader, range(40)) == [b"%d" % number for number in range(40)]
+    assert given(reader) == 40
+    assert max(backend.data.together) == TOGETHER_MAX
+    assert sum(backend.data.together) + len(backend.data.early) == 40  # each once
+
+
+def test_a_file_that_was_changed_elsewhere_since_it_was_read_ahead(many, backend):
+    writer, reader = many
+    read(reader, range(12))
+    ahead = sum(backend.data.together) + len(backend.data.early)
+    assert ahead > 12
+    (writer.mountpoint / "12").write_bytes(b"else")
+    assert read(reader, range(12, 40)) == [b"else", *(b"%d" % number for number in range(13, 40))]
+
+
+def test_a_file_that_was_changed_here_since_it_was_read_ahead(many):
+    _, reader = many
+    read(reader, range(12))
+    (reader.mountpoint / "12").write_bytes(b"here")
+    assert read(reader, range(12, 14)) == [b"here", b"13"]
+
+
+def test_a_file_that_was_replaced_since_it_was_read_ahead(many):
+    writer, reader = many
+    read(reader, range(12))
+    (writer.mountpoint / "new").write_bytes(b"new!")
+    os.rename(writer.mountpoint / "new", writer.mountpoint / "12")
+    assert read(reader, [12]) in ([b"12"], [b"new!"])  # a name may be old for entry_timeout
+    deadline = time.monotonic() + 5
+    while read(reader, [12]) != [b"new!"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_was_read_ahead_is_too_old_after_a_while(many, backend):
+    _, reader = many
+    reader.volume.first._valid_s = 0.05
+    read(reader, range(12))
+    before = sum(backend.data.together) + len(backend.data.early)
+    time.sleep(0.1)
+    assert read(reader, range(12, 20)) == [b"%d" % number for number in range(12, 20)]
+    assert sum(backend.data.together) + len(backend.data.early) >= before + 8
+
+
+def test_few_are_read_ahead_where_they_are_not_opened(many, backend):
+    _, reader = many
+    read(reader, range(0, 40, 2))
+    assert sum(backend.data.together) + len(backend.data.early) <= 2 * 20
+
+
+def test_storage_that_is_away_or_answers_nothing_ends_no_row(many, backend):
+    _, reader = many
+    read(reader, range(6))
+    backend.data.fail_once.append(error(Code.UNAVAILABLE))
+    assert read(reader, range(6, 40)) == [b"%d" % number for number in range(6, 40)]
+    assert backend.data.fail_once == []
+
+
+def test_bytes_of_few_files_are_kept(many, monkeypatch):
+    monkeypatch.setattr(first_bytes, "KEPT_MAX", 3)
+    _, reader = many
+    read(reader, range(20))
+    assert 0 < len(reader.volume.first._kept) <= 3
+    assert read(reader, range(20, 40)) == [b"%d" % number for number in range(20, 40)]
+
+
+def test_few_files_are_known(backend, mounts, monkeypatch):
+    monkeypatch.setattr(first_bytes, "KNOWN_MAX", 16)
+    root = mounts(backend).mountpoint
+    for number in range(40):
+        (root / f"{number:02}").write_bytes(b"x")
+    reader = mounts(backend)
+    sum(1 for entry in os.scandir(reader.mountpoint) if entry.stat())
+    assert len(reader.volume.first._known) <= 16
+    assert read(reader, range(40)) == [b"x"] * 40
+
+
 # What the kernel has from elsewhere is newer than bytes that were read with an open, or may be.
 
 
@@ -150,7 +251,7 @@ def opening(backend):
         stored.append(bytes(data))
         return True
 
-    first = FirstBytes(backend.data, pool, table, changes, store, on=True)
+    first = FirstBytes(backend.data, pool, table, changes, SystemClock(), store, valid_s=1.0)
     inode = m.Inode(id=7, length=6, mtime_ns=1, layout={"chunk_size": 65536, "chains": [1]})
     table.told(inode)
     first.told(inode)
@@ -194,7 +295,7 @@ def test_the_kernel_has_pages_from_another_open(opening):
     assert opening.give() == []
 
 
-@pytest.mark.parametrize("field", ["mtime_ns", "length", "truncate_version"])
+@pytest.mark.parametrize("field", ["mtime_ns", "length", "truncate_version", "ctime_ns"])
 def test_meta_says_that_it_is_another_one_by_now(opening, field):
     said = m.Inode()
     said.CopyFrom(opening.inode)

@@ -192,6 +192,31 @@ def test_two_mounts_see_closed_files_at_once(backend, mounts):
     assert (b / "f").read_bytes() == b"replaced"
 
 
+def test_bytes_that_were_changed_elsewhere_under_the_old_times_are_seen(backend, mounts):
+    """As `rsync --inplace --times` leaves a file whose times and size its source has kept."""
+    first, second = mounts(backend).mountpoint, mounts(backend).mountpoint
+    (first / "f").write_bytes(b"before")
+    assert (second / "f").read_bytes() == b"before"
+    times = os.stat(first / "f")
+    with open(first / "f", "r+b") as file:
+        file.write(b"after!")
+    os.utime(first / "f", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (second / "f").read_bytes() == b"after!"
+
+
+def test_pages_of_a_file_that_was_renamed_or_whose_mode_was_changed_here_are_kept(backend, mounts):
+    mount = mounts(backend)
+    root = mount.mountpoint
+    (root / "f").write_bytes(b"bytes")
+    os.rename(root / "f", root / "g")
+    os.chmod(root / "g", 0o600)
+    os.link(root / "g", root / "h")
+    os.unlink(root / "h")
+    assert (root / "g").read_bytes() == b"bytes"
+    counts = mount.statistics()
+    assert (counts.get("pages_kept", 0), counts.get("pages_dropped", 0)) == (1, 0)
+
+
 def test_a_directory_changed_here_is_not_asked_for_again(backend, mounts):
     root, other = mounts(backend).mountpoint, mounts(backend).mountpoint
     os.mkdir(root / "d")
