@@ -51,6 +51,7 @@ class Scrubber:
         """Until cancelled."""
         local = self._local
         await asyncio.to_thread(self._load)
+        await self._look_whether_empty()
         while True:
             try:
                 if self._serves() and (local.scrub_asked.is_set() or self._due()):
@@ -68,6 +69,19 @@ class Scrubber:
                 await asyncio.wait_for(local.scrub_asked.wait(), IDLE_S)
             except TimeoutError:
                 pass
+
+    async def _look_whether_empty(self) -> None:
+        progress = self._local.scrub
+        if progress.ended_unix_s or progress.empty_unix_s or progress.after:
+            return
+        try:
+            chunks = (await self._local.call(self._local.engine.space)).chunks
+        except FfsError as exc:
+            log.warning("target %d: nothing is known of its chunks: %s", self._local.target_id, exc.message)
+            return
+        if not chunks:
+            progress.empty_unix_s = self._replicas.clock.unix_ns() / 1e9
+            await self._keep(0.0)
 
     def _serves(self) -> bool:
         local = self._local
@@ -146,6 +160,7 @@ def _save(path: Path, progress: Progress) -> None:
         "format": STATE_FORMAT,
         "passes": progress.passes,
         "ended_unix_s": progress.ended_unix_s,
+        "empty_unix_s": progress.empty_unix_s,
         "after": list(progress.after) if progress.after is not None else None,
         "chunks": progress.chunks,
         "total": progress.total,
@@ -171,6 +186,7 @@ def load(path: Path) -> Progress:
         after = stored.pop("after")
         progress = Progress(after=ChunkKey(int(after[0]), int(after[1])) if after is not None else None)
         progress.ended_unix_s = float(stored.pop("ended_unix_s"))
+        progress.empty_unix_s = float(stored.pop("empty_unix_s", 0.0))
         for name in ("passes", "chunks", "total", "bytes", "damaged", "repaired", "lost"):
             setattr(progress, name, int(stored[name]))
     except FileNotFoundError:

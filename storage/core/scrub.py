@@ -118,6 +118,7 @@ class Progress:
 
     passes: int = 0  # finished
     ended_unix_s: float = 0.0  # of the last one; 0: there was none
+    empty_unix_s: float = 0.0  # when the target was seen to begin without a chunk; 0: it was not
     running: bool = False
     after: ChunkKey | None = None  # of the pass under way: everything up to here was looked at
     chunks: int = 0  # looked at in the pass under way, or in the last one
@@ -153,5 +154,7 @@ class Progress:
         self.total = self.chunks
 
     def due(self, now_unix_s: float, every_s: float) -> bool:
-        """Whether a pass should run by itself: one was cut off, or the last one ended `every_s` ago. 0: never."""
-        return every_s > 0 and (self.after is not None or now_unix_s - self.ended_unix_s >= every_s)
+        """Whether a pass should run by itself: one was cut off, or the last one ended `every_s` ago; all chunks of a
+        target that began empty are younger than it is. 0: never."""
+        last_unix_s = max(self.ended_unix_s, self.empty_unix_s)
+        return every_s > 0 and (self.after is not None or now_unix_s - last_unix_s >= every_s)

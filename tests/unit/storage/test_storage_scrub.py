@@ -89,6 +89,49 @@ def test_a_pass_goes_on_where_it_was_cut_off(
     run(scenario)
 
 
+def test_a_target_that_begins_empty_is_not_due(
+    make_cluster: MakeCluster, write_item: MakeItem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written from now on is as young as the target: it is read when the first pass is due. The target serves a
+    moment after the scrubber has begun, and has data by then."""
+    monkeypatch.setattr(scrubbing, "IDLE_S", 0.01)
+
+    async def scenario() -> None:
+        cluster = make_cluster(1)
+        server = cluster.servers[10]
+        server.target.path = tmp_path
+        job_of = scrubber(cluster, 10, bytes_s=1 << 40, every_s=3600)
+        serves = False
+        monkeypatch.setattr(job_of, "_serves", lambda: serves)
+        job = asyncio.ensure_future(job_of.run())
+        await asyncio.sleep(0.03)
+        await cluster.update(10, [write_item(0, b"x")], writer(1))
+        serves = True
+        await asyncio.sleep(0.05)
+        assert server.target.scrub.passes == 0
+        assert server.target.scrub.chunks == 0
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
+        again = scrubber(cluster, 10, bytes_s=1 << 40, every_s=3600)  # after a restart
+        server.target.scrub = Progress()
+        job = asyncio.ensure_future(again.run())
+        await asyncio.sleep(0.05)
+        assert server.target.scrub.passes == 0
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
+        (tmp_path / scrubbing.STATE_FILE).unlink()  # nobody knows: a pass
+        server.target.scrub = Progress()
+        job = asyncio.ensure_future(scrubber(cluster, 10, bytes_s=1 << 40, every_s=3600).run())
+        async with asyncio.timeout(10):
+            while not server.target.scrub.passes:
+                await asyncio.sleep(0.001)
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
+        cluster.close()
+
+    run(scenario)
+
+
 def test_a_pass_is_asked_for(make_cluster: MakeCluster, write_item: MakeItem) -> None:
     async def scenario() -> None:
         cluster = make_cluster(1)
