@@ -48,7 +48,7 @@ def open_file(op: Op, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
         parent = vacant(op, place)
         layout = rule_of(request.layout) if request.HasField("layout") else None
         inode = new_inode(op, parent, stat.S_IFREG | request.mode & 0o7777, umask=request.umask, layout=layout)
-        _start_session(op, request, inode, mask)
+        _start_session(op, request, inode, mask, new=True)
         attach(op, parent, place.name, inode)
         op.files_delta += 1
         return meta_pb2.OpenReply(inode=to_message(inode), created=True, directory=to_message(parent))
@@ -78,7 +78,7 @@ def _open_nameless(op: Op, request: meta_pb2.OpenRequest, mask: int) -> meta_pb2
     layout = rule_of(request.layout) if request.HasField("layout") else None
     inode = new_inode(op, parent, stat.S_IFREG | request.mode & 0o7777, umask=request.umask, layout=layout)
     inode.nlink = 0
-    _start_session(op, request, inode, mask)
+    _start_session(op, request, inode, mask, new=True)
     op.tree.put(inode)
     op.tree.put_garbage(inode.id, Garbage(GarbageKind.FILE, op.now_ns, op.who.uid))
     return meta_pb2.OpenReply(inode=to_message(inode), created=True)
@@ -97,12 +97,12 @@ def _check_existing(op: Op, inode: Inode, flags: int, mask: int) -> None:
         raise error(Code.STALE_HANDLE)
 
 
-def _start_session(op: Op, request: meta_pb2.OpenRequest, inode: Inode, mask: int) -> bool:
-    """Record the session; whether the inode changed (the first open for writing marks it)."""
+def _start_session(op: Op, request: meta_pb2.OpenRequest, inode: Inode, mask: int, *, new: bool = False) -> bool:
+    """Record the session; whether the inode changed (the first open for writing marks it). `new`: it has none yet."""
     if request.session:
         if len(request.session) != ID_BYTES or len(op.who.client_id) != ID_BYTES:
             raise error(Code.INVALID, f"session and client id have {ID_BYTES} bytes")
-        known = op.tree.session(inode.id, request.session)
+        known = None if new else op.tree.session(inode.id, request.session)
         if known is None or known.client_id != op.who.client_id or (mask & WRITE and not known.write):
             op.tree.put_session(inode.id, request.session, Session(op.who.client_id, bool(mask & WRITE), op.now_ns))
     if mask & WRITE and not inode.flags & Flags.WRITTEN:
