@@ -148,7 +148,6 @@ class Handles:
         self._handles_max = handles_max
         self._files: dict[int, FileHandle] = {}
         self._dirs: dict[int, DirHandle] = {}
-        self._of_directory: dict[int, set[DirHandle]] = {}
         self._listed = Budget()
 
     def __len__(self) -> int:
@@ -170,7 +169,6 @@ class Handles:
         with self._lock:
             handle = DirHandle(self._number(), nodeid, self._listed)
             self._dirs[handle.fh] = handle
-            self._of_directory.setdefault(nodeid, set()).add(handle)
             return handle
 
     def file(self, fh: int) -> FileHandle:
@@ -195,21 +193,9 @@ class Handles:
     def pop_dir(self, fh: int) -> None:
         with self._lock:
             handle = self._dirs.pop(fh, None)
-            if handle is None:
-                return
-            same = self._of_directory[handle.nodeid]
-            same.discard(handle)
-            if not same:
-                del self._of_directory[handle.nodeid]
-        with handle.lock:
-            handle.listing.close()
-
-    def name_gone(self, nodeid: int) -> None:
-        """A name was taken out of the directory `nodeid` here."""
-        if nodeid in self._of_directory:
-            with self._lock:
-                for handle in self._of_directory.get(nodeid, ()):
-                    handle.listing.name_gone()
+        if handle is not None:
+            with handle.lock:
+                handle.listing.close()
 
     def open_files(self) -> list[FileHandle]:
         with self._lock:

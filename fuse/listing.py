@@ -46,10 +46,10 @@ class Budget:
 
 
 class Listing:
-    """The caller serializes the calls, but for `name_gone`. `asked`: its mark of when it last asked for a page."""
+    """The caller serializes the calls. `asked`: its mark of when it last asked for a page."""
 
     __slots__ = (
-        "_afters", "_budget", "_current", "_entries", "_kept", "_more", "_stale", "_starts", "_with", "asked", "parent",
+        "_afters", "_budget", "_current", "_entries", "_kept", "_more", "_starts", "_with", "asked", "parent",
     )  # fmt: skip
 
     def __init__(self, parent: int, budget: Budget) -> None:
@@ -68,7 +68,6 @@ class Listing:
         self._more = True
         self._with = False  # the current page has attributes
         self.asked = 0
-        self._stale = False
 
     @property
     def begun(self) -> bool:
@@ -83,15 +82,10 @@ class Listing:
         self._budget.give_back(sum(len(kept) for kept in self._kept if kept is not None))
         self._kept.clear()
 
-    def name_gone(self) -> None:
-        """A name was taken out of the directory: attributes read before must not be shown any more, or the kernel
-        would believe that the name is there."""
-        self._stale = True
-
     def entries_from(self, number: int, fetch: Fetch, *, attributes: bool) -> tuple[int, list[m.DirEntry]]:
         """(number of the first of them, entries from `number` to the end of a page); none: that is the end.
 
-        Those without attributes have none that can be trusted. Raises what `fetch` raises; the pass is as before then.
+        Raises what `fetch` raises; the pass is as before then.
         """
         while True:
             page = bisect_right(self._starts, number) - 1
@@ -109,9 +103,6 @@ class Listing:
                 first = self._starts[page + 1] - len(self._entries)
             number = max(number, first)
             found = self._entries[number - first :]
-            if self._stale and self._with:
-                for entry in found:
-                    entry.ClearField("attributes")
             if found or page == len(self._starts) - 1:
                 return number, found
             number = self._starts[page + 1]
@@ -133,7 +124,6 @@ class Listing:
         self._current = len(self._starts) - 1
         self._more = reply.more and bool(self._entries)
         self._with = attributes
-        self._stale = False
         self._afters.append(self._entries[-1].name if self._entries else self._afters[-1])
         if reply.parent:
             self.parent = reply.parent
@@ -169,7 +159,6 @@ class Listing:
             if now is not None and now.inode == entry.inode and now.HasField("attributes"):
                 entry.attributes.CopyFrom(now.attributes)
         self._with = True
-        self._stale = False
 
 
 def _unpacked(packed: bytes) -> list[m.DirEntry]:

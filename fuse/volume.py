@@ -159,11 +159,6 @@ class Volume:
             self.ahead.forget(directory.id)
             self.xattrs.learn(directory, now)
 
-    def name_gone(self, nodeid: int, name: bytes) -> None:
-        """A name was taken out of a directory here, or leads elsewhere now."""
-        self.ahead.forget_name(nodeid, name)
-        self.handles.name_gone(nodeid)
-
     def changed_inode(self, inode: m.Inode) -> None:
         """A name of it was made or removed here. One without a name may still be open in the kernel."""
         self.ahead.forget(inode.id)

@@ -89,7 +89,7 @@ def _list(volume: Volume, request: Request, *, plus: bool) -> Reply:
 
 def _entry(volume: Volume, entry: m.DirEntry, asked: int) -> bytes:
     inode = entry.attributes
-    if not inode.id or volume.changes.since(inode.id, asked):
+    if not inode.id or volume.changes.since(inode.id, asked):  # also: a name of it was made, moved or taken out
         return _NO_ENTRY  # the kernel looks it up when somebody asks
     volume.told(inode)
     attributes = attributes_of(inode, volume.table.get(inode.id))

@@ -117,7 +117,7 @@ def unlink(volume: Volume, request: Request) -> Reply:
         reply = volume.meta.remove(m.RemoveRequest(caller=volume.caller(request), at=at, kind=m.REMOVE_UNLINK))
         volume.changed_inode(reply.inode)
     volume.changed_directory(reply.directory)
-    volume.name_gone(request.nodeid, name)
+    volume.ahead.forget_name(request.nodeid, name)
     return b""
 
 
@@ -127,7 +127,7 @@ def rmdir(volume: Volume, request: Request) -> Reply:
     reply = volume.meta.remove(m.RemoveRequest(caller=volume.caller(request), at=at, kind=m.REMOVE_RMDIR))
     volume.changed_directory(reply.directory)
     volume.changed_inode(reply.inode)
-    volume.name_gone(request.nodeid, name)
+    volume.ahead.forget_name(request.nodeid, name)
     return b""
 
 
@@ -155,8 +155,8 @@ def _rename(volume: Volume, request: Request, new_parent: int, flags: int, offse
         volume.changed_inode(reply.other)
     volume.changed_directory(reply.old_directory)
     volume.changed_directory(reply.new_directory)
-    volume.name_gone(request.nodeid, old)
-    volume.name_gone(new_parent, new)
+    volume.ahead.forget_name(request.nodeid, old)
+    volume.ahead.forget_name(new_parent, new)
     volume.ahead.renamed(new_parent, new, reply.inode, began)
     volume.moved_inode(reply.inode)
     return b""

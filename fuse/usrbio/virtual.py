@@ -67,7 +67,7 @@ def rename_into(volume: Volume, request: Request, folder: int, old: bytes) -> No
     if folder != REMOVE:
         raise OSError(errno.EXDEV, "only into rm-rf")
     _remove_tree(volume, request, m.PathAt(dir=request.nodeid, path=old))
-    volume.name_gone(request.nodeid, old)
+    volume.ahead.forget_name(request.nodeid, old)
 
 
 def _remove_tree(volume: Volume, request: Request, at: m.PathAt) -> None:

@@ -67,3 +67,23 @@ def test_a_listing_shows_no_attributes_from_before_a_change_here(backend: Any, m
                 entry.stat()
     found = names[-1].stat()
     assert (found.st_size, found.st_mode & 0o777) == (50, 0o600)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("how", ["unlink", "rename"])
+def test_a_listing_shows_no_name_that_went_here_meanwhile(backend: Any, mounts: Any, how: str) -> None:
+    """The kernel would take the name for there, with its attributes, as long as it may trust them."""
+    root = mounts(backend).mountpoint
+    names = [root / f"{'n' * 200}{number:04d}" for number in range(600)]
+    for name in names:
+        name.touch()
+    with os.scandir(root) as entries:
+        next(entries).stat()
+        if how == "unlink":
+            names[-1].unlink()
+        else:
+            names[-1].rename(root / "zzz")
+        for entry in entries:
+            if entry.name not in (names[-1].name, "zzz"):
+                entry.stat()  # or it would go on with names alone
+    assert not names[-1].exists()

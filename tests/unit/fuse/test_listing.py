@@ -107,15 +107,6 @@ def test_attributes_are_added_to_a_page_read_without():
     assert [entry.name for entry in found if not entry.HasField("attributes")] == [b"0003"]
 
 
-def test_a_name_that_went_takes_the_attributes_of_its_page():
-    directory = Directory(20, 10)
-    listing = Listing(1, Budget())
-    listing.entries_from(0, directory.fetch, attributes=True)
-    listing.name_gone()
-    assert not any(e.HasField("attributes") for e in page(listing, directory, 0, attributes=True))
-    assert all(e.HasField("attributes") for e in page(listing, directory, 10, attributes=True))
-
-
 def test_a_failed_page_leaves_the_pass_as_it_was():
     directory = Directory(25, 10)
     listing = Listing(1, Budget())
