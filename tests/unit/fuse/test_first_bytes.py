@@ -160,6 +160,7 @@ def read(mount, numbers) -> list[bytes]:
 
 def test_files_that_are_opened_in_turn_are_read_together(many, backend):
     _, reader = many
+    reader.volume.first._valid_s = 60.0  # however slow this machine is
     assert read(reader, range(40)) == [b"%d" % number for number in range(40)]
     assert given(reader) == 40
     assert max(backend.data.together) == TOGETHER_MAX
