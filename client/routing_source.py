@@ -23,13 +23,10 @@ ROLLED_BACK = "mgmtd is at routing version %d, behind the %d known here: has its
 log = logging.getLogger(__name__)
 
 
-def _not_in_time(routing: Routing, timeout_s: float) -> FfsError:
+def _not_in_time(routing: Routing, timeout_s: float, lacks: str) -> FfsError:
     if not routing.version:
         lacks = "nothing was heard of it"
-    elif not routing.meta_servers():
-        lacks = "no metadata server is up"
-    else:
-        lacks = f"its state is still that of routing version {routing.version}"
+    lacks = lacks or f"its state is still that of routing version {routing.version}"
     return error(Code.UNAVAILABLE, f"waited {timeout_s:g} s for the cluster: {lacks}")
 
 
@@ -90,12 +87,12 @@ class RoutingSource:
             self._changed.wait_for(lambda: self._routing.version > version or self._closed.is_set(), timeout_s)
             return self._routing
 
-    def wait_until(self, predicate: Callable[[Routing], bool], timeout_s: float) -> Routing:
-        """The first routing seen that `predicate` accepts. Raises UNAVAILABLE after `timeout_s`."""
+    def wait_until(self, predicate: Callable[[Routing], bool], timeout_s: float, *, lacks: str = "") -> Routing:
+        """The first routing seen that `predicate` accepts. UNAVAILABLE after `timeout_s`, with what it `lacks`."""
         with self._changed:
             done = self._changed.wait_for(lambda: predicate(self._routing) or self._closed.is_set(), timeout_s)
             if not done or not predicate(self._routing):
-                raise _not_in_time(self._routing, timeout_s)
+                raise _not_in_time(self._routing, timeout_s, lacks)
             return self._routing
 
     def stop(self) -> None:
@@ -182,11 +179,11 @@ class AsyncRoutingSource:
         """The routing once it is newer than `version`, or the current one after `timeout_s`."""
         return await self._wait(lambda routing: routing.version > version, timeout_s)
 
-    async def wait_until(self, predicate: Callable[[Routing], bool], timeout_s: float) -> Routing:
-        """The first routing seen that `predicate` accepts. Raises UNAVAILABLE after `timeout_s`."""
+    async def wait_until(self, predicate: Callable[[Routing], bool], timeout_s: float, *, lacks: str = "") -> Routing:
+        """The first routing seen that `predicate` accepts. UNAVAILABLE after `timeout_s`, with what it `lacks`."""
         routing = await self._wait(predicate, timeout_s)
         if not predicate(routing):
-            raise _not_in_time(routing, timeout_s)
+            raise _not_in_time(routing, timeout_s, lacks)
         return routing
 
     async def _wait(self, predicate: Callable[[Routing], bool], timeout_s: float) -> Routing:

@@ -249,7 +249,9 @@ class ClientContext:
                 raise error(Code.WRONG_CLUSTER, f"{mgmtd} lead cluster {manager.cluster_id!r}, not {cluster_id!r}")
             identity = Identity(manager.cluster_id, host_id=host_id() if shared_memory else "", link=chosen)
             source = RoutingSource(manager)
-            source.wait_until(lambda routing: bool(routing.meta_servers()), connect_timeout_s)
+            source.wait_until(
+                lambda routing: bool(routing.meta_servers()), connect_timeout_s, lacks="no metadata server is up"
+            )
             session = mgmtd_pb2.ClientSession(
                 client_id=identity.client_id,
                 type=node_type,
