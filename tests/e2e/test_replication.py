@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -10,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import crc32c
 import pytest
@@ -46,12 +48,28 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+class Server(Protocol):
+    """What of subprocess.Popen is needed here."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
 class Cluster:
     """mgmtd and three storage nodes with one target each, in one chain."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Server] = {}
+        self.pools: list[BlockingPool] = []  # of its clients
         port = free_port()
         self.address = f"127.0.0.1:{port}"
         mgmtd = MgmtdConfig(CLUSTER, kv_path=str(root / "mgmtd"), grpc_port=port)
@@ -64,10 +82,12 @@ class Cluster:
 
     def start(self, name: str) -> None:
         role = name.split("-")[0]
-        command = [sys.executable, "-m", "fireflyfs.client.cli.main", "run", role]
-        with open(self.root / f"{name}.log", "ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [*command, "--config", str(self.root / f"{name}.toml")], stdout=log, stderr=log
+        self.processes[name] = self.launch(["run", role, "--config", str(self.root / f"{name}.toml")], f"{name}.log")
+
+    def launch(self, arguments: Sequence[str], log_name: str) -> Server:
+        with open(self.root / log_name, "ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "fireflyfs.client.cli.main", *arguments], stdout=log, stderr=log
             )
 
     def kill(self, name: str) -> None:
@@ -99,12 +119,16 @@ class Cluster:
             except FfsError:
                 assert self.processes[name].poll() is None, (self.root / f"{name}.log").read_text()
 
-    def wait_serving(self, count: int, timeout_s: float = 60.0) -> Routing:
+    def wait_serving(self, count: int, timeout_s: float = 60.0, *, after: int = 0) -> Routing:
+        """Return when so many replicas serve, in a version of the chain newer than `after`."""
+
         def enough(routing: Routing) -> bool:
             chain = routing.chains.get(1)
-            return chain is not None and sum(state == SERVING for _, state in chain.targets) == count
+            if chain is None or chain.version <= after:
+                return False
+            return sum(state == SERVING for _, state in chain.targets) == count
 
-        return self.routing.wait_until(enough, timeout_s)
+        return self.routing.wait_until(enough, timeout_s, lacks=f"not {count} replicas serve")
 
     def head_node(self) -> int:
         return self.routing.current().chains[1].serving[0] // 1000
@@ -114,9 +138,8 @@ class Cluster:
 
     def client(self) -> StorageClient:
         identity = Identity(CLUSTER)
-        return StorageClient(
-            BlockingPool(identity), self.routing, identity.client_id, policy=RetryPolicy(deadline_s=60.0)
-        )
+        self.pools.append(BlockingPool(identity))
+        return StorageClient(self.pools[-1], self.routing, identity.client_id, policy=RetryPolicy(deadline_s=60.0))
 
     def down(self) -> None:
         self.routing.close()
@@ -131,18 +154,26 @@ class Cluster:
                 process.wait()
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    made = Cluster(tmp_path)
+@contextlib.contextmanager
+def running(made: Cluster) -> Iterator[Cluster]:
+    """`made`, which is up and goes at the end; so do its clients, those of threads that a failed test leaves too."""
     try:
         made.up()
         yield made
         made.down()
     finally:
+        for pool in made.pools:
+            pool.close()
         for process in made.processes.values():
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with running(Cluster(tmp_path)) as made:
+        yield made
 
 
 class Writer(threading.Thread):
@@ -223,12 +254,13 @@ def test_all_killed_at_once_come_back_whole(cluster: Cluster) -> None:
     writer = Writer(cluster, 21)
     writer.start()
     time.sleep(2)
+    before = cluster.routing.current().chains[1].version
     for node in NODES:
         cluster.kill(f"storage-{node}")
     time.sleep(0.5)
     for node in NODES:
         cluster.start(f"storage-{node}")
-    cluster.wait_serving(3, 90)
+    cluster.wait_serving(3, 90, after=before)  # mgmtd may not have missed them yet
     writer.stop.set()
     writer.join(70)
     assert writer.failure is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,9 +17,19 @@ from fireflyfs.common.net.rdma import adapters
 from fireflyfs.common.net.rdma.adapters import Adapters
 from fireflyfs.common.net.rdma.library import device_names
 from fireflyfs.common.net.rdma.settings import RdmaSettings
+from rdma.forked import Forks
 from rdma.peers import Process, until
 
 collect_ignore_glob = [] if device_names() else ["test_*.py"]
+if not os.environ.get("FFS_RDMA_CLUSTER"):
+    collect_ignore_glob.append("test_rdma_replication.py")
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """What the servers of whole clusters fork off; its imports are paid for once."""
+    with contextlib.closing(Forks()) as made:
+        yield made
 
 
 @pytest.fixture

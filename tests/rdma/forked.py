@@ -7,6 +7,7 @@ worker, without the supervisor above it.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -14,12 +15,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fireflyfs.deploy.local import LocalCluster
-from fireflyfs.deploy.process import ServerProcess, start_time
+from fireflyfs.deploy.process import POLL_S, ServerProcess, start_time
 
 PROGRAM = "fireflyfs.client.cli.main"
 IMPORTED = (
@@ -39,6 +41,26 @@ class Forked:
     def poll(self) -> int | None:
         """None while it runs; what it ended with is not known."""
         return None if self._started and start_time(self.pid) == self._started else 0
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return 0 when it has ended. Raises TimeoutExpired."""
+        started_s = time.monotonic()
+        while self.poll() is None:
+            if timeout is not None and time.monotonic() >= started_s + timeout:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+            time.sleep(POLL_S)
+        return 0
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
 
 class Forks:

@@ -2,9 +2,7 @@
 # The link over real verbs: on this machine's own rdma device, or in a guest with a software one. `make test-rdma`.
 # Its contract, its faults, random pieces for a while, and a cluster with a mount on which nothing but rdma is taken and
 # one of three storage nodes dies and comes back.
-# FFS_RDMA_CLUSTER=1: the replication tests over rdma after these, one replica after the other killed and all at once.
-# Their servers start as usual, which wants more than a guest that translates instructions gives on a busy machine of two
-# cores, so they are asked for.
+# FFS_RDMA_CLUSTER=1: the replication tests over rdma too, one replica after the other killed and all at once.
 # FFS_RDMA_TESTS: these alone. FFS_RDMA_SOAK_SECONDS: how long bytes go both ways and are compared (15).
 # FFS_GUEST_KERNEL: where the guest's kernel is kept. FFS_GUEST_SECONDS: how long all of it may take.
 set -euo pipefail
@@ -15,7 +13,6 @@ if .venv/bin/python -c 'import sys; from fireflyfs.common.net.rdma.library impor
 then
   # shellcheck disable=SC2086 # several words
   pytest ${FFS_RDMA_TESTS:-tests/rdma tests/conformance/test_link.py} -k rdma
-  [ -z "${FFS_RDMA_CLUSTER:-}" ] || FFS_LINK=rdma pytest tests/e2e/test_replication.py -k "killing_any or all_killed"
   exit
 fi
 [ -z "${FFS_IN_GUEST:-}" ] || { echo "$0: the guest has no rdma device" >&2; exit 1; }

@@ -51,12 +51,6 @@ pytestmark = [
 
 
 @pytest.fixture
-def forks() -> Iterator[Forks]:
-    with contextlib.closing(Forks()) as made:
-        yield made
-
-
-@pytest.fixture
 def cluster(forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ForkedCluster]:
     monkeypatch.setenv("FFS_LINK", "rdma")
     monkeypatch.setenv("FFS_BUSY_POLL_US", "0")  # processors are what the guest has least of
