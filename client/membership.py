@@ -19,6 +19,7 @@ from fireflyfs.client.routing import Routing
 from fireflyfs.client.routing_source import AsyncRoutingSource
 from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, FfsError
+from fireflyfs.common.waiting import set_within
 from fireflyfs.proto import mgmtd_pb2
 from fireflyfs.proto.common_pb2 import Endpoint, NodeType
 
@@ -153,10 +154,7 @@ class Membership:
                 log.exception("heartbeat failed; the next one tries again")
             await asyncio.sleep(POKE_PAUSE_S)
             pause_s = self._interval_s * (1 - JITTER * self._random.random()) - POKE_PAUSE_S
-            try:
-                await asyncio.wait_for(self._poked.wait(), max(0.0, pause_s))
-            except TimeoutError:
-                pass
+            await set_within(self._poked, max(0.0, pause_s))
 
     async def _beat(self, *, stopping: bool = False) -> None:
         self._sequence += 1

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, FfsError, error
+from fireflyfs.common.waiting import set_within
 from fireflyfs.mgmtd.core.cluster import Cluster
 from fireflyfs.mgmtd.core.leases import LeaseTable
 from fireflyfs.mgmtd.core.records import Changes
@@ -109,9 +110,7 @@ class Manager:
             left_s = deadline_s - asyncio.get_running_loop().time()
             if left_s <= 0:
                 return
-            try:
-                await asyncio.wait_for(self._published.wait(), left_s)
-            except TimeoutError:
+            if not await set_within(self._published, left_s):
                 return
 
     async def add_config(self, config: mgmtd_pb2.ConfigInfo, expected_version: int) -> mgmtd_pb2.ConfigInfo:

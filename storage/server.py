@@ -24,6 +24,7 @@ from fireflyfs.common.net.identity import Identity
 from fireflyfs.common.net.link_choice import check_name, choose_link
 from fireflyfs.common.net.multiplex import MultiplexLink
 from fireflyfs.common.net.server import LinkServer
+from fireflyfs.common.waiting import set_within
 from fireflyfs.proto import storage_pb2
 from fireflyfs.proto.common_pb2 import NODE_TYPE_STORAGE, Endpoint
 from fireflyfs.storage.background.scrub import SCRUB_BYTES_S, SCRUB_EVERY_S
@@ -275,8 +276,7 @@ async def _keep(config: StorageConfig, fd: int, worker: int, stop: asyncio.Event
             process = await asyncio.create_subprocess_exec(sys.executable, *command, env=environment, pass_fds=(fd,))
         except OSError as exc:  # no memory for it now, say: the other workers go on
             log.error("worker %d.%d cannot be started: %s; next attempt in %g s", config.node_id, worker, exc, pause_s)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), pause_s)
+            await set_within(stop, pause_s)
             pause_s = min(RESTART_MAX_S, pause_s * 2)
             continue
         log.info("worker %d.%d runs as process %d", config.node_id, worker, process.pid)
@@ -286,9 +286,8 @@ async def _keep(config: StorageConfig, fd: int, worker: int, stop: asyncio.Event
             await asyncio.wait({stopping, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
                 process.terminate()
-                try:
-                    await asyncio.wait_for(asyncio.shield(ended), STOP_GRACE_S)
-                except TimeoutError:
+                await asyncio.wait({ended}, timeout=STOP_GRACE_S)
+                if not ended.done():
                     log.warning("worker %d.%d does not stop: it is killed", config.node_id, worker)
                     process.kill()
                     await ended
@@ -303,8 +302,7 @@ async def _keep(config: StorageConfig, fd: int, worker: int, stop: asyncio.Event
             "worker %d.%d ended with %s: it starts again in %g s", config.node_id, worker, process.returncode, pause_s
         )
         telling = asyncio.create_task(_tell_of_death(config, worker, clock))
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), pause_s)
+        await set_within(stop, pause_s)
         await telling
         pause_s = min(RESTART_MAX_S, pause_s * 2)
 

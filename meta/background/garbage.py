@@ -12,6 +12,7 @@ from functools import partial
 
 from fireflyfs.common.errors import FfsError
 from fireflyfs.common.kv.interface import Transaction, read, run
+from fireflyfs.common.waiting import set_within
 from fireflyfs.meta.core import keys
 from fireflyfs.meta.core.permission import Who
 from fireflyfs.meta.core.records import Flags, Garbage, GarbageKind, Inode
@@ -58,11 +59,7 @@ class GarbageCollector:
             await self._kicked(PAUSE_S)
 
     async def _kicked(self, timeout_s: float) -> bool:
-        try:
-            await asyncio.wait_for(self._kick.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
+        return await set_within(self._kick, timeout_s)
 
     async def collect_all(self) -> int:
         """One pass over all records; how many were finished."""

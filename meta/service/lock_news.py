@@ -14,6 +14,7 @@ from typing import Final
 from fireflyfs.common.errors import FfsError
 from fireflyfs.common.kv.interface import read
 from fireflyfs.common.net.methods import Method
+from fireflyfs.common.waiting import set_within
 from fireflyfs.meta.core.locks import Kind
 from fireflyfs.meta.ops import locks
 from fireflyfs.meta.ops.context import Op
@@ -98,9 +99,7 @@ class LockNews:
                 left_s = end_s - loop.time()
                 if reply.granted or reply.lost or left_s <= 0:
                     return reply
-                try:
-                    await asyncio.wait_for(event.wait(), min(LOOK_S, left_s))
-                except TimeoutError:
+                if not await set_within(event, min(LOOK_S, left_s)):
                     for queue in queues[:QUEUES_MAX]:
                         if self._can_give(*queue):
                             self.give(*queue)

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from fireflyfs.common.kv.interface import Transaction, read
 from fireflyfs.common.net.methods import Method
+from fireflyfs.common.waiting import set_within
 from fireflyfs.meta.core import keys
 from fireflyfs.meta.core.delegations import MARGIN_S, TERM_S, Holders, unpack
 from fireflyfs.meta.ops import delegations
@@ -89,10 +90,7 @@ class Recalls:
                 left_s = end_s - loop.time()
                 if reply.recalled or left_s <= 0:
                     return reply
-                try:
-                    await asyncio.wait_for(asking.event.wait(), min(LOOK_S, left_s))
-                except TimeoutError:
-                    pass
+                await set_within(asking.event, min(LOOK_S, left_s))
         finally:
             others = self._asking[client_id]
             others.discard(asking)
@@ -122,10 +120,7 @@ class Recalls:
                     asking.event.set()
             left = self._left_of(inode_id, told)
             while left and loop.time() < end_s:
-                try:
-                    await asyncio.wait_for(event.wait(), min(LOOK_S, max(0.0, end_s - loop.time())))
-                except TimeoutError:
-                    pass
+                await set_within(event, min(LOOK_S, max(0.0, end_s - loop.time())))
                 event.clear()
                 left = self._left_of(inode_id, told)
             if left:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 
 from fireflyfs.common.errors import FfsError
+from fireflyfs.common.waiting import set_within
 from fireflyfs.storage.core import scrub, target
 from fireflyfs.storage.core.scrub import SUSPECTS_MAX
 from fireflyfs.storage.service.local_target import LocalTarget
@@ -43,10 +44,7 @@ class SuspectRepair:
                 await asyncio.sleep(IDLE_S)
             due_s = local.suspects.next_due_s()
             wait_s = IDLE_S if due_s is None else min(IDLE_S, max(0.01, due_s - self._replicas.clock.monotonic_s()))
-            try:
-                await asyncio.wait_for(local.suspected.wait(), wait_s)
-            except TimeoutError:
-                pass
+            await set_within(local.suspected, wait_s)
 
     async def _recall(self) -> None:
         """In a new version of the chain: what is damaged here is a suspect again."""

@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 
 from fireflyfs.common.errors import Code, FfsError
+from fireflyfs.common.waiting import set_within
 from fireflyfs.storage.background.pace import Pace
 from fireflyfs.storage.core import target
 from fireflyfs.storage.core.scrub import Outcome, Progress
@@ -65,10 +66,7 @@ class Scrubber:
             if local.scrub_asked.is_set():  # it does not serve now, or the pass was cut off
                 await asyncio.sleep(IDLE_S)
                 continue
-            try:
-                await asyncio.wait_for(local.scrub_asked.wait(), IDLE_S)
-            except TimeoutError:
-                pass
+            await set_within(local.scrub_asked, IDLE_S)
 
     async def _look_whether_empty(self) -> None:
         progress = self._local.scrub

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec
 
 from fireflyfs.common.errors import Code, FfsError
+from fireflyfs.common.waiting import set_within
 from fireflyfs.storage.engine.interface import ChunkEngine, ChunkKey, Writer
 from fireflyfs.storage.service.blocks import removal
 from fireflyfs.storage.service.local_target import LocalTarget
@@ -58,10 +59,7 @@ class Evictor:
 
     async def wait(self, timeout_s: float) -> None:
         """Until there may be something to do, or the time is over."""
-        try:
-            await asyncio.wait_for(self._asked.wait(), timeout_s)
-        except TimeoutError:
-            pass
+        await set_within(self._asked, timeout_s)
         self._asked.clear()
 
     async def once(self) -> int:

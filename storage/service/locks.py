@@ -75,13 +75,14 @@ class KeyLocks:
         waiters.append(turn)
         self._waiters += 1
         try:
-            await asyncio.wait_for(turn, timeout_s)
-        except TimeoutError:
-            raise error(Code.CHUNK_BUSY, f"chunk {key.inode}.{key.chunk_index} is being updated") from None
-        except asyncio.CancelledError:
-            # The lock may have been handed over in the very moment of the cancellation.
+            async with asyncio.timeout(timeout_s):
+                await turn
+        except (TimeoutError, asyncio.CancelledError) as exc:
+            # The lock may have been handed over in this very moment.
             if turn.done() and not turn.cancelled():
                 self._release(key)
+            if isinstance(exc, TimeoutError):
+                raise error(Code.CHUNK_BUSY, f"chunk {key.inode}.{key.chunk_index} is being updated") from None
             raise
         finally:
             self._waiters -= 1

@@ -14,6 +14,7 @@ from fireflyfs.client.routing import Chain, Routing
 from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.net.api import AsyncLink
+from fireflyfs.common.waiting import set_within
 from fireflyfs.storage.core import fence, forward
 from fireflyfs.storage.core.target import Public
 from fireflyfs.storage.service.local_target import LocalTarget
@@ -110,10 +111,7 @@ class Replicas:
 
     async def wait_change(self, timeout_s: float) -> None:
         """Returns when newer routing is installed, or after `timeout_s`."""
-        try:
-            await asyncio.wait_for(self._changed.wait(), timeout_s)
-        except TimeoutError:
-            pass
+        await set_within(self._changed, timeout_s)
 
     async def catch_up(self, chain_id: int, chain_version: int) -> None:
         """Return once routing here knows the chain in the version that a request names, or after `CATCH_UP_MAX_S`.
