@@ -28,8 +28,8 @@ TXN_FILES = 23  # files claimed, or forgotten, in one transaction: at most five 
 TREE_STEP = 24  # entries taken out of a removed directory in one transaction: at most four writes each, and a few
 REMOVE_STEP = 1024  # chunks of one chain removed in one request
 LOOK_AGAIN_S = 5.0  # for files that were held open
-PAUSE_S = 0.05  # without a removal, until what was removed is collected
-PAUSES_S = 1.0  # at most, while removals come
+PAUSE_S = 0.5  # without a removal, until what was removed is collected
+PAUSES_S = 5.0  # at most, while removals come
 log = logging.getLogger(__name__)
 
 

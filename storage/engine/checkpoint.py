@@ -24,9 +24,8 @@ EPOCH_KEY = META + b"epoch"
 _EPOCH = struct.Struct("<QQ")  # durable, current
 RELEASE_BATCH = 4096  # keys deleted in one batch
 HELD_ITEMS_MAX = 65_536  # replaced versions held back; beyond, a checkpoint is due
-# The same for the blocks that they hold: a sync writes what is overwritten again before long, and a block that was used
-# before costs less than a new one.
-HELD_BYTES_DUE = 256 << 20
+# The same for the blocks that they hold: soon, because a block that was used before costs less than a new one.
+HELD_BYTES_DUE = 64 << 20
 
 
 class Held(NamedTuple):
