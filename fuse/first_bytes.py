@@ -87,7 +87,8 @@ class FirstBytes:
         self._clock = clock
         self._store = store
         self._valid_s = valid_s
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the books; never held while the kernel is told something
+        self._giving = threading.Lock()  # taken before it
         self._known: dict[int, m.Inode] = {}
         self._turn = InTurn()
         self._kept: dict[int, tuple[Early, float]] = {}  # by inode; the last is until when
@@ -197,11 +198,11 @@ class FirstBytes:
             return False
         if live.handles > 1 or table.may_have_pages(inode.id) or self._changes.since(inode.id, early.mark):
             return False
-        with self._lock:  # so that who has pages dropped comes before this, and counts, or after it
+        with self._giving:  # so that who has pages dropped comes before this, and counts, or after it
             return early.dropped == self._dropped and self._store(protocol.encode_store(inode.id, len(data)), data)
 
     def drop(self) -> None:
         """Before the kernel is told to drop pages."""
-        with self._lock:
+        with self._giving, self._lock:
             self._dropped += 1
             self._kept.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 import time
 from types import SimpleNamespace
 
@@ -268,7 +269,12 @@ def opening(backend):
         assert first.give(early, live, said) == bool(stored)
         return stored
 
-    yield SimpleNamespace(first=first, table=table, changes=changes, inode=inode, give=give)
+    other = Request(SegmentPool(pool).take(), landing)
+    other.nodeid = 8
+    yield SimpleNamespace(
+        first=first, table=table, changes=changes, inode=inode, give=give, other=other,
+        give_now=lambda: first.give(early, live, inode),
+    )  # fmt: skip
     landing.close()
 
 
@@ -303,3 +309,16 @@ def test_meta_says_that_it_is_another_one_by_now(opening, field):
     setattr(said, field, 5)
     opening.table.told(said)
     assert opening.give(said) == []
+
+
+def test_nobody_waits_while_the_kernel_takes_its_time(opening):
+    """It may have to wait for a page."""
+    taking, taken = threading.Event(), threading.Event()
+    opening.first._store = lambda *_: taking.set() or taken.wait(30)
+    giver = threading.Thread(target=opening.give_now)
+    giver.start()
+    assert taking.wait(30)
+    opening.first.told(opening.inode)
+    assert opening.first.begin(opening.other) is None
+    taken.set()
+    giver.join()
