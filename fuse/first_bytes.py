@@ -18,6 +18,7 @@ from fireflyfs.common.clock import Clock
 from fireflyfs.common.errors import FfsError
 from fireflyfs.common.limits import KiB
 from fireflyfs.common.net.api import MemoryPool, tainted
+from fireflyfs.common.net.pending import view_of
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.backend import DataCalls
 from fireflyfs.fuse.change_log import ChangeLog
@@ -67,6 +68,10 @@ class _UnderWay(Early):
             request.renew_landing(self._pool)
 
 
+def _is_small(inode: m.Inode) -> bool:
+    return 0 < inode.length <= FIRST_BYTES_MAX and bool(inode.layout.chains)
+
+
 class FirstBytes:
     """Safe to use from several threads. `valid_s`: how long before its open a file may be read; 0: nothing is read."""
 
@@ -98,16 +103,15 @@ class FirstBytes:
 
     def told(self, inode: m.Inode) -> None:
         """The kernel has been given these attributes: it may open the file next."""
-        if self._valid_s and 0 < inode.length <= FIRST_BYTES_MAX and inode.layout.chains:
-            with self._lock:
-                self._know(inode)
+        if _is_small(inode):
+            self.listed((inode,))
 
     def listed(self, inodes: Iterable[m.Inode]) -> None:
         """These are what follows, in this order."""
         if self._valid_s:
             with self._lock:
                 for inode in inodes:
-                    if 0 < inode.length <= FIRST_BYTES_MAX and inode.layout.chains:
+                    if _is_small(inode):
                         self._know(inode)
 
     def _know(self, inode: m.Inode) -> None:
@@ -176,14 +180,10 @@ class FirstBytes:
         if tainted(request.landing_slice(end)):
             request.renew_landing(self._pool)
             return None
-        start = inodes[0].length
         with self._lock:
-            for place, inode in enumerate(inodes[1:], 1):
-                end = start + inode.length
-                if place not in left:
-                    early = Early(inode, mark, dropped, bytes(request.landing_view[start:end]))
-                    self._kept[inode.id] = early, until_s
-                start = end
+            for place, (inode, span) in enumerate(zip(inodes, spans, strict=True)):
+                if place and place not in left:
+                    self._kept[inode.id] = Early(inode, mark, dropped, bytes(view_of(span.into))), until_s
             while len(self._kept) > KEPT_MAX:
                 del self._kept[next(iter(self._kept))]
         return Early(inodes[0], mark, dropped, request.landing_view[: inodes[0].length]) if 0 not in left else None

@@ -48,7 +48,7 @@ class GarbageCollector:
         while True:
             self._kick.clear()
             collected = await self.collect_all()
-            if collected or await self._kicked(LOOK_AGAIN_S):
+            if collected or await set_within(self._kick, LOOK_AGAIN_S):
                 await self._let_removals_go_first()
 
     async def _let_removals_go_first(self) -> None:
@@ -56,10 +56,7 @@ class GarbageCollector:
         end_s = asyncio.get_running_loop().time() + PAUSES_S
         while self._kick.is_set() and asyncio.get_running_loop().time() < end_s:
             self._kick.clear()
-            await self._kicked(PAUSE_S)
-
-    async def _kicked(self, timeout_s: float) -> bool:
-        return await set_within(self._kick, timeout_s)
+            await set_within(self._kick, PAUSE_S)
 
     async def collect_all(self) -> int:
         """One pass over all records; how many were finished."""
