@@ -24,6 +24,7 @@ from fireflyfs.common.clock import SystemClock
 from fireflyfs.common.kv.read_ahead import read_ahead
 from fireflyfs.common.kv.rocksdb import RocksKv
 from fireflyfs.common.limits import GiB
+from fireflyfs.common.net import busy_poll
 from fireflyfs.common.net.api import Address, Call
 from fireflyfs.common.net.blocking import BlockingPool
 from fireflyfs.common.net.control import ControlClient, ControlServer
@@ -101,7 +102,7 @@ def serve(folder: str, told: multiprocessing.connection.Connection, profile: str
     profiler = cProfile.Profile() if profile else None
     if profiler is not None:
         profiler.enable()
-    asyncio.run(main())
+    busy_poll.run(main)
     if profiler is not None:
         profiler.disable()
         profiler.dump_stats(profile)
