@@ -14,6 +14,7 @@ from fireflyfs.proto import meta_pb2
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
+_SECOND_NS = 1_000_000_000
 BLOCK_BYTES = 512  # the unit of st_blocks, whatever the chunk size
 
 
@@ -37,22 +38,19 @@ def path_at(path: StrPath, *, follow: bool = True) -> meta_pb2.PathAt:
 def stat_result(inode: meta_pb2.Inode, length: int | None = None) -> os.stat_result:
     """As os.stat gives it. `length`: what this client wrote may be more than meta knows."""
     size = inode.length if length is None else length
-    times = (inode.atime_ns, inode.mtime_ns, inode.ctime_ns)
-    seconds = tuple(ns // 1_000_000_000 for ns in times)
+    atime_ns, mtime_ns, ctime_ns, mode = inode.atime_ns, inode.mtime_ns, inode.ctime_ns, inode.mode
+    # All in one sequence: with the further fields in a dictionary it takes twice as long.
     return os.stat_result(
-        (inode.mode, inode.id, 0, inode.nlink, inode.uid, inode.gid, size, *seconds),
-        {
-            "st_atime": times[0] / 1e9,
-            "st_mtime": times[1] / 1e9,
-            "st_ctime": times[2] / 1e9,
-            "st_atime_ns": times[0],
-            "st_mtime_ns": times[1],
-            "st_ctime_ns": times[2],
-            "st_blksize": inode.layout.chunk_size or 4096,
-            "st_blocks": -(-size // BLOCK_BYTES) if stat.S_ISREG(inode.mode) else 0,
-            "st_rdev": inode.rdev,
-        },
-    )
+        (
+            mode, inode.id, 0, inode.nlink, inode.uid, inode.gid, size,
+            atime_ns // _SECOND_NS, mtime_ns // _SECOND_NS, ctime_ns // _SECOND_NS,
+            atime_ns / 1e9, mtime_ns / 1e9, ctime_ns / 1e9,
+            atime_ns, mtime_ns, ctime_ns,
+            inode.layout.chunk_size or 4096,
+            -(-size // BLOCK_BYTES) if stat.S_ISREG(mode) else 0,
+            inode.rdev,
+        )
+    )  # fmt: skip
 
 
 def statvfs_result(reply: meta_pb2.StatFsReply) -> os.statvfs_result:

@@ -122,11 +122,14 @@ class OccTransaction:
         return view
 
     def get(self, key: bytes, *, snapshot: bool = False) -> bytes | None:
-        view = self._snapshot()
-        if self.writes and key in self.writes:
-            return self.writes[key]
-        if not snapshot and not self._read_only:
-            self.keys.add(key)
+        view = self._view
+        if view is None or self._done:
+            view = self._snapshot()
+        if not self._read_only:
+            if key in self.writes:
+                return self.writes[key]
+            if not snapshot:
+                self.keys.add(key)
         return view.get(key)
 
     def scan(

@@ -31,7 +31,8 @@ LOG_FILES_MAX = 4
 
 
 class _View:
-    """One snapshot. Reads that happen before the next commit starts go to the database itself, which is the same."""
+    """One snapshot, shared by all transactions that start before the next commit: reads that happen before it starts
+    go to the database itself, which is the same."""
 
     __slots__ = ("_snapshot", "_store", "version")
 
@@ -42,7 +43,7 @@ class _View:
 
     def get(self, key: bytes) -> bytes | None:
         store = self._store
-        value: bytes | None = store._database().get(key)
+        value: bytes | None = (store._db if store._db is not None else store._database()).get(key)
         # The commit counter moves before anything is written: unmoved, what was read is what the snapshot holds.
         if store._commits_begun == self.version:
             return value
@@ -58,7 +59,7 @@ class _View:
         return self._store.scan_at(self, begin, end, reverse)
 
     def release(self) -> None:
-        self._snapshot = None  # RocksDB drops it, and what only it could see
+        """Others may use it. RocksDB drops it, and what only it could see, with the last of them."""
 
 
 class RocksKv:
@@ -74,6 +75,7 @@ class RocksKv:
         self._window = ConflictWindow(window_keys_max)
         self._version = 0
         self._commits_begun = 0
+        self._newest: _View | None = None  # of the newest version, until the next commit
         self._write_options = rocksdict.WriteOptions()
         self._write_options.sync = sync_commits
         try:
@@ -117,12 +119,15 @@ class RocksKv:
         """Close the database. Later use raises UNAVAILABLE; closing again does nothing."""
         with self._lock:
             if self._db is not None:
-                database, self._db = self._db, None
+                database, self._db, self._newest = self._db, None, None
                 database.close()
 
     def open_snapshot(self) -> _View:
-        with self._lock:
-            return _View(self, self._version, self._database().snapshot())
+        view = self._newest
+        if view is None:
+            with self._lock:
+                view = self._newest = _View(self, self._version, self._database().snapshot())
+        return view
 
     def scan_at(self, view: _View, begin: bytes, end: bytes, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         """Pairs of [begin, end) as `view` has them. Raises TXN_CONFLICT when it is older than the window.
@@ -155,6 +160,7 @@ class RocksKv:
             database = self._database()
             if self._window.conflicts(transaction.snapshot_version, transaction.keys, transaction.ranges):
                 raise error(Code.TXN_CONFLICT)
+            self._newest = None
             self._commits_begun += 1
             try:
                 database.write(batch, self._write_options)

@@ -33,6 +33,14 @@ SERVERS_MAX: Final = 4096  # remembered addresses; idle ones are dropped first
 STALE_CHECK_S: Final = 0.05  # a connection idle for longer is looked at before it is used
 
 
+def _reply_of(pending: Pending) -> Reply:
+    """Raises what the call failed with."""
+    outcome = pending.outcome
+    if isinstance(outcome, Reply):
+        return outcome
+    raise outcome if outcome is not None else error(Code.INTERNAL, "a call without an outcome")
+
+
 class _Server:
     """The connections to one address. Changed with the lock held."""
 
@@ -79,10 +87,7 @@ class _Begun:
             self._connection.receive()
         finally:
             self.give_up()
-        outcome = self._pending.outcome
-        if isinstance(outcome, Reply):
-            return outcome
-        raise outcome if outcome is not None else error(Code.INTERNAL, "a call without an outcome")
+        return _reply_of(self._pending)
 
     def give_up(self) -> None:
         if not self._ended:
@@ -120,9 +125,18 @@ class BlockingPool(WithdrawListener):
         self._closed = False
 
     def call(self, address: Address, call: Call) -> Reply:
-        return self.begin(address, call).finish()
+        server, connection, pending = self._send(address, call)
+        try:
+            connection.receive()
+        finally:
+            self._put_back(server, connection)
+        return _reply_of(pending)
 
     def begin(self, address: Address, call: Call) -> Begun:
+        return _Begun(self, *self._send(address, call))
+
+    def _send(self, address: Address, call: Call) -> tuple[_Server, Exchange, Pending]:
+        """The connection is taken until `_put_back`."""
         now_s = time.monotonic()
         pending = Pending(call, now_s)
         server = self._servers.get(address) or self._server(address)
@@ -132,7 +146,7 @@ class BlockingPool(WithdrawListener):
         except BaseException:
             self._put_back(server, connection)
             raise
-        return _Begun(self, server, connection, pending)
+        return server, connection, pending
 
     def call_many(self, calls: Sequence[tuple[Address, Call]]) -> list[Reply | FfsError]:
         now_s = time.monotonic()

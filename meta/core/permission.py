@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fireflyfs.common.errors import Code, error
 from fireflyfs.meta.core.acl import allows
@@ -14,8 +14,7 @@ WRITE = 2
 EXECUTE = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Who:
+class Who(NamedTuple):
     """On whose behalf a request runs."""
 
     uid: int

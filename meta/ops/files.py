@@ -15,7 +15,7 @@ from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.create import attach, new_inode, rule_of, vacant
 from fireflyfs.meta.ops.needs import AskStorage, TrimFirst
 from fireflyfs.meta.ops.privileges import after_write
-from fireflyfs.meta.ops.reply import inode_reply, to_message
+from fireflyfs.meta.ops.reply import inode_reply, open_reply
 from fireflyfs.meta.ops.resolve import resolve, target
 from fireflyfs.meta.ops.truncate import as_told, truncate_to
 from fireflyfs.proto import meta_pb2
@@ -51,7 +51,7 @@ def open_file(op: Op, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
         _start_session(op, request, inode, mask, new=True)
         attach(op, parent, place.name, inode)
         op.files_delta += 1
-        return meta_pb2.OpenReply(inode=to_message(inode), created=True, directory=to_message(parent))
+        return open_reply(inode, parent, created=True)
     if exclusive:
         raise error(Code.EXISTS)
     _check_existing(op, inode, flags, mask)
@@ -62,7 +62,7 @@ def open_file(op: Op, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
             changed = True
         if _start_session(op, request, inode, mask) or changed:
             op.tree.put(inode)
-    return meta_pb2.OpenReply(inode=to_message(as_told(op, inode)))
+    return open_reply(as_told(op, inode))
 
 
 def _open_nameless(op: Op, request: meta_pb2.OpenRequest, mask: int) -> meta_pb2.OpenReply:
@@ -81,7 +81,7 @@ def _open_nameless(op: Op, request: meta_pb2.OpenRequest, mask: int) -> meta_pb2
     _start_session(op, request, inode, mask, new=True)
     op.tree.put(inode)
     op.tree.put_garbage(inode.id, Garbage(GarbageKind.FILE, op.now_ns, op.who.uid))
-    return meta_pb2.OpenReply(inode=to_message(inode), created=True)
+    return open_reply(inode, created=True)
 
 
 def _check_existing(op: Op, inode: Inode, flags: int, mask: int) -> None:

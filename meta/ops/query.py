@@ -8,7 +8,7 @@ from fireflyfs.common.limits import BATCH_STAT_MAX, FRAME_BODY_BYTES_MAX, LIST_E
 from fireflyfs.meta.core.permission import EXECUTE, READ, may, require
 from fireflyfs.meta.core.records import Inode
 from fireflyfs.meta.ops.context import Op
-from fireflyfs.meta.ops.reply import inode_reply, to_message
+from fireflyfs.meta.ops.reply import fill, inode_reply
 from fireflyfs.meta.ops.resolve import resolve, target
 from fireflyfs.proto import meta_pb2
 
@@ -25,22 +25,25 @@ def stat(op: Op, request: meta_pb2.StatRequest) -> meta_pb2.InodeReply:
 def batch_stat(op: Op, request: meta_pb2.BatchStatRequest) -> meta_pb2.BatchStatReply:
     """Inodes by id; one that does not exist comes back with id 0."""
     _bound(len(request.inodes))
-    found = map(op.tree.find, request.inodes)
-    return meta_pb2.BatchStatReply(inodes=[to_message(inode) if inode else meta_pb2.Inode() for inode in found])
+    reply = meta_pb2.BatchStatReply()
+    for inode in map(op.tree.find, request.inodes):
+        message = reply.inodes.add()
+        if inode is not None:
+            fill(message, inode)
+    return reply
 
 
 def batch_stat_path(op: Op, request: meta_pb2.BatchStatPathRequest) -> meta_pb2.BatchStatPathReply:
     """Each path has its own result: one that fails does not fail the others."""
     _bound(len(request.paths))
-    results: list[meta_pb2.InodeOrError] = []
+    reply = meta_pb2.BatchStatPathReply()
     for at in request.paths:
+        result = reply.results.add()
         try:
-            inode = target(op.tree, op.who, at)
+            fill(result.inode, target(op.tree, op.who, at))
         except FfsError as exc:
-            results.append(meta_pb2.InodeOrError(status=exc.code))
-        else:
-            results.append(meta_pb2.InodeOrError(inode=to_message(inode)))
-    return meta_pb2.BatchStatPathReply(results=results)
+            result.status = exc.code
+    return reply
 
 
 def _bound(count: int) -> None:
@@ -106,7 +109,7 @@ def list_directory(op: Op, request: meta_pb2.ListRequest) -> meta_pb2.ListReply:
         if attributes:
             inode = tree.find(inode_id)
             if inode is not None:
-                entry.attributes.CopyFrom(to_message(inode))
+                fill(entry.attributes, inode)
                 entry.mode = inode.mode
                 size += ATTRIBUTES_BYTES + 5 * len(inode.chains) + len(inode.target)
     return reply

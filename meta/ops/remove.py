@@ -7,7 +7,7 @@ from fireflyfs.meta.core.permission import EXECUTE, READ, WRITE, Who, may, requi
 from fireflyfs.meta.core.records import Flags, Garbage, GarbageKind, Inode
 from fireflyfs.meta.ops import trash
 from fireflyfs.meta.ops.context import Op
-from fireflyfs.meta.ops.reply import to_attributes, to_message
+from fireflyfs.meta.ops.reply import fill, fill_attributes
 from fireflyfs.meta.ops.resolve import resolve
 from fireflyfs.meta.store import names
 from fireflyfs.meta.store.tree import Tree
@@ -50,7 +50,10 @@ def remove(op: Op, request: meta_pb2.RemoveRequest) -> meta_pb2.RemoveReply:
         drop_name(op, parent, place.name, inode)
     touch(op, parent)
     op.tree.put(parent)
-    return meta_pb2.RemoveReply(directory=to_message(parent), inode=to_attributes(inode))
+    reply = meta_pb2.RemoveReply()
+    fill(reply.directory, parent)
+    fill_attributes(reply.inode, inode)
+    return reply
 
 
 def require_there(directory: Inode) -> None:

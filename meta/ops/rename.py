@@ -9,7 +9,7 @@ from fireflyfs.meta.core.records import Inode
 from fireflyfs.meta.ops.context import Op
 from fireflyfs.meta.ops.delegations import before_new_name
 from fireflyfs.meta.ops.remove import drop_directory, drop_name, require_there, touch
-from fireflyfs.meta.ops.reply import to_attributes, to_message
+from fireflyfs.meta.ops.reply import fill, fill_attributes
 from fireflyfs.meta.ops.resolve import resolve
 from fireflyfs.meta.store import names
 from fireflyfs.meta.store.tree import Tree
@@ -68,11 +68,13 @@ def rename(op: Op, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply:
     for directory in (source, goal):
         touch(op, directory)
         tree.put(directory)
-    reply = meta_pb2.RenameReply(old_directory=to_message(source), inode=to_attributes(inode))
+    reply = meta_pb2.RenameReply()
+    fill(reply.old_directory, source)
+    fill_attributes(reply.inode, inode)
     if other is not None:
-        reply.other.CopyFrom(to_attributes(other))
+        fill_attributes(reply.other, other)
     if goal is not source:
-        reply.new_directory.CopyFrom(to_message(goal))
+        fill(reply.new_directory, goal)
     return reply
 
 
