@@ -1,8 +1,9 @@
 """Which blocks of one size class are in use. Pure bookkeeping: it touches no file, and its caller holds a lock.
 
-Two bitmaps, one bit a block: `used`, and `backed` (the file system has space for it, so that writing cannot fail).
+Bitmaps, one bit a block: `used`; `backed` (the file system has space for it, so that writing cannot fail); `fresh`
+(handed out since `age` was called last); `spoiled` (freed while fresh: what was written there need not reach the disk).
 Free blocks are handed out in ascending order from a short list that is refilled from the bitmap, so that neighbours in
-time are neighbours on disk, and a block costs a pop. A million blocks need 256 KiB.
+time are neighbours on disk, and a block costs a pop. A million blocks need 512 KiB.
 """
 
 from __future__ import annotations
@@ -17,11 +18,18 @@ _GROW_BYTES = 128  # bitmaps grow by at least so many bytes
 class ClassAllocator:
     """Blocks 0, 1, 2 ... of one size. Numbers are handed out once until they are freed."""
 
-    __slots__ = ("_backed", "_cursors", "_ready", "_refill_blocks", "_used", "used_blocks")
+    __slots__ = (
+        "_aged", "_backed", "_cursors", "_fresh", "_ready", "_refill_blocks", "_spoiled", "_used", "spoiled_blocks",
+        "used_blocks",
+    )  # fmt: skip
 
     def __init__(self, refill_blocks: int = REFILL_BLOCKS_MAX) -> None:
         self._used = bytearray()
         self._backed = bytearray()
+        self._fresh = bytearray()
+        self._spoiled = bytearray()
+        self._aged = True  # no block is fresh
+        self.spoiled_blocks = 0
         self._refill_blocks = max(8, min(refill_blocks, REFILL_BLOCKS_MAX))
         self._ready: list[int] = []  # free blocks, the next to hand out last; their bits are still 0
         self._cursors = [0, 0]  # bytes of the bitmap where the next search for any, for backed blocks starts
@@ -33,6 +41,8 @@ class ClassAllocator:
             extra = max(need - len(self._used), _GROW_BYTES, len(self._used) // 8)
             self._used += bytes(extra)
             self._backed += bytes(extra)
+            self._fresh += bytes(extra)
+            self._spoiled += bytes(extra)
 
     def _refill(self) -> None:
         """Find free blocks: such that have space already, then others, then new ones."""
@@ -67,7 +77,13 @@ class ClassAllocator:
                 self._refill()
             block = self._ready.pop()
             if not self.is_used(block):
-                self._used[block >> 3] |= 1 << (block & 7)
+                byte, bit = block >> 3, 1 << (block & 7)
+                self._used[byte] |= bit
+                self._fresh[byte] |= bit
+                self._aged = False
+                if self._spoiled[byte] & bit:
+                    self._spoiled[byte] &= ~bit & 0xFF
+                    self.spoiled_blocks -= 1
                 self.used_blocks += 1
                 return block
 
@@ -86,8 +102,22 @@ class ClassAllocator:
         """Give a block back. Freeing a free block is a bug and raises ValueError."""
         if not self.is_used(block):
             raise ValueError(f"block {block} is not in use")
-        self._used[block >> 3] &= ~(1 << (block & 7)) & 0xFF
+        byte, bit = block >> 3, 1 << (block & 7)
+        self._used[byte] &= ~bit & 0xFF
         self.used_blocks -= 1
+        if self._fresh[byte] & bit:
+            self._spoiled[byte] |= bit
+            self.spoiled_blocks += 1
+
+    def is_fresh(self, block: int) -> bool:
+        """Whether a used block was handed out since `age`."""
+        return bool(self._fresh[block >> 3] & (1 << (block & 7)))
+
+    def age(self) -> None:
+        """No block is fresh any more; spoiled ones stay so."""
+        if not self._aged:
+            self._aged = True
+            self._fresh = bytearray(len(self._fresh))
 
     def is_used(self, block: int) -> bool:
         return block >> 3 < len(self._used) and bool(self._used[block >> 3] & (1 << (block & 7)))
@@ -118,12 +148,43 @@ class ClassAllocator:
 
         They count as not backed from here on: the caller gives their space back. `stripes` divides 8.
         """
+        runs = self._take_runs(self._backed, stripe, stripes, blocks_max)
+        if runs and self.spoiled_blocks:  # what has no space has no bytes either
+            spoiled = np.frombuffer(self._spoiled, dtype=np.uint8)
+            spoiled &= np.frombuffer(self._backed, dtype=np.uint8)
+            self.spoiled_blocks = int.from_bytes(self._spoiled, "little").bit_count()
+        return runs
+
+    def take_spoiled_runs(self, stripe: int, stripes: int) -> list[tuple[int, int]]:
+        """The same of spoiled blocks that are still free. They count as used until `put_back`."""
+        runs = self._take_runs(self._spoiled, stripe, stripes, self.spoiled_blocks)
+        for row, count in runs:
+            self.spoiled_blocks -= count
+            self._set_used(row, count, stripe, stripes, True)
+        return runs
+
+    def put_back(self, stripe: int, stripes: int, runs: list[tuple[int, int]]) -> None:
+        """What `take_spoiled_runs` gave is free again."""
+        for row, count in runs:
+            self._set_used(row, count, stripe, stripes, False)
+
+    def _set_used(self, row: int, count: int, stripe: int, stripes: int, used: bool) -> None:
+        for block in range(row * stripes + stripe, (row + count) * stripes, stripes):
+            if used:
+                self._used[block >> 3] |= 1 << (block & 7)
+            else:
+                self._used[block >> 3] &= ~(1 << (block & 7)) & 0xFF
+
+    def _take_runs(self, bitmap: bytearray, stripe: int, stripes: int, blocks_max: int) -> list[tuple[int, int]]:
+        """Runs of free blocks that have a bit in `bitmap`, which they lose."""
         runs: list[tuple[int, int]] = []
         left = blocks_max
+        if not left:
+            return runs
         for start in range(0, len(self._used), _WINDOW_BYTES):
             used = np.frombuffer(self._used, dtype=np.uint8)[start : start + _WINDOW_BYTES]
-            backed = np.frombuffer(self._backed, dtype=np.uint8)[start : start + _WINDOW_BYTES]
-            bits = np.unpackbits(backed & ~used, bitorder="little").reshape(-1, stripes)
+            marked = np.frombuffer(bitmap, dtype=np.uint8)[start : start + _WINDOW_BYTES]
+            bits = np.unpackbits(marked & ~used, bitorder="little").reshape(-1, stripes)
             rows = np.flatnonzero(bits[:, stripe])[:left]
             if not len(rows):
                 continue
@@ -132,7 +193,7 @@ class ClassAllocator:
                 runs.append((start * 8 // stripes + int(run[0]), len(run)))
             taken = np.zeros_like(bits)
             taken[rows, stripe] = 1
-            backed &= ~np.packbits(taken.reshape(-1), bitorder="little")
+            marked &= ~np.packbits(taken.reshape(-1), bitorder="little")
             left -= len(rows)
             if left == 0:
                 break

@@ -5,7 +5,9 @@ class do not queue on one inode's lock: block b is number b // STRIPES in file b
 holes filled, in groups of GROUP_BYTES with fallocate: a full disk shows before anything is written. At most
 15 * STRIPES descriptors are ever open.
 
-Freed blocks keep their space for the next owner up to `kept_bytes`; the rest is given back by punching holes.
+Freed blocks keep their space for the next owner up to `kept_bytes`; the rest is given back by punching holes. What
+was written to a block that had its only owner between two syncs is dropped from the page cache before the second one: a
+file that is removed soon does not reach the disk.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ STRIPES = 4  # part of the stored format
 GROUP_BYTES = MiB  # space is taken from the file system in pieces of this size, or of one larger block
 REFILL_BYTES = 64 * MiB  # blocks that an allocator looks up ahead: so soon are freed ones used again
 KEPT_BYTES_DEFAULT = 256 * MiB
+TRIM_FREE_TIMES = 4  # while the file system has so many times more free than could be given back, there is no hurry
+TRIM_BYTES_MIN = 64 * MiB  # given back then at a time: this, or
+TRIM_PART = 16  # one part in so many
 RESERVE_BYTES_MAX = 64 * MiB  # left free for RocksDB: its log must never meet a full disk
 _STATVFS_EVERY_BYTES = MiB  # of allocations or metadata between two looks at the free space
 # Written at once this much goes to the disk right away and leaves the page cache when it is there (Linux 6.14, ext4 and
@@ -44,6 +49,8 @@ _DONTCACHE = 0x80  # RWF_DONTCACHE
 _DIRECT_ALIGN = 4096  # of offsets, lengths and memory; every block begins and ends so
 _IOV_MAX = 512
 _PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_FORGET = 0x01 | 0x10  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_ZERO_RANGE
+FORGOTTEN_BYTES_MIN = 64 * KiB  # of neighbouring blocks: less is written out sooner than forgotten
 _NOWAIT = os.RWF_NOWAIT
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -77,6 +84,8 @@ class BlockStore:
         self.used_bytes = 0
         self.backed_free_bytes = 0
         self._unchecked_bytes = 0
+        self.forgotten_bytes = 0
+        self._can_forget = True  # until the file system says that it cannot
         self._uncached = True  # until the file system says that it cannot
         self._direct = True  # the same
         self._leftovers_known = False  # free blocks may have space that an earlier process took for them
@@ -193,14 +202,33 @@ class BlockStore:
     def free(self, shift: int, block: int) -> None:
         """The block may have a new owner at once: nothing that a crash could bring back names it."""
         with self._lock:
-            allocator = self._classes[shift]
-            allocator.free(block)
-            self.used_bytes -= 1 << shift
-            if allocator.is_backed(block):
-                self.backed_free_bytes += 1 << shift
-            else:  # owned since before this process opened the store
-                allocator.set_backed(block, 1, True)
-                self.backed_free_bytes += 1 << shift
+            self._free(shift, block)
+
+    def _free(self, shift: int, block: int) -> None:
+        allocator = self._classes[shift]
+        allocator.free(block)
+        self.used_bytes -= 1 << shift
+        self.backed_free_bytes += 1 << shift
+        if not allocator.is_backed(block):  # owned since before this process opened the store
+            allocator.set_backed(block, 1, True)
+
+    def free_fresh(self, places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """As `free`, of those blocks (shift, number) that were allocated since `age` was called last; the others."""
+        older = []
+        with self._lock:
+            for place in places:
+                shift, block = place
+                if self._classes[shift].is_fresh(block):
+                    self._free(shift, block)
+                else:
+                    older.append(place)
+        return older
+
+    def age(self) -> None:
+        """A sync begins: no block is fresh any more."""
+        with self._lock:
+            for allocator in self._classes.values():
+                allocator.age()
 
     def reclaim(self) -> int:
         """On a full disk: give back all free blocks, also those left over by an earlier process."""
@@ -224,6 +252,17 @@ class BlockStore:
                     return given
                 given += self._trim_class(shift, max(1, excess >> shift))
         return given
+
+    def trim_some(self) -> int:
+        """As `trim`, a part at a time while the disk has plenty of room: to punch a GiB takes a tenth of a second of
+        processor time, which is best not spent at once beside somebody who waits."""
+        excess = self.backed_free_bytes - self._kept_bytes
+        if excess <= 0:
+            return 0
+        stat = os.fstatvfs(self._dir_fd)
+        if stat.f_bavail * stat.f_frsize < TRIM_FREE_TIMES * excess:
+            return self.trim()
+        return self.trim(self._kept_bytes + excess - min(excess, max(TRIM_BYTES_MIN, excess // TRIM_PART)))
 
     def _trim_class(self, shift: int, blocks: int) -> int:
         allocator = self._classes[shift]
@@ -390,6 +429,7 @@ class BlockStore:
         with self._syncing:  # another caller's files may hold our bytes: they are there when it is through
             if self._lost:
                 raise error(Code.DISK_FAILED, self._lost)
+            self._forget_spoiled()
             with self._lock:
                 dirty, self._dirty = self._dirty, set()
             try:
@@ -400,13 +440,35 @@ class BlockStore:
                 raise error(Code.DISK_FAILED, self._lost) from exc
             return len(dirty)
 
+    def _forget_spoiled(self) -> None:
+        """Drop what nobody needs from the page cache. The space stays; where it cannot be done, it is written out."""
+        for shift, allocator in self._classes.items():
+            if allocator.spoiled_blocks << shift < FORGOTTEN_BYTES_MIN:
+                continue
+            for stripe in range(STRIPES):
+                with self._lock:  # nobody is given these blocks meanwhile
+                    runs = allocator.take_spoiled_runs(stripe, STRIPES)
+                for row, count in runs:
+                    if count << shift >= FORGOTTEN_BYTES_MIN and self._can_forget:
+                        if _libc.fallocate(self._fds[shift, stripe], _FORGET, row << shift, count << shift) == 0:
+                            self.forgotten_bytes += count << shift
+                        else:
+                            self._can_forget = ctypes.get_errno() != errno.EOPNOTSUPP
+                with self._lock:
+                    allocator.put_back(stripe, STRIPES, runs)
+
     def stats(self) -> dict[str, float]:
         per_class = {
             f"blocks_{(1 << shift) // KiB}k": float(allocator.used_blocks)
             for shift, allocator in self._classes.items()
             if allocator.used_blocks
         }
-        return {"used_bytes": float(self.used_bytes), "kept_free_bytes": float(self.backed_free_bytes)} | per_class
+        totals = {
+            "used_bytes": self.used_bytes,
+            "kept_free_bytes": self.backed_free_bytes,
+            "forgotten_bytes": self.forgotten_bytes,
+        }
+        return {name: float(value) for name, value in totals.items()} | per_class
 
     def close(self) -> None:
         with self._lock:

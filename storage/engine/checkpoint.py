@@ -3,7 +3,8 @@
 Each commit belongs to the current epoch. A sync closes the epoch (`epoch += 1`, under the gate that commits pass),
 brings the block files to disk, then the log with the new `durable` epoch in it. Only then is everything that commits up
 to that epoch replaced given up: blocks get new owners, undo records and dead deltas are deleted. A crash before that
-finds the undo records and all that they name; a crash after it no longer needs them.
+finds the undo records and all that they name; a crash after it no longer needs them. Only a block that was both written
+and replaced within one epoch gets a new owner at once.
 """
 
 from __future__ import annotations
@@ -78,6 +79,14 @@ class Epochs:
             self._held.append(Held(self.current if epoch is None else epoch, blocks, keys))
             self._count_held(blocks, 1)
 
+    def replaced(self, blocks: Sequence[tuple[int, int]], keys: tuple[bytes, ...]) -> None:
+        """What a commit made superfluous; the gate is held, and the commit's batch is in the log.
+
+        A block that was allocated in this epoch is named by nothing but records of this epoch, which a power cut may
+        take whatever happens to it: it is free at once. All else is held back.
+        """
+        self.hold(self._blocks.free_fresh(blocks) if blocks else (), keys)
+
     def _count_held(self, blocks: Sequence[tuple[int, int]], sign: int) -> None:
         if blocks:
             with self._held_lock:
@@ -134,6 +143,7 @@ class Epochs:
             closing = self.current
             self.current += 1
             self._changes = 0
+            self._blocks.age()
         self.rounds += 1
         self._blocks.sync()
         self._meta.put(EPOCH_KEY, _EPOCH.pack(closing, closing + 1))

@@ -96,7 +96,7 @@ class Committer:
             self.chunks += added
             self.commits += len(changes)
             for blocks, dead in held:
-                self._epochs.hold(blocks, dead)
+                self._epochs.replaced(blocks, dead)
 
 
 def _by_writer(changes: Sequence[Change], chain_version: int) -> dict[Writer, list[DoneChunk]]:

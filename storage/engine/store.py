@@ -436,11 +436,13 @@ class Engine:
     def checkpoint(self) -> None:
         """Sync, fold what became durable, give space back. Bounded: one round of each."""
         self._checkpoint(self._folder.fold)
+        self._blocks.trim()
 
     def _tick(self) -> None:
-        """As `checkpoint`, but what may soon be overwritten again is not folded yet."""
+        """As `checkpoint`, but what may soon be overwritten again is not folded yet, and space is given back slowly."""
         if self._checkpoint(self._folder.fold_quiet) and self._folder.due:
             self._background.wake()
+        self._blocks.trim_some()
 
     def _checkpoint(self, fold: Callable[[], int]) -> int:
         self._epochs.sync()
@@ -449,7 +451,6 @@ class Engine:
         except FfsError as exc:
             self._epochs.fail(exc)
             raise
-        self._blocks.trim()
         return folded
 
     def space(self) -> Space:

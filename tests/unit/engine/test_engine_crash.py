@@ -129,6 +129,7 @@ def test_a_power_cut_leaves_what_was_synced_or_newer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(blocks, "REFILL_BYTES", 0)  # a block freed too early finds a new owner at once
+    monkeypatch.setattr(blocks, "FORGOTTEN_BYTES_MIN", 0)  # and what was dropped too early is missing
     work = workload(seed, 3)
     roll = random.Random(seed)
     live, synced, cut = tmp_path / "live", tmp_path / "synced", tmp_path / "cut"
