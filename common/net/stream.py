@@ -86,6 +86,7 @@ class Stream:
         self._paused = False
         self._corked = False
         self._writing = False
+        self._joining = False  # `_flush_joined` will be called
         self._closing = False
         self._queue: deque[Buffer] = deque()
         self._beside_bytes = 0  # of payload that went another way since the last flush
@@ -393,7 +394,17 @@ class Stream:
         # Much payload leaves at once, while it is still in the processor's cache and its buffer can be used again.
         self._beside_bytes += beside_bytes
         much = self.queued_bytes >= CORKED_BYTES_MAX or self._beside_bytes >= CORKED_BESIDE_BYTES_MAX
-        if not self._writing and (not self._corked or much):
+        if self._writing or (self._corked and not much):
+            return
+        if self._wire is None or much:
+            self._flush()
+        elif not self._joining:  # a message costs more than a turn of the loop: others may join this one
+            self._joining = True
+            self.loop.call_soon(self._flush_joined)
+
+    def _flush_joined(self) -> None:
+        self._joining = False
+        if self._queue and not self._writing and not self.closed:
             self._flush()
 
     def _flush(self) -> None:

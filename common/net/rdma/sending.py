@@ -104,8 +104,9 @@ class SendQueue:
         waiting, reads = self._lane.waiting, self._reads.waiting
         number, since_signal = self._number, self._since_signal
         while (waiting or reads) and len(posted) < self.depth:
-            if reads:  # in turn with the rest: neither keeps the queue for itself
-                lane = self._reads if self._reads_next or not waiting else self._lane
+            if reads:  # in turn with WRITEs: neither keeps the queue for itself; messages are short, and go first
+                first = waiting and waiting[0].works[waiting[0].next].verb is Verb.SEND
+                lane = self._reads if not waiting or (self._reads_next and not first) else self._lane
                 self._reads_next = lane is self._lane
             else:
                 lane = self._lane

@@ -128,6 +128,7 @@ class ServerEnd:
         self._completions = completions
         self._regions: dict[int, Exposed] = {}
         self._closed: FfsError | None = None
+        self._posting = False  # `_post` will be called
         self.messages: Messages | None = None  # once connected
         self.mine: Parameters = parameters(self.endpoint.pair, choice, part.device)
         part.add(self)
@@ -269,9 +270,17 @@ class ServerEnd:
         elif not operation.works:
             operation.finish(None)
         else:
-            self.endpoint.submit([operation])
-            if self.endpoint.failed is not None:
-                self.settle()
+            self.endpoint.put_before(operation)
+            if not self._posting:
+                self._posting = True
+                self._loop.call_soon(self._post)
+
+    def _post(self) -> None:
+        """What was submitted in this turn of the loop, and was not posted together with an answer."""
+        self._posting = False
+        self.endpoint.post()
+        if self.endpoint.failed is not None:
+            self.settle()
 
     def _woken(self) -> None:
         """Completions are there, or were: armed again before they are taken, or one could be missed."""

@@ -156,6 +156,15 @@ def test_an_answer_does_not_wait_for_reads_that_are_not_posted_yet() -> None:
     assert queue.in_flight == 2
 
 
+def test_messages_are_posted_before_reads_that_come_with_them() -> None:
+    """The device moves what is posted in order: an answer behind a READ would wait for all its bytes."""
+    queue = SendQueue(16, bytes_max=1000, read_bytes_max=200)
+    for _ in range(2):
+        queue.submit(Operation(work_of(Verb.READ, 50), lambda exc: None))
+        queue.submit(Operation(work_of(Verb.SEND, 30), lambda exc: None))
+    assert [work.verb for _, work, _ in queue.take()] == [Verb.SEND, Verb.SEND, Verb.READ, Verb.READ]
+
+
 def test_neither_reads_nor_answers_take_all_of_the_queue() -> None:
     queue = SendQueue(4, bytes_max=1000)
     queue.submit(Operation(works_of(8), lambda exc: None))

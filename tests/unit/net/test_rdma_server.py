@@ -33,7 +33,7 @@ from fireflyfs.common.net.rdma.sending import Grants
 from fireflyfs.common.net.rdma.server import RdmaServer, ServerEnd
 from fireflyfs.common.net.rdma.settings import RdmaSettings
 from fireflyfs.common.net.rdma.verbs import Gid, Limits, Port, address_of
-from fireflyfs.common.net.rdma.wire import Exposed
+from fireflyfs.common.net.rdma.wire import Exposed, Parameters
 from fireflyfs.common.net.request import Request
 
 FLUSHED, ACCESS = 5, 10
@@ -236,6 +236,38 @@ def test_bytes_come_and_go(played: Played) -> None:
         pool.close()
         assert pool.bytes == 0
         assert not lost
+
+    run(work())
+
+
+def test_pulls_of_one_turn_are_posted_together_and_with_what_is_sent_meanwhile(played: Played) -> None:
+    async def work() -> None:
+        end, pool, _ = end_of(played)
+        theirs = bytearray(os.urandom(40_000))
+        address, _export = address_of(memoryview(theirs))
+        end.expose(Exposed(1, 77, len(theirs), address))
+        pulling = [asyncio.create_task(end.pull([(1, 1000, at)], later())) for at in (0, 5000, 10_000)]
+        await until(lambda: played.posted)
+        assert played.chains == [3]
+        played.work()
+        for task, at in zip(pulling, (0, 5000, 10_000), strict=True):
+            buffer = await task
+            assert bytes(buffer.view[:1000]) == bytes(theirs[at : at + 1000])
+            buffer.drop()
+        played.chains.clear()
+        end.connect(Parameters(9, 1, CHOICE.gid.gid, 0, 5, 16, 16))
+        assert end.messages is not None
+        later_pull = asyncio.create_task(end.pull([(1, 1000, 0)], later()))
+        await asyncio.sleep(0)
+        end.messages.send(b"an answer")
+        assert [one.verb for _, one, _ in played.posted] == [Verb.SEND, Verb.READ], "in one call, the answer first"
+        await asyncio.sleep(0)
+        assert played.chains == [2], "nothing was left to post"
+        played.posted.pop(0)
+        played.work()
+        (await later_pull).drop()
+        end.close(error(Code.CANCELLED, "over"))
+        pool.close()
 
     run(work())
 
