@@ -18,7 +18,8 @@ from fireflyfs.common.clock import Clock, SystemClock
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.common.net.host import host_id
 from fireflyfs.storage.core.block_rows import BlockRows, Tally
-from fireflyfs.storage.engine.blocks import KEPT_BYTES_DEFAULT, BlockStore
+from fireflyfs.storage.engine.block_space import KEPT_BYTES_DEFAULT
+from fireflyfs.storage.engine.blocks import BlockStore
 from fireflyfs.storage.engine.cache_blocks import CacheBlocks, no_room, read_rows
 from fireflyfs.storage.engine.checkpoint import HELD_ITEMS_MAX, Background, Epochs, read_epochs
 from fireflyfs.storage.engine.chunk_locks import ChunkLocks

@@ -11,7 +11,7 @@ from crc32c import crc32c
 
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.proto.storage_wire import UpdateKind
-from fireflyfs.storage.engine import blocks as block_files
+from fireflyfs.storage.engine import block_space
 from fireflyfs.storage.engine.interface import CacheName, ChunkKey, Extent, NamedBlock, Update, Writer
 from fireflyfs.storage.engine.record import COMMITTED, chunk_key, content_of, name_of, pack, unpack
 from fireflyfs.storage.engine.store import Engine, open_engine
@@ -152,9 +152,9 @@ def test_observers_are_told_of_all_that_is_committed(engine: Engine, tmp_path: P
     assert engine.blocks_of_cache(None, 100) == ([block], None)
     # Rot that nobody can mend: it is lost, and is told so.
     record = unpack(engine._meta.get(chunk_key(COMMITTED, KEY)) or b"")
-    file = tmp_path / "blocks" / f"{record.block_shift}-{record.block % block_files.STRIPES}"
+    file = tmp_path / "blocks" / f"{record.block_shift}-{record.block % block_space.STRIPES}"
     with file.open("r+b") as opened:
-        opened.seek((record.block // block_files.STRIPES << record.block_shift) + 2000)
+        opened.seek((record.block // block_space.STRIPES << record.block_shift) + 2000)
         opened.write(b"rot")
     assert read(engine) is Code.CHECKSUM
     engine.quarantine(KEY, "rotten")

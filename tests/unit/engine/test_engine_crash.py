@@ -16,7 +16,7 @@ from crc32c import crc32c
 
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.proto.storage_wire import UpdateKind
-from fireflyfs.storage.engine import blocks
+from fireflyfs.storage.engine import block_space
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, Writer
 from fireflyfs.storage.engine.metadata import MetaStore, new_batch
 from fireflyfs.storage.engine.record import blocks_of, pack
@@ -128,8 +128,8 @@ def test_a_power_cut_leaves_what_was_synced_or_newer(
     seed: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(blocks, "REFILL_BYTES", 0)  # a block freed too early finds a new owner at once
-    monkeypatch.setattr(blocks, "FORGOTTEN_BYTES_MIN", 0)  # and what was dropped too early is missing
+    monkeypatch.setattr(block_space, "REFILL_BYTES", 0)  # a block freed too early finds a new owner at once
+    monkeypatch.setattr(block_space, "FORGOTTEN_BYTES_MIN", 0)  # and what was dropped too early is missing
     work = workload(seed, 3)
     roll = random.Random(seed)
     live, synced, cut = tmp_path / "live", tmp_path / "synced", tmp_path / "cut"
@@ -165,7 +165,7 @@ def test_a_power_cut_leaves_what_was_synced_or_newer(
         _no_block_is_lost(after)
     finally:
         after.close()
-    assert len(list((live / "blocks").iterdir())) <= blocks.STRIPES * 15
+    assert len(list((live / "blocks").iterdir())) <= block_space.STRIPES * 15
 
 
 def test_a_machine_that_lost_power_says_so_until_somebody_vouches(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from crc32c import crc32c
 
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.proto.storage_wire import UpdateKind
-from fireflyfs.storage.engine import blocks, damage
+from fireflyfs.storage.engine import block_space, damage
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, WouldBlock, Writer
 from fireflyfs.storage.engine.record import FLAG_DAMAGED, chunk_key, stamp, undo_key
 from fireflyfs.storage.engine.store import Engine, open_engine
@@ -52,8 +52,8 @@ def is_refused(attempt: Callable[..., object], *args: Any) -> bool:
 def flip(path: Path, place: tuple[int, int], at: int) -> None:
     """Rot: one bit of a block."""
     shift, block = place
-    with (path / "blocks" / f"{shift}-{block % blocks.STRIPES}").open("r+b") as file:
-        file.seek(((block // blocks.STRIPES) << shift) + at)
+    with (path / "blocks" / f"{shift}-{block % block_space.STRIPES}").open("r+b") as file:
+        file.seek(((block // block_space.STRIPES) << shift) + at)
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 4]))

@@ -11,7 +11,7 @@ from crc32c import crc32c
 
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.proto.storage_wire import UpdateKind
-from fireflyfs.storage.engine import blocks
+from fireflyfs.storage.engine import block_space
 from fireflyfs.storage.engine.crc import unit_crcs
 from fireflyfs.storage.engine.deltas import DeltaRef, Deltas, patch_id
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, Writer
@@ -112,10 +112,10 @@ def test_what_rots_beside_a_part_is_not_vouched_for(tmp_path: Path) -> None:
     overwrite(engine, 2, [(0, b"a" * 4 * KiB)], MiB)
     record = engine._chunks.committed(A)
     assert record is not None
-    with (tmp_path / "blocks" / f"{record.block_shift}-{record.block % blocks.STRIPES}").open("r+b") as file:
-        file.seek(((record.block // blocks.STRIPES) << record.block_shift) + 5000)
+    with (tmp_path / "blocks" / f"{record.block_shift}-{record.block % block_space.STRIPES}").open("r+b") as file:
+        file.seek(((record.block // block_space.STRIPES) << record.block_shift) + 5000)
         file.write(b"!")
-        file.seek(((record.block // blocks.STRIPES) << record.block_shift) + 9000)
+        file.seek(((record.block // block_space.STRIPES) << record.block_shift) + 9000)
         file.flush()
         os.fsync(file.fileno())
     overwrite(engine, 3, [(8 * KiB, b"b" * 4 * KiB)], MiB)

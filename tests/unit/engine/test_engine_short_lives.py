@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fireflyfs.proto.storage_wire import UpdateKind
-from fireflyfs.storage.engine import blocks
+from fireflyfs.storage.engine import block_space
 from fireflyfs.storage.engine.allocator import ClassAllocator
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, Writer
 from fireflyfs.storage.engine.store import Engine, open_engine
@@ -79,8 +79,8 @@ def test_what_was_synced_keeps_its_block_until_the_next_sync(tmp_path: Path) -> 
 def test_a_block_whose_next_owner_was_there_before_the_sync_is_not_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "REFILL_BYTES", 0)  # what was freed is looked up again soon
-    monkeypatch.setattr(blocks, "FORGOTTEN_BYTES_MIN", 0)
+    monkeypatch.setattr(block_space, "REFILL_BYTES", 0)  # what was freed is looked up again soon
+    monkeypatch.setattr(block_space, "FORGOTTEN_BYTES_MIN", 0)
     engine = open_engine(tmp_path, checkpoint_interval_s=0, kept_bytes=64 * 1024)
     client = Client(engine)
     roll = random.Random(5)
@@ -114,12 +114,12 @@ def test_a_file_system_that_cannot_forget_is_asked_once(tmp_path: Path, monkeypa
         @staticmethod
         def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
             modes.append(mode)
-            blocks.ctypes.set_errno(blocks.errno.EOPNOTSUPP)
+            block_space.ctypes.set_errno(block_space.errno.EOPNOTSUPP)
             return -1
 
     engine = open_engine(tmp_path, checkpoint_interval_s=0)
     client = Client(engine)
-    monkeypatch.setattr(blocks, "_libc", Library)
+    monkeypatch.setattr(block_space, "_libc", Library)
     for round_ in range(2):
         for index in range(4):
             client.change(ChunkKey(1, index), b"x" * (128 * 1024))

@@ -17,7 +17,7 @@ from crc32c import crc32c
 from fireflyfs.common.clock import ManualClock
 from fireflyfs.common.errors import Code, FfsError
 from fireflyfs.proto.storage_wire import UpdateKind
-from fireflyfs.storage.engine import blocks, fold
+from fireflyfs.storage.engine import block_space, fold
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, WouldBlock, Writer
 from fireflyfs.storage.engine.metadata import new_batch
 from fireflyfs.storage.engine.record import META, chunk_key
@@ -52,8 +52,8 @@ def flip(path: Path, engine: Engine, key: ChunkKey, at: int) -> None:
     """Rot: one bit of a chunk's block."""
     record = engine._chunks.committed(key)
     assert record is not None
-    with (path / "blocks" / f"{record.block_shift}-{record.block % blocks.STRIPES}").open("r+b") as file:
-        file.seek(((record.block // blocks.STRIPES) << record.block_shift) + at)
+    with (path / "blocks" / f"{record.block_shift}-{record.block % block_space.STRIPES}").open("r+b") as file:
+        file.seek(((record.block // block_space.STRIPES) << record.block_shift) + at)
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 4]))
