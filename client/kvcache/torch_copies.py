@@ -1,14 +1,16 @@
 """Copies between pinned staging memory and the paged tensors of a GPU, on a stream of their own.
 
-One copy moves a whole slot to the device; there each range of the layout is put to its places by one kernel. So a batch
-of pages costs one transfer and as many kernels as the layout has ranges, however many pages it has. Tensors in host
-memory work the same without streams, which is how this is tested where there is no GPU.
+One copy moves a whole slot to the device; there each range of the layout is put to its places by one kernel. So a
+batch of pages costs one transfer and as many kernels as the layout has ranges, however many pages it has; for a full
+slot they are launched together, as a CUDA graph. Tensors in host memory work the same without streams, which is how
+this is tested where there is no GPU.
 
 Needs torch, and is imported by name only: `pip install 'fireflyfs[torch]'`.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +24,7 @@ from fireflyfs.client.kvcache.slot_ring import Event
 
 STAGING_BYTES_MAX = 8 << 30  # pinned, of one engine
 Allocate = Callable[[int], Any]  # bytes -> what `FileSystem.allocate` gives
+log = logging.getLogger(__name__)
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
@@ -136,6 +139,49 @@ class _Slot:
             self.memory.close()
 
 
+class _Launches:
+    """Kernels that are launched again and again with the same arguments, on the stream that is current: once one by
+    one, then together. A launch takes 10 µs of the processor, and a layout has as many as the model has layers.
+
+    What `work` allocates comes from memory that all of them share: they run one after the other.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: dict[object, Any] = {}  # None: launched one by one so far
+        self._pool: Any = None
+        self._possible = True
+
+    def run(self, key: object, work: Callable[[], None]) -> None:
+        """`work` is the same for the same key."""
+        if not self._possible or key not in self._graphs:
+            self._graphs[key] = None
+            work()
+            return
+        if self._graphs[key] is None:
+            self._graphs[key] = self._capture(work)
+        if self._graphs[key] is None:
+            work()
+        else:
+            self._graphs[key].replay()
+
+    def _capture(self, work: Callable[[], None]) -> Any:
+        graph: Any = torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            # Other threads of the process may use the device meanwhile.
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        except RuntimeError as exc:
+            log.warning("copies to the device are launched one by one: %s", exc)
+            self._possible = False
+            return None
+        return graph
+
+
 class TorchCopyEngine:
     """A `CopyEngine` for tensors on one device. Holds slots * slot_pages * page_bytes of pinned memory.
 
@@ -169,6 +215,8 @@ class TorchCopyEngine:
         self._allocate = allocate
         self._host = [self._new_slot() for _ in range(slots)]
         self._indices = torch.empty((slots, 2 * slot_pages), dtype=torch.int64, pin_memory=self._cuda)
+        self._placed = torch.empty((slots, 2 * slot_pages), dtype=torch.int64, device=device)
+        self._launches = _Launches()
         # One device buffer for all slots: the stream runs their copies one after the other.
         self._staged = torch.empty(shape, dtype=self.pages.dtype, device=device) if self._cuda else None
         self._stream: Any = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
@@ -184,10 +232,14 @@ class TorchCopyEngine:
         with self._on_stream():
             count = max(rows) + 1
             source = self._host[slot].tensor[:count]
-            if self._staged is not None:
-                self._staged[:count].copy_(source, non_blocking=True)
-                source = self._staged[:count]
             places, chosen = self._index(slot, pages, rows)
+            if self._staged is not None:
+                staged = self._staged
+                staged[:count].copy_(source, non_blocking=True)
+                if len(rows) == self.slot_pages:
+                    self._launches.run(("load", slot), lambda: self.pages.scatter(staged, places))
+                    return self._event()
+                source = staged[:count]
             self.pages.scatter(source if len(rows) == count else source.index_select(0, chosen), places)
             return self._event()
 
@@ -200,8 +252,12 @@ class TorchCopyEngine:
             if self._staged is None:
                 self.pages.gather(places, target)
                 return self._event()
-            self.pages.gather(places, self._staged[: len(pages)])
-            target.copy_(self._staged[: len(pages)], non_blocking=True)
+            staged = self._staged[: len(pages)]
+            if len(pages) == self.slot_pages:
+                self._launches.run(("save", slot), lambda: self.pages.gather(places, staged))
+            else:
+                self.pages.gather(places, staged)
+            target.copy_(staged, non_blocking=True)
             event = _CudaEvent(self._stream)
         event.hold_back(torch.cuda.current_stream(self.pages.device))
         return event
@@ -233,7 +289,7 @@ class TorchCopyEngine:
         return torch.cuda.stream(self._stream)
 
     def _index(self, slot: int, pages: Sequence[int], rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Page numbers and row numbers on the device; their pinned memory is the slot's, so it lives as long.
+        """Page numbers and row numbers on the device; their memory is the slot's, so it lives as long.
 
         One contiguous piece: torch copies anything else through memory that is not pinned, and waits for the stream.
         """
@@ -241,7 +297,8 @@ class TorchCopyEngine:
         indices = self._indices[slot, : 2 * count]
         indices[:count] = torch.tensor(pages, dtype=torch.int64)
         indices[count:] = torch.tensor(rows, dtype=torch.int64)
-        placed = indices.to(self.pages.device, non_blocking=True)
+        placed = self._placed[slot, : 2 * count]
+        placed.copy_(indices, non_blocking=True)
         return placed[:count], placed[count:]
 
     def _event(self) -> Event:

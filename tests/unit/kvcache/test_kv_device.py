@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -339,6 +340,34 @@ def test_flashmla_pages_through_torch(device: str) -> None:
             assert torch.equal(after[page], torch.zeros_like(after[page]) if number == 3 else before[number + 1])
         assert not after[2].any()
         assert not after[4].any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_full_slots_go_to_other_pages_each_time(device: str) -> None:
+    """What is launched as one from the third time on has the pages of that time, beside slots that are not full."""
+    roll = random.Random(2)
+    source = [torch.randint(1 << 30, (16, 4, 8), device=device) for _ in range(5)]
+    target = [torch.zeros_like(layer) for layer in source]
+    model = [layer.cpu() for layer in target]
+    page_map = layer_first(source)
+    cache = MemoryCache()
+    saver, loader = (
+        PagePipeline(cache, TorchCopyEngine(page_map, layers, slots=2, slot_pages=3)) for layers in (source, target)
+    )
+    for turn in range(20):
+        count = roll.choice([3, 6, 9, 11])
+        keys = [b"%08d" % (100 * turn + number) for number in range(count)]
+        from_pages, to_pages = roll.sample(range(16), count), roll.sample(range(16), count)
+        for layer in source:
+            layer += 1
+        assert all(saver.save(keys, from_pages))
+        missing = set(roll.sample(range(count), roll.choice([0, 0, 2])))
+        cache.delete([keys[number] for number in missing])
+        assert loader.load(keys, to_pages) == [number not in missing for number in range(count)]
+        for before, after, expected in zip(source, target, model, strict=True):
+            for number in set(range(count)) - missing:
+                expected[to_pages[number]] = before[from_pages[number]].cpu()
+            assert torch.equal(after.cpu(), expected), turn
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 8, 4, 16), (6, 8, 4, 16), (12, 4, 4, 16)])
