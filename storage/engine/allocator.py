@@ -1,7 +1,8 @@
 """Which blocks of one size class are in use. Pure bookkeeping: it touches no file, and its caller holds a lock.
 
 Bitmaps, one bit a block: `used`; `backed` (the file system has space for it, so that writing cannot fail); `fresh`
-(handed out since `age` was called last); `spoiled` (freed while fresh: what was written there need not reach the disk).
+(handed out since `age` was called last); `spoiled` (backed, and freed while fresh: what was written there need not
+reach the disk).
 Free blocks are handed out in ascending order from a short list that is refilled from the bitmap, so that neighbours in
 time are neighbours on disk, and a block costs a pop. A million blocks need 512 KiB.
 """
@@ -105,7 +106,7 @@ class ClassAllocator:
         byte, bit = block >> 3, 1 << (block & 7)
         self._used[byte] &= ~bit & 0xFF
         self.used_blocks -= 1
-        if self._fresh[byte] & bit:
+        if self._fresh[byte] & self._backed[byte] & bit:
             self._spoiled[byte] |= bit
             self.spoiled_blocks += 1
 

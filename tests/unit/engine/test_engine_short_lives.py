@@ -137,6 +137,19 @@ def test_spoiled_blocks_are_those_freed_while_fresh(choices: list[int], seed: in
     owned: set[int] = set()
     fresh: set[int] = set()
     spoiled: set[int] = set()
+    backed: set[int] = set()
+
+    def allocate(with_space: bool) -> int:
+        block = allocator.allocate()
+        assert block not in owned
+        if with_space:  # on a full disk there is none, and it is freed again
+            allocator.set_backed(block, 1, True)
+            backed.add(block)
+        owned.add(block)
+        fresh.add(block)
+        spoiled.discard(block)
+        return block
+
     for choice in choices:
         if choice == 0:
             allocator.age()
@@ -153,11 +166,7 @@ def test_spoiled_blocks_are_those_freed_while_fresh(choices: list[int], seed: in
             }
             assert found == spoiled
             assert allocator.spoiled_blocks == 0
-            block = allocator.allocate()
-            allocator.set_backed(block, 1, True)
-            assert block not in found | owned, "meanwhile nobody is given them"
-            owned.add(block)
-            fresh.add(block)
+            assert allocate(True) not in found, "meanwhile nobody is given them"
             for stripe, runs in taken.items():
                 allocator.put_back(stripe, 4, runs)
             assert not any(allocator.is_used(block) for block in found)
@@ -167,15 +176,11 @@ def test_spoiled_blocks_are_those_freed_while_fresh(choices: list[int], seed: in
             assert allocator.is_fresh(block) == (block in fresh)
             allocator.free(block)
             owned.discard(block)
-            if block in fresh:
+            if block in fresh & backed:
                 spoiled.add(block)
-                fresh.discard(block)
+            fresh.discard(block)
         else:
-            block = allocator.allocate()
-            allocator.set_backed(block, 1, True)
-            owned.add(block)
-            fresh.add(block)
-            spoiled.discard(block)
+            allocate(choice != 3)
         assert allocator.spoiled_blocks == len(spoiled)
     given_back = {
         row * 4 + stripe
