@@ -19,6 +19,7 @@ def test_the_setting(monkeypatch: pytest.MonkeyPatch, text: str, seconds: float)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setenv(busy_poll.ENVIRONMENT, text)
     assert busy_poll.busy_poll_s() == seconds
+    assert busy_poll.busy_poll_s(300) == (seconds if text else 300e-6), "what a process does unless it is told"
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert busy_poll.busy_poll_s() == 0
 
