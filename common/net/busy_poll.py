@@ -3,8 +3,8 @@
 A sleeping thread is woken in 10 to 40 microseconds, most of the time of a small request on one host: twice for each
 round trip. Who expects an answer within that time does better to look again and again. The cost is bounded: at most
 `FFS_BUSY_POLL_US` microseconds a wait (100, a metadata server's 300; 0: never), a thread only while no other of its
-process waits, only while looking has been worth it lately, and the processor is offered to others between two looks: when one takes it, looking
-ends. With a single processor it is never done.
+process waits, only while looking has been worth it lately, and the processor is offered to others between two looks:
+when one takes it, looking ends. With a single processor it is never done.
 """
 
 from __future__ import annotations
