@@ -135,14 +135,20 @@ class ClassAllocator:
             else:
                 self._backed[block >> 3] &= ~(1 << (block & 7)) & 0xFF
 
-    def assume_backed(self, blocks: int) -> int:
-        """Take the first `blocks` blocks for backed; how many free ones this added."""
-        size = min(len(self._used), (blocks + 7) // 8)
+    def assume_backed(self, stripe: int, stripes: int, rows: int) -> int:
+        """Take blocks row * stripes + stripe of the first `rows` rows for backed; how many free ones this added.
+
+        `stripes` divides 8.
+        """
+        last = rows * stripes  # the first block beyond them
+        size = min(len(self._used), (last + 7) // 8)
+        ours = np.zeros(size * 8, dtype=np.uint8)
+        ours[stripe:last:stripes] = 1
         used = np.frombuffer(self._used, dtype=np.uint8)[:size]
         backed = np.frombuffer(self._backed, dtype=np.uint8)[:size]
-        added = int.from_bytes((~used & ~backed).tobytes(), "little").bit_count()
-        backed |= ~used
-        return added
+        new = np.packbits(ours, bitorder="little") & ~used & ~backed
+        backed |= new
+        return int.from_bytes(new.tobytes(), "little").bit_count()
 
     def take_free_runs(self, stripe: int, stripes: int, blocks_max: int) -> list[tuple[int, int]]:
         """Runs (row, count) of free, backed blocks row * stripes + stripe, at most blocks_max blocks in all.

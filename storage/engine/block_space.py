@@ -217,10 +217,10 @@ class BlockSpace:
         with self._lock:
             if not self._leftovers_known:
                 self._leftovers_known = True
-                for shift, allocator in self._classes.items():
-                    sizes = [size for (of, _), size in self._sizes.items() if of == shift]
-                    added = allocator.assume_backed((max(sizes, default=0) >> shift) * STRIPES)
-                    self.backed_free_bytes += added << shift
+                for (shift, stripe), size in self._sizes.items():
+                    if shift in self._classes and stripe < STRIPES:
+                        added = self._classes[shift].assume_backed(stripe, STRIPES, size >> shift)
+                        self.backed_free_bytes += added << shift
         return self.trim(0)
 
     def trim(self, keep_bytes: int | None = None) -> int:

@@ -144,8 +144,21 @@ def test_blocks_have_one_owner(choices: list[int], seed: int) -> None:
     assert not free & owned
     assert free == {block for block in ever if block not in owned}
     assert allocator.take_free_runs(0, 4, 9) == []
-    assert allocator.assume_backed(1 << 20) >= len(free)
+    assert sum(allocator.assume_backed(stripe, 4, 1 << 20) for stripe in range(4)) >= len(free)
     assert max(owned | free, default=0) < len(choices) + 8
+
+
+def test_blocks_count_as_backed_up_to_the_end_of_their_own_file() -> None:
+    allocator = ClassAllocator(64)
+    for _ in range(40):
+        allocator.allocate()
+    for block in (2, 6, 17):
+        allocator.free(block)
+    assert allocator.assume_backed(2, 4, 3) == 2  # blocks 2 and 6; 10 is in use
+    assert allocator.assume_backed(2, 4, 3) == 0
+    assert allocator.assume_backed(1, 4, 0) == 0
+    assert [block for block in range(64) if allocator.is_backed(block)] == [2, 6]
+    assert allocator.assume_backed(1, 4, 5) == 1  # 17 is row 4
 
 
 def test_marked_blocks_are_not_handed_out() -> None:

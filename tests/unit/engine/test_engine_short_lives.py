@@ -107,6 +107,25 @@ def test_a_block_whose_next_owner_was_there_before_the_sync_is_not_forgotten(
     engine.close()
 
 
+@pytest.mark.parametrize("there", [1, 2, 3, 5])
+def test_what_a_full_disk_gave_back_is_taken_anew_for_files_not_yet_made_too(tmp_path: Path, there: int) -> None:
+    engine = open_engine(tmp_path, checkpoint_interval_s=0)
+    client = Client(engine)
+    data = b"\x3c" * (20 * 1024)
+    for index in range(there):
+        client.change(ChunkKey(1, index), data)
+    engine.reclaim()
+    assert engine.stats()["kept_free_bytes"] == 0
+    for index in range(there, 12):
+        client.change(ChunkKey(1, index), data)
+        client.change(ChunkKey(2, index), data)
+        client.change(ChunkKey(2, index), None)
+    engine.sync()
+    for index in range(12):
+        assert client.content(ChunkKey(1, index)) == data
+    engine.close()
+
+
 def test_a_file_system_that_cannot_forget_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modes = []
 
