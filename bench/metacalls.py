@@ -102,7 +102,7 @@ def serve(folder: str, told: multiprocessing.connection.Connection, profile: str
     profiler = cProfile.Profile() if profile else None
     if profiler is not None:
         profiler.enable()
-    busy_poll.run(main)
+    busy_poll.run(main, busy_poll.LOOKING_METADATA)
     if profiler is not None:
         profiler.disable()
         profiler.dump_stats(profile)

@@ -27,4 +27,4 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = configuration.load(MetaConfig, parser.parse_args().config)
     collector.settle()
-    busy_poll.run(lambda: _main(config), default_us=busy_poll.BUSY_POLL_US_METADATA)
+    busy_poll.run(lambda: _main(config), busy_poll.LOOKING_METADATA)

@@ -59,8 +59,8 @@ def run(role: str, config_path: Path, worker: int | None, check: bool, log_file:
     else:
         start = lambda stop: module.serve_worker(config, worker, stop)  # noqa: E731
     collector.settle()
-    default_us = busy_poll.BUSY_POLL_US_METADATA if role == "meta" else busy_poll.BUSY_POLL_US_DEFAULT
-    busy_poll.run(lambda: serve_until_signal(start), default_us=default_us)
+    looking = busy_poll.LOOKING_METADATA if role == "meta" else busy_poll.LOOKING
+    busy_poll.run(lambda: serve_until_signal(start), looking)
 
 
 def _log_file(named: Path | None, worker: int | None) -> Path | None:
