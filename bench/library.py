@@ -135,8 +135,7 @@ def bulk_rows(fs: FileSystem, link: str, local: Path, seconds: float) -> list[Ro
 
         for size in (MIB, 8 * MIB):
             value, peer = rate(reader(size), seconds), rate(reader_local(size), seconds)
-            floor = "0.7 x preadv" if link == "shm" else ""
-            rows.append(Row(f"{link}: {size // MIB} MiB random reads", value, "GiB/s", peer, "preadv", floor))
+            rows.append(Row(f"{link}: {size // MIB} MiB random reads", value, "GiB/s", peer, "preadv"))
 
         def writer(size: int) -> Callable[[], float]:
             def work() -> float:
