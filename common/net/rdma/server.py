@@ -276,11 +276,11 @@ class ServerEnd:
                 self._loop.call_soon(self._post)
 
     def _post(self) -> None:
-        """What was submitted in this turn of the loop, and was not posted together with an answer."""
+        """What was submitted in this turn of the loop, and was not posted together with an answer. Some adapters have
+        moved it when that call ends: a look costs less than to be woken."""
         self._posting = False
         self.endpoint.post()
-        if self.endpoint.failed is not None:
-            self.settle()
+        self._reap()
 
     def _woken(self) -> None:
         """Completions are there, or were: armed again before they are taken, or one could be missed."""
@@ -289,6 +289,9 @@ class ServerEnd:
             self._completions.rearm()
         except OSError as exc:
             self.endpoint.fail(error(Code.UNAVAILABLE, str(exc)))
+        self._reap()
+
+    def _reap(self) -> None:
         self._server.stats.completions += self.endpoint.reap()
         self.settle()
 

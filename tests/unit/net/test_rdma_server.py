@@ -201,6 +201,30 @@ def later() -> float:
     return asyncio.get_running_loop().time() + 5
 
 
+def test_what_the_device_has_moved_when_it_was_posted_waits_for_no_event(played: Played) -> None:
+    async def work() -> None:
+        end, pool, lost = end_of(played)
+        theirs = bytearray(os.urandom(40_000))
+        address, _export = address_of(memoryview(theirs))
+        end.expose(Exposed(1, 77, len(theirs), address))
+        post = played.post
+
+        def at_once(chain: list[tuple[int, Work, bool]]) -> None:
+            post(chain)
+            played.work()
+
+        played.post = at_once  # type: ignore[method-assign]
+        asyncio.get_running_loop().remove_reader(played.fd)  # nobody is woken
+        buffer = await asyncio.wait_for(end.pull([(1, 40_000, 0)], later()), 5)
+        assert bytes(buffer.view[:40_000]) == bytes(theirs)
+        buffer.drop()
+        end.close(error(Code.CANCELLED, "over"))
+        pool.close()
+        assert not lost
+
+    run(work())
+
+
 def test_bytes_come_and_go(played: Played) -> None:
     async def work() -> None:
         end, pool, lost = end_of(played)
