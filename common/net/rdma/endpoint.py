@@ -54,7 +54,7 @@ class Endpoint:
         self.completions = completions
         self.failed: FfsError | None = None
         self.closed = False
-        self.held_bytes = 0  # of payload that waits for what it is posted with
+        self.held_bytes = 0  # of WRITEs that wait for the message they are posted with
         self._receives = receives
         self._queue = queue
         self._posted = posted
@@ -84,10 +84,10 @@ class Endpoint:
             self._queue.submit(operation)
         self.post()
 
-    def put_before(self, operation: Operation) -> None:
+    def put_before(self, operation: Operation, held_bytes: int = 0) -> None:
         """To be posted in one call with what is submitted next, or by `post`. A message that says that it was done
-        follows; until there is room for that, it may wait too."""
-        self.held_bytes += operation.size
+        follows, for `held_bytes` of it by whoever submits next; until there is room for that, it may wait too."""
+        self.held_bytes += held_bytes
         self._queue.submit(operation)
 
     def post(self) -> None:

@@ -241,7 +241,7 @@ class ServerEnd:
             endpoint.post()
             if endpoint.failed is not None:
                 self._loop.call_soon(self.settle)
-        endpoint.put_before(operation)
+        endpoint.put_before(operation, operation.size)
 
     def _make_sure(self, address: int, rkey: int) -> Work:
         """A completed WRITE has reached the peer's adapter. A READ behind it is answered from memory, after it."""

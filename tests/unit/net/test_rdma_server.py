@@ -296,6 +296,37 @@ def test_pulls_of_one_turn_are_posted_together_and_with_what_is_sent_meanwhile(p
     run(work())
 
 
+def test_a_pull_of_the_same_turn_has_no_answer_leave_before_its_message(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HELD_BYTES_MAX", 64 * KiB)
+
+    async def work() -> None:
+        end, pool, _ = end_of(played)
+        theirs = bytearray(256 * KiB)
+        address, _export = address_of(memoryview(theirs))
+        end.expose(Exposed(1, 77, len(theirs), address))
+        end.connect(Parameters(9, 1, CHOICE.gid.gid, 0, 5, 16, 16))
+        assert end.messages is not None
+        pulling = asyncio.create_task(end.pull([(1, 60 * KiB, 0)], later()))
+        await asyncio.sleep(0)
+        buffer = pool.take(30 * KiB)
+        for _ in range(2):
+            end.push([(1, 30 * KiB, 0)], [30 * KiB], buffer)
+            assert not played.chains
+        end.messages.send(b"an answer")
+        verbs = [one.verb for _, one, _ in played.posted]
+        assert sorted(verbs) == sorted([Verb.WRITE, Verb.WRITE, Verb.SEND, Verb.READ])
+        assert played.chains == [4]
+        played.posted[:] = [one for one in played.posted if one[1].verb is Verb.READ]
+        played.work()
+        (await pulling).drop()
+        buffer.drop()
+        end.close(error(Code.CANCELLED, "over"))
+
+    run(work())
+
+
 def test_a_short_answer_keeps_no_large_buffer(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody may ask for anything on that connection for hours, and others need buffers."""
     monkeypatch.setattr(module, "SILENT_BYTES_MAX", 8 * KiB, raising=False)
