@@ -41,6 +41,16 @@ class Amount(click.FloatRange):
         return super().convert(value, param, ctx)
 
 
+class Mountpoint(click.ParamType):
+    """A folder that is not looked at: whoever looks at a mount whose servers are away waits for them, and they may be
+    what the command is about to start. click.Path looks."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return Path(value)
+
+
 pass_settings = click.make_pass_decorator(Settings)
 
 
