@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fireflyfs.client.cli import connect, exits, mount_table, output, views
-from fireflyfs.client.cli.settings import Amount, Mountpoint, Settings, pass_settings
+from fireflyfs.client.cli.settings import MOUNTPOINT, Amount, Settings, pass_settings
 from fireflyfs.client.routing import Routing
 from fireflyfs.common.errors import Code, FfsError, error
 from fireflyfs.proto import mgmtd_pb2
@@ -34,7 +34,7 @@ def _local(settings: Settings) -> LocalCluster:
 @click.option("--replicas", type=click.IntRange(1, 16), help="Of each chunk (first start).  [default: 3]")
 @click.option("--trash-hours", type=Amount(0), help="Removed files can be restored so long (first start).")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until every replica serves.")
-@click.option("--mount", "mountpoint", type=Mountpoint(), help="Also mount there, in the background.")
+@click.option("--mount", "mountpoint", type=MOUNTPOINT, help="Also mount there, in the background.")
 @pass_settings
 def up(
     settings: Settings,

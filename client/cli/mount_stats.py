@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from fireflyfs.client.cli import output
-from fireflyfs.client.cli.settings import Amount, Mountpoint, Settings, pass_settings
+from fireflyfs.client.cli.settings import MOUNTPOINT, Amount, Settings, pass_settings
 from fireflyfs.common.errors import Code, error
 
 STATS = ".ffs/stats"
@@ -38,7 +38,7 @@ _LINK_COLUMNS = [
 
 
 @click.command()
-@click.argument("mountpoint", type=Mountpoint())
+@click.argument("mountpoint", type=MOUNTPOINT)
 @click.option("--watch", "every_s", type=Amount(0.1, 3600), metavar="SECONDS", help="Again and again.")
 @pass_settings
 def stats(settings: Settings, mountpoint: Path, every_s: float | None) -> None:

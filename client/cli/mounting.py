@@ -18,7 +18,7 @@ import click
 
 from fireflyfs.client.cli import connect, output
 from fireflyfs.client.cli.mount_table import managers_of, our_mounts, unmount
-from fireflyfs.client.cli.settings import Amount, Mountpoint, Settings, pass_settings
+from fireflyfs.client.cli.settings import MOUNTPOINT, Amount, Settings, pass_settings
 from fireflyfs.client.cli.waiting import Notice
 from fireflyfs.common.errors import Code, error
 from fireflyfs.common.net.link_choice import LINKS
@@ -39,7 +39,7 @@ class _LikeMount(click.Command):
 
 
 @click.command(cls=_LikeMount)
-@click.argument("mountpoint", type=Mountpoint())
+@click.argument("mountpoint", type=MOUNTPOINT)
 @click.option(
     "-o",
     "_",
@@ -220,7 +220,7 @@ def _is_there(mountpoint: Path, addresses: list[str]) -> bool:
 
 
 @click.command()
-@click.argument("mountpoint", type=Mountpoint())
+@click.argument("mountpoint", type=MOUNTPOINT)
 @click.option("--lazy", is_flag=True, help="Detach at once, even while files are open.")
 @pass_settings
 def umount(settings: Settings, mountpoint: Path, lazy: bool) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -41,15 +41,9 @@ class Amount(click.FloatRange):
         return super().convert(value, param, ctx)
 
 
-class Mountpoint(click.ParamType):
-    """A folder that is not looked at: whoever looks at a mount whose servers are away waits for them, and they may be
-    what the command is about to start. click.Path looks."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        return Path(value)
-
+# The type of mountpoints. click.Path looks at what it is given: whoever looks at a mount whose servers are away waits
+# for them, and they may be what the command is about to start.
+MOUNTPOINT: Final = Path
 
 pass_settings = click.make_pass_decorator(Settings)
 
