@@ -29,7 +29,6 @@ class SmallDisk:
     def __init__(self, path: Path, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path = path
         self.room = room
-        self.refused = 0
         self._fallocate = os.posix_fallocate
         monkeypatch.setattr(os, "posix_fallocate", self.posix_fallocate)
         monkeypatch.setattr(os, "fstatvfs", self.statvfs)
@@ -45,7 +44,6 @@ class SmallDisk:
     def posix_fallocate(self, fd: int, at: int, length: int) -> None:
         self._fallocate(fd, at, length)
         if self.used() > self.room:
-            self.refused += 1
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -42,17 +42,17 @@ def test_looking_in_vain_is_given_up_and_tried_again_now_and_then() -> None:
 
 
 class FakeProcessor:
-    """Time passes only when the processor is offered; who takes it keeps it for `taken` seconds in turn."""
+    """Time passes only when the processor is offered; whoever takes it keeps it for `taken_s`."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, taken: list[float]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, taken_s: float) -> None:
         self.now_s = 1.0
         self.offers = 0
-        self._taken = taken
+        self._taken_s = taken_s
         monkeypatch.setattr(busy_poll, "yield_processor", self.offer)
         monkeypatch.setattr(busy_poll.time, "perf_counter", lambda: self.now_s)
 
     def offer(self) -> None:
-        self.now_s += self._taken[self.offers % len(self._taken)]
+        self.now_s += self._taken_s
         self.offers += 1
 
 
@@ -66,7 +66,7 @@ def offers_of_one_wait(selector: BusyPollSelector, processor: FakeProcessor) -> 
 def test_who_has_the_processor_for_short_ends_the_looking_of_the_impatient(
     monkeypatch: pytest.MonkeyPatch, patient: bool
 ) -> None:
-    processor = FakeProcessor(monkeypatch, [50e-6])
+    processor = FakeProcessor(monkeypatch, 50e-6)
     with BusyPollSelector(300e-6, patient=patient) as selector:
         monkeypatch.setattr(selectors.EpollSelector, "select", lambda *_: [])
         first = offers_of_one_wait(selector, processor)
@@ -74,7 +74,7 @@ def test_who_has_the_processor_for_short_ends_the_looking_of_the_impatient(
 
 
 def test_after_somebody_kept_the_processor_long_the_patient_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    processor = FakeProcessor(monkeypatch, [2e-3])
+    processor = FakeProcessor(monkeypatch, 2e-3)
     with BusyPollSelector(300e-6, patient=True) as selector:
         monkeypatch.setattr(selectors.EpollSelector, "select", lambda *_: [])
         offers = [offers_of_one_wait(selector, processor) for _ in range(2 * busy_poll.REST + 1)]
