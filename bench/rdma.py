@@ -22,6 +22,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 
+from fireflyfs.common import collector
 from fireflyfs.common.limits import KiB, MiB
 from fireflyfs.common.net import busy_poll
 from fireflyfs.common.net.api import Address, Call, ServerRequest, Slice
@@ -50,8 +51,8 @@ class Costs:
         self.work_requests = self.chains = self.completions = 0
 
 
-def timed(costs: Costs) -> None:
-    """Count what the server's verbs calls take."""
+def timed(costs: Costs) -> Callable[[], None]:
+    """Count what the server's verbs calls take, which costs a few per cent itself, until what is returned is called."""
     plan, post, poll = rdma_server.plan, queues.QueuePair.post, queues.Completions.poll
 
     def timed_plan(*arguments: object, **names: object) -> object:
@@ -78,11 +79,18 @@ def timed(costs: Costs) -> None:
     queues.QueuePair.post = timed_post  # type: ignore[method-assign,assignment]
     queues.Completions.poll = timed_poll  # type: ignore[method-assign,assignment]
 
+    def stop() -> None:
+        rdma_server.plan, queues.QueuePair.post, queues.Completions.poll = (  # type: ignore[method-assign]
+            plan, post, poll,
+        )  # fmt: skip
+
+    return stop
+
 
 def serve() -> None:
     """The server process: until SIGTERM. What it pushes lies in its registered buffers already."""
     costs = Costs()
-    timed(costs)
+    stop_timing = timed(costs)
 
     def read(request: ServerRequest) -> None:
         request.reply(b"", [len(view) for view in request.push_views()])
@@ -91,12 +99,17 @@ def serve() -> None:
         request.reply(b"%d" % sum(map(len, await request.pull())))
 
     def tell(request: ServerRequest) -> None:
+        nonlocal stop_timing
+        stop_timing()
+        if request.body == b"count":
+            stop_timing = timed(costs)
         figures = (costs.plan_s, costs.post_s, costs.poll_s, costs.work_requests, costs.chains, costs.completions)
         request.reply(" ".join(map(str, (*figures, time.process_time()))).encode())
 
     async def main() -> None:
         server = LinkServer(IDENTITY, {READ: read, WRITE: write, COSTS: tell})
         await server.start()
+        collector.settle()
         print(server.tcp, flush=True)
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -143,23 +156,22 @@ class Large:
         self.ratios: list[float] = []
         self.ours: list[float] = []
         self.theirs: list[float] = []
-        self.costs = [0.0] * 7
-        self.moved = 0
         self._address, self._method = address, method
 
-    def round(self, link: BlockingPool, seconds: float, gid_index: int) -> None:
-        begin = costs_of(link, self._address)
-        moved, ours = asyncio.run(self._move(seconds))
-        self.costs = [
-            cost + after - before
-            for cost, before, after in zip(self.costs, begin, costs_of(link, self._address), strict=True)
-        ]
+    def round(self, seconds: float, gid_index: int) -> None:
+        _, ours = asyncio.run(self._move(seconds))
         theirs = perftest(self.program, gid_index)
-        self.moved += moved
         self.ours.append(ours)
         if theirs:
             self.theirs.append(theirs)
             self.ratios.append(ours / theirs)
+
+    def count(self, link: BlockingPool, seconds: float) -> tuple[float, ...]:
+        """Once more, and what each MiB costs the server, as `Costs` has it; last, seconds of its processor."""
+        begin = costs_of(link, self._address, count=True)
+        moved, _ = asyncio.run(self._move(seconds))
+        end = costs_of(link, self._address)
+        return tuple((after - before) / moved for before, after in zip(begin, end, strict=True))
 
     async def _move(self, seconds: float) -> tuple[int, float]:
         """(MiB in all, MiB/s while all were in flight)."""
@@ -205,10 +217,10 @@ def measure(address: Address, seconds: float, rounds: int, gid_index: int) -> No
     larges = {"reads": Large(address, READ, "ib_write_bw"), "writes": Large(address, WRITE, "ib_read_bw")}
     for _ in range(rounds):
         for large in larges.values():
-            large.round(link, seconds, gid_index)
+            large.round(seconds, gid_index)
     for name, large in larges.items():
         row(f"1 MiB {name}, {DEPTH} in flight", statistics.median(large.ours), "MiB/s", large.told())
-        _, post_s, _, works, chains, completions, used_s = (cost / large.moved for cost in large.costs)
+        _, post_s, _, works, chains, completions, used_s = large.count(link, seconds)
         note = f"beside {1e6 * post_s:,.0f} us in posting; {chains:.2f} posts, {works:.2f} work requests, "
         row("  of the server's process", 1e6 * (used_s - post_s), "us/MiB", note + f"{completions:.2f} completions")
 
@@ -226,7 +238,7 @@ def measure(address: Address, seconds: float, rounds: int, gid_index: int) -> No
 
     alone = rate(one, seconds)
     row("4 KiB reads, one a call", alone, "/s")
-    begin = costs_of(link, address)
+    begin = costs_of(link, address, count=True)
     scattered = rate(lambda: batch(pieces), seconds)
     end = costs_of(link, address)
     row(f"4 KiB reads, {BATCH} a call, apart", scattered, "/s", f"{scattered / alone:.1f} x one a call")
@@ -248,8 +260,10 @@ def measure(address: Address, seconds: float, rounds: int, gid_index: int) -> No
     link.close()
 
 
-def costs_of(link: BlockingPool, address: Address) -> list[float]:
-    return [float(part) for part in bytes(link.call(address, Call(COSTS, b"")).body).split()]
+def costs_of(link: BlockingPool, address: Address, *, count: bool = False) -> list[float]:
+    """What was counted so far; whether to go on counting."""
+    call = Call(COSTS, b"count" if count else b"")
+    return [float(part) for part in bytes(link.call(address, call).body).split()]
 
 
 def main() -> None:

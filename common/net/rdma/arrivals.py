@@ -71,6 +71,13 @@ class Arrivals:
         self._ends.pop(end.endpoint.pair.number, None)
         self._touched.pop(end, None)
 
+    def look(self) -> None:
+        """For what has come, without having been told."""
+        if not self._soon:
+            self._soon = True
+            self._reap()
+            self._settle()
+
     def _woken(self) -> None:
         """Armed again before completions are taken, or one could be missed."""
         try:

@@ -82,6 +82,15 @@ class RegisteredPool:
         buffer.hold()
         return buffer
 
+    def take_at_once(self, length: int) -> RegisteredBuffer | None:
+        """One that lies ready and that nobody waits for."""
+        free = self._free.get(_size(length))
+        if not free or self._waiting:
+            return None
+        buffer = free.pop()
+        buffer.hold()
+        return buffer
+
     async def take_in_turn(self, length: int, deadline_s: float) -> RegisteredBuffer:
         """`take`, or what others give back, until the loop's time is `deadline_s`. Raises OVERLOADED."""
         loop = asyncio.get_running_loop()

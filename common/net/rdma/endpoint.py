@@ -105,8 +105,14 @@ class Endpoint:
         self._posted.chains += 1
         self._posted.work_requests += len(chain)
 
-    def reap(self) -> int:
-        """Take what has completed; returns how much. Operations are told, nobody else."""
+    @property
+    def waits(self) -> bool:
+        """Whether something is to be posted."""
+        return self._queue.waits
+
+    def reap(self, *, post: bool = True) -> int:
+        """Take what has completed; returns how much. Operations are told, nobody else. `post` what there is room for
+        again; else the caller does."""
         count = 0
         try:
             more = not self.closed
@@ -126,7 +132,7 @@ class Endpoint:
                     operation.finish(None)
         except OSError as exc:
             self.fail(error(Code.UNAVAILABLE, str(exc)))
-        if count:
+        if count and post:
             self.post()
         return count
 

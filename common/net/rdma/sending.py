@@ -67,8 +67,15 @@ class SendQueue:
     what comes from it; one request each way always may be."""
 
     def __init__(
-        self, depth: int, bytes_max: int, *, read_bytes_max: int | None = None, silence: Silence | None = None
+        self,
+        depth: int,
+        bytes_max: int,
+        *,
+        read_bytes_max: int | None = None,
+        silence: Silence | None = None,
+        whole_chains: bool = False,
     ) -> None:
+        """`whole_chains`: nothing of a chain is done before all of it is, so the last one's signal does for all."""
         if depth < 1:
             raise ValueError(f"a send queue of {depth}")
         self.depth = depth
@@ -80,6 +87,7 @@ class SendQueue:
         self._signalled: deque[int] = deque()  # numbers of those posted that tell
         self._number = 0
         self._since_signal = 0
+        self._whole_chains = whole_chains
         self._silence = silence if silence is not None else Silence(bytes_max, bytes_max)
         self._silent = 0  # bytes of buffers kept for what was posted since the last signal
 
@@ -92,6 +100,10 @@ class SendQueue:
     def bytes_in_flight(self) -> int:
         return self._lane.bytes + self._reads.bytes
 
+    @property
+    def waits(self) -> bool:
+        return bool(self._lane.waiting or self._reads.waiting)
+
     def submit(self, operation: Operation) -> None:
         """An operation that begins with a READ may be overtaken by WRITEs and SENDs, and the other way round."""
         lane = self._reads if operation.works[0].verb is Verb.READ else self._lane
@@ -103,6 +115,7 @@ class SendQueue:
         posted, silence = self._posted, self._silence
         waiting, reads = self._lane.waiting, self._reads.waiting
         number, since_signal = self._number, self._since_signal
+        awaited = False  # somebody waits for what has no signal yet
         while (waiting or reads) and len(posted) < self.depth:
             if reads:  # in turn with WRITEs: neither keeps the queue for itself; messages are short, and go first
                 first = waiting and waiting[0].works[waiting[0].next].verb is Verb.SEND
@@ -126,15 +139,11 @@ class SendQueue:
             if operation.next == len(operation.works):
                 lane.waiting.popleft()
                 ends = operation
-                keeps = operation.keeps
-                signalled = signalled or operation.signalled
-                if keeps and not signalled:
-                    signalled = (
-                        self._silent + keeps > silence.queue_bytes_max or silence.bytes + keeps > silence.bytes_max
-                    )
-                    if not signalled:
-                        self._silent += keeps
-                        silence.bytes += keeps
+                if operation.signalled and not signalled:
+                    awaited = self._whole_chains
+                    signalled = not awaited
+                self._silent += operation.keeps
+                silence.bytes += operation.keeps
             if signalled:
                 since_signal = 0
                 self._signals(number)
@@ -142,11 +151,14 @@ class SendQueue:
             posted.append((number, size, lane, ends))
             chain.append((number, work, signalled))
         self._number, self._since_signal = number, since_signal
-        if (waiting or reads) and chain and not chain[-1][2]:  # no room for more: its completion is what makes some
-            number, work, _ = chain[-1]
-            chain[-1] = (number, work, True)
-            self._since_signal = 0
-            self._signals(number)
+        if chain and not chain[-1][2]:
+            # No room for more, and its completion is what makes some; or its signal is for all that has none.
+            too_much = self._silent > silence.queue_bytes_max or silence.bytes > silence.bytes_max
+            if awaited or waiting or reads or too_much:
+                number, work, _ = chain[-1]
+                chain[-1] = (number, work, True)
+                self._since_signal = 0
+                self._signals(number)
         return chain
 
     def _full(self, reads: bool) -> bool:

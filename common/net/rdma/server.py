@@ -30,6 +30,7 @@ SGES: Final = 16
 IN_FLIGHT_BYTES_MAX: Final = 16 * MiB  # WRITE on one connection
 READ_BYTES_MAX: Final = 4 * MiB  # READ on one connection: a card is busy with it for longer than we take to post more
 HELD_BYTES_MAX: Final = 256 * KiB  # of answers that leave together: with more, the device begins with the first
+HELD_BYTES_MAX_SOFTWARE: Final = 4 * MiB  # where only we could: what matters there is that the calls are few
 # Of buffers that one connection keeps for WRITEs without a signal, be it idle. More would spare few completions, and
 # have payload go through more memory than the processor's caches hold.
 SILENT_BYTES_MAX: Final = MiB
@@ -109,6 +110,8 @@ class ServerEnd:
         limits = part.device.limits
         depth = min(SEND_DEPTH, limits.work_requests, limits.completions - 1)
         self._sges = min(SGES, limits.sges, limits.sges_read)
+        self._software = part.device.software
+        self._held_bytes_max = HELD_BYTES_MAX_SOFTWARE if self._software else HELD_BYTES_MAX
         self._check = self.pool.take(2 * PROBE_BYTES)  # where reads land that only make sure of writes
         try:
             completions = Completions(part.device, send_completions(depth), watched=True)
@@ -117,7 +120,10 @@ class ServerEnd:
             except BaseException:
                 completions.close()
                 raise
-            queue = SendQueue(depth, IN_FLIGHT_BYTES_MAX, read_bytes_max=READ_BYTES_MAX, silence=server.silence)
+            queue = SendQueue(
+                depth, IN_FLIGHT_BYTES_MAX, read_bytes_max=READ_BYTES_MAX, silence=server.silence,
+                whole_chains=self._software,
+            )  # fmt: skip
             self.endpoint = Endpoint(
                 part.domain, completions, part.receives, queue, self._sges, remote=False, posted=server.stats,
                 received=part.completions,
@@ -199,10 +205,12 @@ class ServerEnd:
 
     async def pull(self, segments: Sequence[Segment], deadline_s: float) -> RegisteredBuffer:
         """The segments' bytes one after the other in a buffer, held for the caller. Raises FfsError."""
-        total = sum(segment[1] for segment in segments)
-        buffer = await self.pool.take_in_turn(max(total, 1), deadline_s)
+        lengths = [segment[1] for segment in segments]
+        total = sum(lengths)
+        length = max(total, 1)
+        buffer = self.pool.take_at_once(length) or await self.pool.take_in_turn(length, deadline_s)
         try:
-            works = self._plan(segments, [segment[1] for segment in segments], buffer, read=True)
+            works = self._plan(segments, lengths, buffer, read=True)
         except BaseException:
             buffer.drop()
             raise
@@ -237,7 +245,7 @@ class ServerEnd:
         buffer.hold()
         # Posted in one call with the answer, unless others wait for theirs already: the device may begin with those.
         endpoint = self.endpoint
-        if endpoint.held_bytes and endpoint.held_bytes + operation.size > HELD_BYTES_MAX:
+        if endpoint.held_bytes and endpoint.held_bytes + operation.size > self._held_bytes_max:
             endpoint.post()
             if endpoint.failed is not None:
                 self._loop.call_soon(self.settle)
@@ -271,9 +279,16 @@ class ServerEnd:
             operation.finish(None)
         else:
             self.endpoint.put_before(operation)
-            if not self._posting:
-                self._posting = True
-                self._loop.call_soon(self._post)
+            self._post_soon()
+
+    def _post_soon(self) -> None:
+        if self._posting:
+            return
+        self._posting = True
+        if self._software:  # with the answers to what has completed: they are sent in the turn after next
+            self._loop.call_soon(self._loop.call_soon, self._post)
+        else:
+            self._loop.call_soon(self._post)
 
     def _post(self) -> None:
         """What was submitted in this turn of the loop, and was not posted together with an answer. Some adapters have
@@ -281,6 +296,8 @@ class ServerEnd:
         self._posting = False
         self.endpoint.post()
         self._reap()
+        if self._software and self._closed is None:  # messages have come in that time
+            self._part.look()
 
     def _woken(self) -> None:
         """Completions are there, or were: armed again before they are taken, or one could be missed."""
@@ -292,7 +309,9 @@ class ServerEnd:
         self._reap()
 
     def _reap(self) -> None:
-        self._server.stats.completions += self.endpoint.reap()
+        self._server.stats.completions += self.endpoint.reap(post=not self._software)
+        if self._software and self.endpoint.waits:
+            self._post_soon()
         self.settle()
 
     def settle(self) -> None:

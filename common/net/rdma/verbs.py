@@ -13,6 +13,7 @@ from fireflyfs.common.net.rdma.library import Owned, as_os_error, event_descript
 SRQ_LIMIT: Final = "IBV_EVENT_SRQ_LIMIT_REACHED"
 FATAL: Final = frozenset({"IBV_EVENT_DEVICE_FATAL", "IBV_EVENT_SRQ_ERR", "IBV_EVENT_CQ_ERR"})
 EVENTS: Final = frozenset({SRQ_LIMIT, *FATAL})
+SOFT_ROCE: Final = 0xFFFFFF  # the vendor that the kernel's rxe says
 
 
 class Limits(NamedTuple):
@@ -75,6 +76,8 @@ class Device(Owned):
                 attr.max_srq_wr,
             )  # fmt: skip
             self._ports = attr.phys_port_cnt
+        # Whether our processor moves the bytes, within the call that posts work requests: nothing goes on meanwhile.
+        self.software = attr.vendor_id == SOFT_ROCE
         self.name = name
         self._listeners: weakref.WeakSet[EventListener] = weakref.WeakSet()
 

@@ -387,7 +387,7 @@ class ServersEnd:
 
 def arrivals_of(connections_max: int = 64) -> tuple[Arrivals, PlayedReceives]:
     limits = Limits(10, 64, 4, 4, 16, 16, 100, 4096, 4096)
-    device = SimpleNamespace(name="played0", limits=limits, events_fd=-1)
+    device = SimpleNamespace(name="played0", limits=limits, events_fd=-1, software=False)
     shared = Arrivals(device, asyncio.get_running_loop(), connections_max)  # type: ignore[arg-type]
     queue = shared.receives.queue
     assert isinstance(queue, PlayedReceives)

@@ -70,7 +70,7 @@ def works_of(count: int, length: int = 10) -> list[Work]:
 def test_a_queue_never_holds_more_than_its_depth_and_always_moves_on() -> None:
     rng = random.Random(5)
     for depth in (1, 2, 3, 16):
-        queue = SendQueue(depth, bytes_max=55)
+        queue = SendQueue(depth, bytes_max=55, whole_chains=rng.random() < 0.5)
         done: list[int] = []
         total = 0
         signalled: list[int] = []
@@ -105,7 +105,10 @@ def test_silent_work_keeps_nobody_waiting() -> None:
     rng = random.Random(6)
     for seed in range(200):
         rng.seed(seed)
-        queue = SendQueue(rng.choice([1, 4, 16]), bytes_max=100, read_bytes_max=50, silence=Silence(60, 30))
+        queue = SendQueue(
+            rng.choice([1, 4, 16]), bytes_max=100, read_bytes_max=50, silence=Silence(60, 30),
+            whole_chains=rng.random() < 0.5,
+        )  # fmt: skip
         done: list[int] = []
         signalled: list[int] = []
         for number in range(60):
@@ -201,6 +204,27 @@ def test_only_some_work_is_signalled() -> None:
     queue = SendQueue(128, bytes_max=1 << 30)
     queue.submit(Operation(works_of(100), lambda exc: None))
     assert [number for number, _, signal in queue.take() if signal] == [32, 64, 96, 100]
+
+
+def test_one_signal_ends_a_chain_that_is_done_as_a_whole() -> None:
+    for whole_chains, signals in ((True, [4]), (False, [1, 2, 3, 4])):
+        queue = SendQueue(128, bytes_max=1 << 30, whole_chains=whole_chains)
+        operations = [Operation(work_of(Verb.READ, 10), lambda exc: None) for _ in range(4)]
+        for operation in operations:
+            queue.submit(operation)
+        assert [number for number, _, signal in queue.take() if signal] == signals
+        assert queue.completed(4) == operations
+    silent = Operation(work_of(Verb.WRITE, 10), lambda exc: None, signalled=False)
+    queue.submit(silent)
+    assert [signal for _, _, signal in queue.take()] == [False], "nobody waits for it"
+
+
+def test_buffers_of_one_chain_are_told_of_together() -> None:
+    """What is too much to be left without a signal was posted in one call: the last one's does."""
+    queue = SendQueue(128, bytes_max=1 << 30, silence=Silence(100, 40))
+    for _ in range(5):
+        queue.submit(Operation(work_of(Verb.WRITE, 30), lambda exc: None, signalled=False, keeps=30))
+    assert [number for number, _, signal in queue.take() if signal] == [5]
 
 
 def test_what_is_dropped_is_all_that_has_not_finished() -> None:

@@ -48,7 +48,9 @@ class Played:
     limits = Limits(10, DEPTH, 4, 4, 16, 16, 100, 100)
     name = "played0"
 
-    def __init__(self) -> None:
+    def __init__(self, *, software: bool = False) -> None:
+        self.software = software
+        self.looks: list[None] = []  # of the server for messages that nobody has told it of
         self.diary: list[str] = []
         self.posted: list[tuple[int, Work, bool]] = []
         self.chains: list[int] = []
@@ -111,7 +113,7 @@ class Played:
                 self.posted.clear()
                 break
             at = work.address
-            for address, length, _ in work.local:
+            for address, length, _ in work.local if work.verb is not Verb.SEND else ():
                 read = work.verb is Verb.READ
                 ctypes.memmove(address if read else at, at if read else address, length)
                 at += length
@@ -132,9 +134,9 @@ class PlayedRegion:
         self.device.diary.append("region")
 
 
-@pytest.fixture
-def played(monkeypatch: pytest.MonkeyPatch) -> Played:
-    played = Played()
+@pytest.fixture(params=[False, True], ids=["card", "software"])
+def played(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Played:
+    played = Played(software=request.param)
 
     class Completions:
         def __init__(self, device: Played, depth: int, *, watched: bool) -> None:
@@ -160,7 +162,7 @@ def end_of(played: Played) -> tuple[ServerEnd, RegisteredPool, list[FfsError]]:
     part = SimpleNamespace(
         device=played, domain=played, pool=pool, completions=None, add=lambda end: None,
         receives=SimpleNamespace(queue=None, enter=lambda: None, leave=lambda: played.diary.append("place")),
-        remove=lambda end: played.diary.append("arrivals"),
+        remove=lambda end: played.diary.append("arrivals"), look=lambda: played.looks.append(None),
     )  # fmt: skip
     end = ServerEnd(server, asyncio.get_running_loop(), CHOICE, part)  # type: ignore[arg-type]
     lost: list[FfsError] = []
@@ -290,6 +292,59 @@ def test_pulls_of_one_turn_are_posted_together_and_with_what_is_sent_meanwhile(p
         played.posted.pop(0)
         played.work()
         (await later_pull).drop()
+        end.close(error(Code.CANCELLED, "over"))
+        pool.close()
+
+    run(work())
+
+
+@pytest.mark.parametrize("played", [True], ids=["software"], indirect=True)
+def test_what_a_software_device_moves_is_given_to_it_in_few_calls(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It moves the bytes within the call, so that nothing is gained by an early one: what was asked for in one turn
+    leaves with its answers, and what is pulled next goes along with the answers to what has come."""
+    monkeypatch.setattr(module, "HELD_BYTES_MAX", 64 * KiB)  # a card would begin with the first of two answers
+
+    async def work() -> None:
+        end, pool, _ = end_of(played)
+        theirs = bytearray(os.urandom(256 * KiB))
+        address, _export = address_of(memoryview(theirs))
+        end.expose(Exposed(1, 77, len(theirs), address))
+        end.connect(Parameters(9, 1, CHOICE.gid.gid, 0, 5, 16, 16))
+        assert end.messages is not None
+        post = played.post
+
+        def at_once(chain: list[tuple[int, Work, bool]]) -> None:
+            post(chain)
+            played.work()
+
+        played.post = at_once  # type: ignore[method-assign]
+        buffer = pool.take(60 * KiB)
+        for _ in range(2):
+            end.push([(1, buffer.size, 0)], [buffer.size], buffer)
+        assert not played.chains
+        end.messages.send(b"two answers")
+        assert played.chains == [3]
+        buffer.drop()
+        played.chains.clear()
+
+        async def write(offset: int) -> None:
+            (await end.pull([(1, 4 * KiB, offset)], later())).drop()
+            asyncio.get_running_loop().call_soon(end.messages.send, b"written")  # as streams do
+
+        first = [asyncio.create_task(write(at * 4 * KiB)) for at in range(2)]
+        second: list[asyncio.Task[None]] = []
+
+        def two_more() -> None:
+            if not second:
+                second.extend(asyncio.create_task(write(at * 4 * KiB)) for at in (2, 3))
+
+        end._part.look = two_more  # type: ignore[method-assign]
+        await asyncio.gather(*first)
+        await asyncio.gather(*second)
+        await until(lambda: sum(played.chains) == 8)
+        assert played.chains == [2, 3, 1, 1, 1], "READs of a turn together, and later ones with the first answer"
         end.close(error(Code.CANCELLED, "over"))
         pool.close()
 
