@@ -1,11 +1,11 @@
 """Our mount beside MooseFS: the same rows (fsrows.py) on both in one run, with the ratio row by row.
 
     python bench/mount.py [--seconds 5] [--rounds 1] [--base DIR] [--only data|meta] [--no-moosefs] [--libfuse]
-                          [--json FILE]
+                          [--replicas 3] [--json FILE]
 
-Starts a cluster of its own (3 storage nodes, 3 replicas) and a MooseFS (3 chunkservers, goal 2)
-under one folder on one disk, one after the other so that they do not take each other's cores. Rounds alternate, and the
-median of each row counts. As root; MooseFS is Debian's (deploy/debian-packages.sh bench).
+Starts a cluster of its own (3 storage nodes, 3 replicas) and a MooseFS (3 chunkservers, goal 2: two copies) under one
+folder on one disk, one after the other so that they do not take each other's cores. Rounds alternate, and the median of
+each row counts. As root; MooseFS is Debian's (deploy/debian-packages.sh bench).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ Results = dict[str, list[float]]
 
 
 @contextmanager
-def fireflyfs(base: Path, *options: str) -> Iterator[Path]:
+def fireflyfs(base: Path, replicas: int, *options: str) -> Iterator[Path]:
     """A local cluster and its mount, with these options of `ffs mount`."""
     root, mountpoint = base / "ffs", base / "ffs-mnt"
-    subprocess.run([*FFS, "--root", root, "up"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*FFS, "--root", root, "up", "--replicas", str(replicas)], check=True, stdout=subprocess.DEVNULL)
     subprocess.run([*FFS, "--root", root, "mount", mountpoint, *options], check=True, stdout=subprocess.DEVNULL)
     try:
         yield mountpoint
@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["data", "meta"], default="")
     parser.add_argument("--no-moosefs", action="store_true")
     parser.add_argument("--libfuse", action="store_true", help="also our mount as libfuse serves it")
+    parser.add_argument("--replicas", type=int, default=3, help="of ours; 2 are as many copies as MooseFS keeps")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args()
     if os.geteuid() != 0:
@@ -92,10 +93,10 @@ def main() -> None:
     units: dict[str, str] = {}
     try:
         for _ in range(options.rounds):
-            with fireflyfs(base) as mountpoint:
+            with fireflyfs(base, options.replicas) as mountpoint:
                 measure("fireflyfs", mountpoint, options, ours, units)
             if options.libfuse:
-                with fireflyfs(base, "--libfuse") as mountpoint:
+                with fireflyfs(base, options.replicas, "--libfuse") as mountpoint:
                     measure("libfuse", mountpoint, options, libfuse, units)
             if not options.no_moosefs:
                 with moosefs(base) as mountpoint:
