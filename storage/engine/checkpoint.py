@@ -25,8 +25,12 @@ EPOCH_KEY = META + b"epoch"
 _EPOCH = struct.Struct("<QQ")  # durable, current
 RELEASE_BATCH = 4096  # keys deleted in one batch
 HELD_ITEMS_MAX = 65_536  # replaced versions held back; beyond, a checkpoint is due
-# The same for the blocks that they hold: soon, because a block that was used before costs less than a new one.
-HELD_BYTES_DUE = 64 << 20
+# The same for the blocks that they hold. What is replaced within one epoch does not reach the disk: to overwrite half a
+# gigabyte at random in pieces of 64 KiB writes half as much with 256 MiB as with 64, and more than that gains nothing.
+# Of the target's capacity it is no more than a part.
+HELD_BYTES_DUE = 256 << 20
+HELD_BYTES_DUE_MIN = 64 << 20
+HELD_SHARE = 32
 
 
 class Held(NamedTuple):
@@ -56,6 +60,7 @@ class Epochs:
         self._held: deque[Held] = deque()
         self._held_lock = threading.Lock()
         self._held_bytes = 0
+        self._held_bytes_due = min(HELD_BYTES_DUE, max(HELD_BYTES_DUE_MIN, blocks.capacity_bytes() // HELD_SHARE))
         self._delta_ids = itertools.count()
         self._rounds = threading.Condition()
         self._running = False
@@ -99,7 +104,7 @@ class Epochs:
     @property
     def due(self) -> bool:
         """Whether so much is held back that a sync should give it up."""
-        return self._held_bytes >= HELD_BYTES_DUE or len(self._held) > HELD_ITEMS_MAX
+        return self._held_bytes >= self._held_bytes_due or len(self._held) > HELD_ITEMS_MAX
 
     def note_change(self) -> None:
         self._changes += 1

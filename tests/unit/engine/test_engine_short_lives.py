@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from crc32c import crc32c
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from fireflyfs.proto.storage_wire import UpdateKind
 from fireflyfs.storage.engine import block_space
 from fireflyfs.storage.engine.allocator import ClassAllocator
+from fireflyfs.storage.engine.checkpoint import Epochs
 from fireflyfs.storage.engine.interface import ChunkKey, Extent, Update, Writer
 from fireflyfs.storage.engine.store import Engine, open_engine
 
@@ -208,3 +210,14 @@ def test_spoiled_blocks_are_those_freed_while_fresh(choices: list[int], seed: in
         for row in range(first, first + count)
     }
     assert allocator.spoiled_blocks == len(spoiled - given_back), "what has no space is not written to the disk"
+
+
+@pytest.mark.parametrize(("capacity", "due"), [(100 << 20, 64 << 20), (4 << 30, 128 << 20), (1 << 40, 256 << 20)])
+def test_replaced_blocks_are_held_back_up_to_a_part_of_the_capacity(capacity: int, due: int) -> None:
+    blocks = SimpleNamespace(capacity_bytes=lambda: capacity)
+    epochs = Epochs(SimpleNamespace(put=lambda key, value: None), blocks, 0, 1)  # type: ignore[arg-type]
+    mib = [(20, number) for number in range(due >> 20)]
+    epochs.hold(mib[1:], ())
+    assert not epochs.due
+    epochs.hold(mib[:1], ())
+    assert epochs.due, "a sync gives them up"
