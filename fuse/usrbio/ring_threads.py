@@ -23,6 +23,7 @@ from fireflyfs.client.usrbio.core.batching import share, take
 from fireflyfs.client.usrbio.layout import FORBID_READ_HOLES, SQE
 from fireflyfs.common.errors import FfsError
 from fireflyfs.common.limits import FILE_BYTES_MAX, MiB
+from fireflyfs.common.net.busy_poll import many_processors
 from fireflyfs.fuse.usrbio.known import Known, KnownFile, Region
 from fireflyfs.fuse.usrbio.served_ring import ServedRing
 from fireflyfs.fuse.usrbio.stages import STAGE_BYTES, Pair, Stages
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 THREADS: Final = 3
 READ_SHARE_BYTES: Final = 3 * MiB  # of one batch, that one thread reads where others may help
+# Of small reads, that one takes at least where there are many processors: of a ring that was emptied at once the
+# application has a half back, and submits it again, while the other is read. On two cores it costs more than it gains.
+READ_SHARE_COUNT: Final = 64
 LOOK_AGAIN_S: Final = 1.0  # at most so long is anything missed, whatever an application does with its bell
 
 
@@ -49,6 +53,7 @@ class RingThreads:
         self._rest: npt.NDArray[np.void] | None = None  # of a batch that was taken, for the next thread
         self._turn = threading.Condition()  # of the batch that may complete
         self._completing = 0
+        self._halves = many_processors()
         self._left = THREADS
         self._failed = False
         self._why = errno.ENOLINK
@@ -137,7 +142,11 @@ class RingThreads:
 
     def _divide(self, sqes: npt.NDArray[np.void]) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void] | None]:
         """This thread's part of a batch, and what is left of it. Writes stay together: they may overlap."""
-        count = share(sqes["length"], READ_SHARE_BYTES) if self._ring.options.for_read else len(sqes)
+        count = len(sqes)
+        if self._ring.options.for_read:
+            count = share(sqes["length"], READ_SHARE_BYTES)
+            if self._halves:
+                count = min(count, max(READ_SHARE_COUNT, (len(sqes) + 1) // 2))
         return (sqes, None) if count == len(sqes) else (sqes[:count], sqes[count:])
 
     def _batch(self, sqes: npt.NDArray[np.void], ticket: int) -> None:

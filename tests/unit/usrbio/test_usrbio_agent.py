@@ -291,9 +291,11 @@ def test_the_mount_is_asked_once_for_what_lies_behind_the_end(
     assert mount.asked.count("length") <= 2  # by the fast path too
 
 
-def test_large_reads_of_one_batch_are_read_by_several_threads(
-    memory: int, region: int, serve: Callable[[MountEnd], RingThreads], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("small", [False, True])
+def test_reads_of_one_batch_are_read_by_several_threads(
+    memory: int, region: int, serve: Callable[[MountEnd], RingThreads], monkeypatch: pytest.MonkeyPatch, small: bool
 ) -> None:
+    """Large ones anywhere, small ones by halves where there are processors for it."""
     second = threading.Event()  # a read while the first one goes on: only these two wait, for shares complete in order
     counts: list[int] = []
 
@@ -305,12 +307,16 @@ def test_large_reads_of_one_batch_are_read_by_several_threads(
         return {}
 
     monkeypatch.setattr(Storage, "read_rows", read_rows)
-    monkeypatch.setattr(ring_threads, "READ_SHARE_BYTES", 2 * 4096)
+    if small:
+        monkeypatch.setattr(ring_threads, "READ_SHARE_COUNT", 2)
+        monkeypatch.setattr(ring_threads, "many_processors", lambda: True)
+    else:
+        monkeypatch.setattr(ring_threads, "READ_SHARE_BYTES", 2 * 4096)
     for position in range(ENTRIES):
         submit(memory, position, position * 4096, 4096)
     serve(MountEnd(region))
     assert results(memory, range(ENTRIES)) == [4096] * ENTRIES
-    assert counts == [2] * (ENTRIES // 2)
+    assert sorted(counts) == ([2, 2, 4] if small else [2] * (ENTRIES // 2))
 
 
 @pytest.mark.parametrize("threads_left", [1, 0])
