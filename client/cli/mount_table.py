@@ -22,14 +22,14 @@ FS_SOURCE = "fireflyfs"  # then `#` and the address of a cluster manager
 
 def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
     """Unmount, by umount as root, else by fusermount3. Raises BUSY with what to do when files are open."""
-    path = Path(os.path.abspath(mountpoint))
+    path = place_of(mountpoint)
     if not is_mounted(path):
         raise error(Code.INVALID, f"{mountpoint} is not mounted")
     if path not in (mounted for mounted, _ in our_mounts()):
         raise error(Code.INVALID, f"{mountpoint} is no mount of FireflyFS: umount(8) ends others")
     commands = [["fusermount3", "-u", *(["-z"] if lazy else []), str(path)]]
     if os.geteuid() == 0:
-        commands.insert(0, ["umount", *(["-l"] if lazy else []), str(path)])
+        commands.insert(0, ["umount", "--no-canonicalize", *(["-l"] if lazy else []), str(path)])
     said = ""
     for command in commands:
         try:
@@ -73,6 +73,15 @@ def mounts_of(settings: Settings) -> list[Path]:
 def managers_of(source: str) -> set[str]:
     """Addresses of cluster managers that a mount's source names."""
     return set(source.removeprefix(FS_SOURCE + "#").split(","))
+
+
+def place_of(mountpoint: Path) -> Path:
+    """Its path without symbolic links. What is mounted there is not looked at: that would wait for its servers."""
+    path = Path(os.path.abspath(mountpoint))
+    if is_mounted(path):
+        return path
+    path = Path(os.path.realpath(path.parent)) / path.name
+    return path if is_mounted(path) else Path(os.path.realpath(path))
 
 
 def is_mounted(path: Path) -> bool:

@@ -6,7 +6,6 @@ the kernel has answered, or its error, so that `ffs mount` ends only when the mo
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 import click
 
 from fireflyfs.client.cli import connect, output
-from fireflyfs.client.cli.mount_table import managers_of, our_mounts, unmount
+from fireflyfs.client.cli.mount_table import is_dead, managers_of, our_mounts, place_of, unmount
 from fireflyfs.client.cli.settings import MOUNTPOINT, Amount, Settings, pass_settings
 from fireflyfs.client.cli.waiting import Notice
 from fireflyfs.common.errors import Code, error
@@ -124,7 +123,7 @@ def mount(
         options += ["--libfuse"] if libfuse else []
         options += [f"--log-file={log_file}"] if log_file else []
         made = mount_in_background(settings, mountpoint, options)
-        where = str(mountpoint.resolve())
+        where = str(place_of(mountpoint))
         output.done(settings, f"mounted at {where}" if made else _AS_IT_IS.format(where), mountpoint=where, made=made)
         return
     addresses = connect.mgmtd_addresses(settings)
@@ -174,7 +173,7 @@ def mount_in_background(settings: Settings, mountpoint: Path, options: list[str]
     _check_mountpoint(mountpoint)
     read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "fireflyfs.client.cli.main", "--root", str(settings.root)]
-    command += ["--mgmtd", ",".join(addresses), "mount", str(mountpoint.resolve()), f"--ready-fd={write_end}", *options]
+    command += ["--mgmtd", ",".join(addresses), "mount", str(place_of(mountpoint)), f"--ready-fd={write_end}", *options]
     with open(os.devnull, "r+b") as null:
         process = subprocess.Popen(
             command, stdin=null, stdout=null, stderr=write_end, pass_fds=[write_end], start_new_session=True, cwd="/"
@@ -203,15 +202,11 @@ def _is_there(mountpoint: Path, addresses: list[str]) -> bool:
 
     Raises BUSY when another cluster is mounted there.
     """
-    path = Path(os.path.abspath(mountpoint))
-    sources = [source for mounted, source in our_mounts() if mounted in (path, Path(os.path.realpath(path)))]
+    path = place_of(mountpoint)
+    sources = [source for mounted, source in our_mounts() if mounted == path]
     if not sources:
         return False
-    try:
-        os.statvfs(path)
-    except OSError as exc:
-        if exc.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
-            raise
+    if is_dead(path):
         unmount(path, lazy=True)
         return False
     if not managers_of(sources[-1]).intersection(addresses):
@@ -241,7 +236,7 @@ def _check_mountpoint(path: Path) -> None:
 
 
 def _log_path(settings: Settings, mountpoint: Path) -> Path:
-    name = str(mountpoint.resolve()).strip("/").replace("/", "-") or "root"
+    name = str(place_of(mountpoint)).strip("/").replace("/", "-") or "root"
     return settings.root / "log" / f"mount-{name}.log"
 
 
