@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from typing import Final
 
@@ -23,6 +24,16 @@ def groups_of(pid: int) -> list[int]:
     except OSError:
         pass
     return []
+
+
+def is_killed(pid: int) -> bool:
+    """Whether a thread has SIGKILL pending, as all of a process have that ends; False where that cannot be seen."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            pending = [int(line[7:], 16) for line in status if line.startswith((b"SigPnd:", b"ShdPnd:"))]
+    except OSError:
+        return False
+    return any(mask >> signal.SIGKILL - 1 & 1 for mask in pending)
 
 
 class Callers:

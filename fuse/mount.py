@@ -54,6 +54,7 @@ class Mount:
         self.clock = clock or SystemClock()
         self.volume = Volume(backend, self.options, self.clock, self._notify)
         self.volume.reads_before = self._reads_before
+        self.volume.interrupted = self._interrupted
         self.volume.mountpoint = self.mountpoint
         self.volume.rings = rings(self.volume) if rings is not None else None
         self._session_fd = -1
@@ -189,6 +190,10 @@ class Mount:
     def _reads_before(self, nodeid: int, unique: int) -> bool:
         return any(each.reads(nodeid, unique) for each in list(self._services))
 
+    def _interrupted(self, unique: int) -> None:
+        for each in list(self._services):
+            each.interrupted(unique)
+
     def _may_end(self, service: Service) -> bool:
         if len(self._services) <= self.options.threads:
             return False
@@ -200,12 +205,14 @@ class Mount:
         return False
 
     def _maintain(self) -> None:
-        """Start flushes of old bytes; add a thread while all of them wait for servers."""
+        """Start flushes of old bytes; let go of callers that were killed; add a thread while all wait for servers."""
         while not self._ended.wait(TICK_S):
             self.volume.write_behind.want_old()
             now = time.monotonic()
             with self._lock:
                 services = list(self._services)
+            for each in services:
+                each.look_after_callers()
             stuck = all(each.busy_since_s and now - each.busy_since_s > STUCK_S for each in services)
             if services and stuck and len(services) < self.options.threads_max:
                 try:

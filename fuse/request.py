@@ -19,14 +19,16 @@ Reply = bytes | Sequence[bytes | memoryview] | None
 log = logging.getLogger(__name__)
 
 
-def answer(fd: int, pieces: Sequence[bytes | memoryview]) -> None:
-    """Give the kernel an answer through the device that the request came from."""
+def answer(fd: int, pieces: Sequence[bytes | memoryview]) -> bool:
+    """Give the kernel an answer through the device that the request came from; whether it took it."""
     try:
         os.writev(fd, pieces)
     except OSError as exc:
         # ENOENT: the caller was killed meanwhile; ENODEV: unmounted meanwhile. The next read tells.
         if exc.errno not in (errno.ENOENT, errno.ENODEV):
             log.error("cannot answer the kernel: %s", exc)
+        return False
+    return True
 
 
 class Later:

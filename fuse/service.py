@@ -10,6 +10,7 @@ from collections.abc import Callable
 from fireflyfs.common.errors import FfsError
 from fireflyfs.fuse import protocol
 from fireflyfs.fuse.arrivals import Arrivals
+from fireflyfs.fuse.callers import is_killed
 from fireflyfs.fuse.gathering import Gatherer
 from fireflyfs.fuse.operations import HANDLERS, control
 from fireflyfs.fuse.operations.control import CONTROL_FIRST
@@ -22,6 +23,13 @@ from fireflyfs.fuse.volume import Volume
 log = logging.getLogger(__name__)
 
 _NO_REPLY = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY})
+_UNDOES = {Opcode.OPEN: Opcode.RELEASE, Opcode.OPENDIR: Opcode.RELEASEDIR}  # where the kernel takes no answer
+# What may end early where its caller was killed, while it is still being done: it changes nothing, or is undone.
+_LEAVES_NOTHING = frozenset(
+    {Opcode.LOOKUP, Opcode.GETATTR, Opcode.STATX, Opcode.STATFS, Opcode.ACCESS, Opcode.READLINK, Opcode.READ}
+    | {Opcode.GETXATTR, Opcode.LISTXATTR, Opcode.READDIR, Opcode.READDIRPLUS}
+    | set(_UNDOES)
+)
 _ALIGN = 64  # kept writes start at multiples of this
 # Answers of everyday life that are not worth a line in the log.
 _QUIET = frozenset(
@@ -42,7 +50,8 @@ class Service:
         self.volume = volume
         self.busy_since_s = 0.0
         self.busy_with = 0
-        self.busy_node = self.busy_unique = 0
+        self.busy_node = self.busy_unique = self._busy_pid = 0
+        self._interrupted = 0  # number of a request whose caller has had a signal
         self._request_bytes = request_bytes_max + protocol.REQUEST_EXTRA_BYTES
         self._landing = volume.backend.pool.allocate(request_bytes_max)
         self._may_end = may_end
@@ -57,6 +66,24 @@ class Service:
         if self.busy_since_s and self.busy_with == Opcode.READ:
             reading.append((self.busy_node, self.busy_unique))
         return any(inode == nodeid and unique < before for inode, unique in reading)
+
+    def interrupted(self, unique: int) -> None:
+        """The caller of a request has had a signal. A disk's callers are disturbed by none but SIGKILL: after that the
+        kernel waits for nothing but our answer. In any thread."""
+        if self.busy_unique == unique:
+            self._interrupted = unique
+            self.look_after_callers()
+
+    def look_after_callers(self) -> None:
+        """Now and then while a request with a signal goes on: the kernel tells of the first signal alone."""
+        unique, pid, opcode = self._interrupted, self._busy_pid, self.busy_with
+        if not unique:
+            return
+        if not self.busy_since_s or self.busy_unique != unique:
+            self._interrupted = 0
+        elif opcode in _LEAVES_NOTHING and is_killed(pid):
+            self._interrupted = 0
+            answer(self._arrivals.fd, [OUT_HEADER.pack(16, -errno.EINTR, unique)])  # the other answer comes too late
 
     def run(self) -> None:
         """Until the file system is unmounted, or `may_end` says that this thread is not needed."""
@@ -90,7 +117,8 @@ class Service:
                 request.parse(room, length, arrivals.fd)
                 request.body_position = position + IN_HEADER_BYTES
                 if request.opcode == Opcode.READ and gatherer is not None:
-                    self.busy_with, self.busy_node, self.busy_unique = Opcode.READ, request.nodeid, request.unique
+                    self.busy_with, self._busy_pid = Opcode.READ, request.pid
+                    self.busy_node, self.busy_unique = request.nodeid, request.unique
                     length = gatherer.serve(request, room)
                     if not length:
                         self.busy_since_s = 0.0
@@ -99,7 +127,7 @@ class Service:
                             return
                         continue
                 opcode = self.busy_with = request.opcode
-                self.busy_node, self.busy_unique = request.nodeid, request.unique
+                self._busy_pid, self.busy_node, self.busy_unique = request.pid, request.nodeid, request.unique
                 handler = HANDLERS.get(opcode)
                 if request.nodeid >= protocol.VIRTUAL_BASE:
                     if request.nodeid < CONTROL_FIRST:
@@ -132,7 +160,9 @@ class Service:
                 elif reply is None:
                     pass
                 elif isinstance(reply, bytes):
-                    answer(request.fd, [OUT_HEADER.pack(16 + len(reply), 0, request.unique), reply])
+                    taken = answer(request.fd, [OUT_HEADER.pack(16 + len(reply), 0, request.unique), reply])
+                    if not taken and opcode in _UNDOES:
+                        self._undo(request, reply)
                 else:
                     total = 16 + sum(map(len, reply))
                     answer(request.fd, [OUT_HEADER.pack(total, 0, request.unique), *reply])
@@ -161,6 +191,14 @@ class Service:
             request.body = memoryview(b"")
             request.landing.close()  # it may be another one by now
             segments.drop(segment)
+
+    def _undo(self, request: Request, reply: bytes) -> None:
+        """Close what was opened for a caller that was killed: nobody else knows the handle."""
+        request.body = memoryview(protocol.RELEASE_IN.pack(int.from_bytes(reply[:8], "little"), 0, 0, 0))
+        try:
+            HANDLERS[_UNDOES[Opcode(request.opcode)]](self.volume, request)
+        except (FfsError, OSError) as exc:
+            log.warning("closing what nobody has opened: %s", exc)
 
     def _failed(self, request: Request, number: int, exc: Exception) -> None:
         if number not in _QUIET:

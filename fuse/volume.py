@@ -101,6 +101,7 @@ class Volume:
         self.rings: RingHost | None = None  # where applications' rings are served
         # Whether an earlier READ of an inode than the one with this number has not been answered yet.
         self.reads_before: Callable[[int, int], bool] = lambda nodeid, unique: False
+        self.interrupted: Callable[[int], None] = lambda unique: None  # the caller of a request has had a signal
         self.times = Statistics()
         self.began_s = clock.monotonic_s()
 

@@ -73,6 +73,7 @@ def setlkw(volume: Volume, request: Request) -> Reply:
 def interrupt(volume: Volume, request: Request) -> Reply:
     (unique,) = protocol.INTERRUPT_IN.unpack_from(request.body)
     volume.locks.interrupt(unique)
+    volume.interrupted(unique)
     return None
 
 
