@@ -28,6 +28,10 @@ SMALL_READ_BYTES: Final = 4 * KiB  # where payload follows: what is read here is
 # Of an answer's payload: so much must be there before the kernel wakes us, and is received while the caches have it.
 WAKE_BYTES: Final = 128 * KiB
 DEADLINE_SLACK: Final = 0.1  # how far a socket's timeout may be from what is left, before it is set anew
+# Of a batch, a server that hangs is waited for until its deadline, and the others' answers have come by then: they are
+# taken after it, where they are there, and for no longer than this while they flow.
+LATE_S: Final = 0.1
+FLOWS_S: Final = 0.01
 # As plain numbers: combining the enum's members costs microseconds each time.
 _WAITALL: Final = int(socket.MSG_WAITALL)
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
@@ -49,6 +53,7 @@ class Incoming:
         self.view = memoryview(self._scratch)
         self._end = 0
         self._timeout_s = 0.0
+        self._late_at_s = self._late_until_s = 0.0  # a deadline that has passed, and until when answers still count
         self._wakes_at = 1
         self._poller = select.poll()
         self._poller.register(sock, select.POLLIN)
@@ -151,15 +156,27 @@ class Incoming:
             self._timeout_s = left_s
 
     def _left_s(self) -> float:
-        """Until the earliest deadline. Raises TIMEOUT when it has passed."""
+        """Until the earliest deadline. Raises TIMEOUT when it has passed and nothing has come."""
         now_s = time.monotonic()
         left_s = self.earliest_s - now_s
         if left_s <= 0:  # of a call that may have been answered meanwhile
             self.earliest_s = min([pending.deadline_s for pending in self._waited_for.values()], default=now_s + 1.0)
             left_s = self.earliest_s - now_s
             if left_s <= 0:
-                raise error(Code.TIMEOUT, f"{self._name} did not answer in time")
+                return self._late_s(now_s)
         return left_s
+
+    def _late_s(self, now_s: float) -> float:
+        """How long an answer may still come that is there after its deadline. Raises TIMEOUT when none is."""
+        flows = self._late_at_s == self.earliest_s
+        if not flows:
+            self._late_at_s, self._late_until_s = self.earliest_s, now_s + LATE_S
+        if now_s >= self._late_until_s or not self._comes(FLOWS_S if flows else 0.0):
+            raise error(Code.TIMEOUT, f"{self._name} did not answer in time")
+        return max(self._late_until_s - time.monotonic(), 0.001)
+
+    def _comes(self, within_s: float) -> bool:
+        return bool(self._poller.poll(within_s * 1000))
 
 
 class MessagesIncoming(Incoming):
@@ -171,6 +188,9 @@ class MessagesIncoming(Incoming):
         super().__init__(sock, name, waiters, waited_for)
         self._rdma = end
         self._receive = end.messages.recv_into
+
+    def _comes(self, within_s: float) -> bool:
+        return self._rdma.messages.look() or (within_s > 0 and self._rdma.wait(self._sock, within_s))
 
     def _arm(self) -> None:
         """Have something to receive, or raise TIMEOUT at the earliest deadline."""

@@ -390,6 +390,35 @@ def test_large_answers_of_several_servers(link, where, served, tmp_path) -> None
             each.stop()
 
 
+@pytest.mark.usefixtures("processors")
+@pytest.mark.parametrize("size", [10, 64 * KiB, 2 * MiB])
+def test_a_server_that_hangs_costs_no_answer_of_another(link, where, served, tmp_path, size: int) -> None:
+    """Whichever is waited for first: the others have answered by then."""
+    if isinstance(link, BlockingPool):
+        link._waiters.wait_s = 0.0  # nothing is found by looking again
+    others = [Served(str(tmp_path / f"other{n}.sock")) for n in range(2)]
+    try:
+        addresses = [where(each) for each in (served, *others)]
+        for hangs in range(3):
+            assert all(isinstance(each, Reply) for each in link.call_many([(at, Call(ECHO, b"")) for at in addresses]))
+            into = [memoryview(bytearray(size)) for _ in addresses]
+            calls = [
+                (at, Call(FILL, b"", into=[piece], deadline_s=0.6)) for at, piece in zip(addresses, into, strict=True)
+            ]
+            calls[hangs] = (addresses[hangs], Call(SLOW, b"3000", deadline_s=0.6))
+            began_s = time.monotonic()
+            answers = link.call_many(calls)
+            assert time.monotonic() - began_s < 2
+            failure = answers[hangs]
+            assert isinstance(failure, FfsError)
+            assert failure.code is Code.TIMEOUT
+            for answer, piece in zip(answers, into, strict=True):
+                assert answer is failure or (list(answer.pushed) == [size] and piece == b"\1" * size)
+    finally:
+        for each in others:
+            each.stop()
+
+
 def test_many_in_flight_and_out_of_order(link, address) -> None:
     calls = [(address, Call(SLOW, b"%d" % ((i * 7) % 20))) for i in range(100)]
     calls += [(address, Call(ECHO, b"%d" % i)) for i in range(600)]
