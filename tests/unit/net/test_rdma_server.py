@@ -50,7 +50,6 @@ class Played:
 
     def __init__(self, *, software: bool = False) -> None:
         self.software = software
-        self.looks: list[None] = []  # of the server for messages that nobody has told it of
         self.diary: list[str] = []
         self.posted: list[tuple[int, Work, bool]] = []
         self.chains: list[int] = []
@@ -162,7 +161,7 @@ def end_of(played: Played) -> tuple[ServerEnd, RegisteredPool, list[FfsError]]:
     part = SimpleNamespace(
         device=played, domain=played, pool=pool, completions=None, add=lambda end: None,
         receives=SimpleNamespace(queue=None, enter=lambda: None, leave=lambda: played.diary.append("place")),
-        remove=lambda end: played.diary.append("arrivals"), look=lambda: played.looks.append(None),
+        remove=lambda end: played.diary.append("arrivals"), look=lambda: None,
     )  # fmt: skip
     end = ServerEnd(server, asyncio.get_running_loop(), CHOICE, part)  # type: ignore[arg-type]
     lost: list[FfsError] = []
